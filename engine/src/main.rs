@@ -1,1 +1,3 @@
+//! `dolphin`: the command line.
+
 fn main() {}
