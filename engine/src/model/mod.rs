@@ -7,6 +7,7 @@ use kernels::{
     rope::RopeSpec,
     tensor::WeightMatrix,
 };
+use serde::{Deserialize, Serialize};
 
 /// What a forward pass needs to know of a model; a family is values of this description.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +49,7 @@ pub struct ModelConfig {
 }
 
 /// Part of a model that one node holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Decoder layers, may be empty.
     pub layers: Range<usize>,
