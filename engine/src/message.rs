@@ -83,8 +83,12 @@ pub struct Join {
     pub shard: Shard,
     /// Where other nodes reach it, `host:port`.
     pub address: String,
-    /// KV pages (64 positions each) it keeps free for sessions.
+    /// KV pages (64 positions each) it has for sessions.
     pub kv_pages: u32,
+    /// Most sessions at once.
+    pub sessions: u32,
+    /// Longest session in positions.
+    pub positions: u32,
     /// Bytes of weights it loaded.
     pub weight_bytes: u64,
     /// What it computes on, for people.
@@ -303,6 +307,9 @@ impl Open {
         ensure(!self.hops.is_empty() && self.hops.len() <= MAX_STAGES, "no stages or too many")?;
         self.hops.iter().try_for_each(|hop| check_shard(&hop.shard))?;
         let chained = self.hops.windows(2).all(|pair| pair[0].shard.layers.end == pair[1].shard.layers.start);
+        let mut nodes: Vec<_> = self.hops.iter().map(|hop| hop.node).collect();
+        nodes.sort_unstable();
+        ensure(nodes.windows(2).all(|pair| pair[0] != pair[1]), "one node twice on a route")?;
         ensure(chained && self.hops[0].shard.layers.start == 0, "stages that do not follow one another")?;
         ensure(self.prompt_length > 0 && self.max_tokens > 0, "an empty prompt or reply")?;
         let prompt = self.prompt.len();
@@ -333,7 +340,7 @@ fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
 
 impl Step {
     fn check(&self) -> Result<(), MessageError> {
-        ensure(!self.segments.is_empty() && self.segments.len() <= MAX_SEGMENTS, "no segments or too many")?;
+        ensure(self.segments.len() <= MAX_SEGMENTS, "too many segments")?;
         let sound = |s: &Segment| s.rows > 0 && s.from.checked_add(s.rows).is_some();
         ensure(self.segments.iter().all(sound), "a segment without rows or past the last position")?;
         let mut sessions: Vec<SessionId> = self.segments.iter().map(|s| s.session).collect();

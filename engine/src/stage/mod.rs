@@ -252,6 +252,11 @@ impl<B: Backend> Stage<B> {
         &self.limits
     }
 
+    /// Whether a session is open here.
+    pub fn is_open(&self, session: SessionId) -> bool {
+        self.sessions.contains_key(&session)
+    }
+
     /// KV pages free now.
     pub fn free_pages(&self) -> usize {
         self.pool.free()
