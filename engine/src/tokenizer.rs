@@ -1,1 +1,265 @@
-//! Text to token ids and back.
+//! Text to token ids and back, for whole texts and for streams.
+
+use std::collections::HashSet;
+
+use thiserror::Error;
+
+use crate::model::ModelConfig;
+
+/// Longest text that is tokenised in one piece.
+pub const TEXT_BYTES: usize = 8 << 20;
+
+/// Tokens a stream may hold back while a character is incomplete.
+const PENDING: usize = 8;
+/// A character has at most four bytes, so at most three tokens can stand for an incomplete one.
+const PARTIAL: usize = 3;
+/// What decoding gives in the place of bytes that are no character (yet).
+const REPLACEMENT: char = '\u{fffd}';
+
+/// A tokenizer is unusable, or a text cannot be tokenised.
+#[derive(Debug, Error)]
+pub enum TokenizerError {
+    /// The model comes without one.
+    #[error("the model has no tokenizer.json")]
+    Missing,
+    /// The file at fault cannot be used.
+    #[error("tokenizer: {0}")]
+    Invalid(String),
+    /// The tokenizer belongs to another model.
+    #[error("the tokenizer has token id {id}, but the model's vocabulary ends at {vocabulary}")]
+    Vocabulary {
+        /// Largest id of the tokenizer.
+        id: u32,
+        /// Size of the model's vocabulary.
+        vocabulary: usize,
+    },
+    /// The caller's text is too long.
+    #[error("the text has {bytes} bytes; at most {TEXT_BYTES} are tokenised")]
+    TooLong {
+        /// Length given.
+        bytes: usize,
+    },
+    /// The text could not be tokenised.
+    #[error("the text cannot be tokenised: {0}")]
+    Encode(String),
+    /// The token ids could not be decoded.
+    #[error("the tokens cannot be decoded: {0}")]
+    Decode(String),
+}
+
+/// A model's tokenizer.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Whether a token's bytes are spelled in the byte-level alphabet.
+    byte_level: bool,
+    /// Whether `<0xAB>` stands for a byte.
+    byte_fallback: bool,
+    special: HashSet<u32>,
+    largest: u32,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Invalid`].
+    pub fn from_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        // Truncation and padding are settings of training; a prompt is taken as it is.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        let vocabulary = inner.get_vocab(true);
+        let largest = vocabulary.values().copied().max();
+        let largest = largest.ok_or_else(|| TokenizerError::Invalid("the vocabulary is empty".to_owned()))?;
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let decoder = inner.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
+        let decodes = |kind: &str| decoder.as_ref().is_some_and(|decoder| decoder.contains(kind));
+        Ok(Self {
+            byte_level: decodes("\"ByteLevel\""),
+            byte_fallback: decodes("\"ByteFallback\""),
+            special,
+            largest,
+            inner,
+            bos: None,
+            eos: Vec::new(),
+        })
+    }
+
+    /// Takes over the model's tokens for begin and end.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Vocabulary`] if there is an id that the model has no embedding for. A model
+    /// may have more embeddings than the tokenizer has ids (they pad it).
+    pub fn for_model(mut self, config: &ModelConfig) -> Result<Self, TokenizerError> {
+        if self.largest as usize >= config.vocabulary {
+            return Err(TokenizerError::Vocabulary { id: self.largest, vocabulary: config.vocabulary });
+        }
+        self.bos = config.bos;
+        self.eos.clone_from(&config.eos);
+        Ok(self)
+    }
+
+    /// Token ids of `text`. `add_special` puts the tokens around it that the model expects around
+    /// plain text (a chat template brings its own).
+    ///
+    /// # Errors
+    /// [`TokenizerError::TooLong`], [`TokenizerError::Encode`].
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        if text.len() > TEXT_BYTES {
+            return Err(TokenizerError::TooLong { bytes: text.len() });
+        }
+        let encoding = self.inner.encode_fast(text, add_special);
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| TokenizerError::Encode(error.to_string()))
+    }
+
+    /// Text of `tokens`; ids that the tokenizer does not know are left out.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        self.inner.decode(tokens, skip_special).map_err(|error| TokenizerError::Decode(error.to_string()))
+    }
+
+    /// Bytes that `token` adds to a text, which need not be whole characters. Empty for an id that the
+    /// tokenizer does not know.
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let Some(spelling) = self.inner.id_to_token(token) else { return Vec::new() };
+        if self.inner.get_added_vocabulary().simple_id_to_token(token).is_some() {
+            return spelling.into_bytes();
+        }
+        if self.byte_level {
+            let bytes: Option<Vec<u8>> = spelling.chars().map(byte_level).collect();
+            return bytes.unwrap_or_else(|| spelling.into_bytes());
+        }
+        if self.byte_fallback && let Some(byte) = fallback_byte(&spelling) {
+            return vec![byte];
+        }
+        spelling.replace('\u{2581}', " ").into_bytes()
+    }
+
+    /// Spelling of `token` in the vocabulary.
+    pub fn token_text(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
+    }
+
+    /// Id of the token spelled `text`.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
+    /// Whether `token` marks structure rather than being text.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
+    /// Number of ids up to the largest.
+    pub fn size(&self) -> usize {
+        self.largest as usize + 1
+    }
+
+    /// Token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Tokens that end a reply.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The underlying tokenizer, for constrained decoding.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
+    /// Decodes a reply token by token.
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+        StreamDecoder { tokenizer: self, skip_special, window: Vec::new(), emitted: 0, prefix: String::new() }
+    }
+}
+
+/// The byte that a character of the byte-level alphabet stands for: printable Latin-1 for itself, the
+/// rest counted up from U+0100.
+fn byte_level(c: char) -> Option<u8> {
+    match c as u32 {
+        code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => Some(code as u8),
+        code @ 0x100..=0x120 => Some((code - 0x100) as u8),
+        code @ 0x121..=0x142 => Some((code - 0x121) as u8 + 0x7f),
+        0x143 => Some(0xad),
+        _ => None,
+    }
+}
+
+fn fallback_byte(spelling: &str) -> Option<u8> {
+    let digits = spelling.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+}
+
+/// Text of a growing reply. Only whole characters are given out, and a space before a word comes with
+/// its word, as in the decoding of the whole.
+///
+/// Each token is decoded together with those of the last piece given out, because decoders treat the
+/// start of a text differently; the window is bounded, so the time is linear in the reply.
+#[derive(Debug)]
+pub struct StreamDecoder<'a> {
+    tokenizer: &'a Tokenizer,
+    skip_special: bool,
+    /// The tokens of the last piece, then those not yet given out.
+    window: Vec<u32>,
+    /// How many of `window` are given out.
+    emitted: usize,
+    /// Decoding of those.
+    prefix: String,
+}
+
+impl StreamDecoder<'_> {
+    /// Takes the next token; the text that is certain now, if any.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
+        if self.skip_special && self.tokenizer.is_special(token) {
+            return Ok(None);
+        }
+        self.window.push(token);
+        let text = self.decode(&self.window)?;
+        let held = self.window.len() - self.emitted > PENDING;
+        if text.ends_with(REPLACEMENT) {
+            return if held { self.emit(self.window.len() - PARTIAL) } else { Ok(None) };
+        }
+        if text.len() <= self.prefix.len() && !held { Ok(None) } else { self.emit(self.window.len()) }
+    }
+
+    /// The rest of the reply, with a replacement character for what is still incomplete.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn finish(mut self) -> Result<Option<String>, TokenizerError> {
+        if self.emitted == self.window.len() { Ok(None) } else { self.emit(self.window.len()) }
+    }
+
+    /// Gives out the window up to `end`.
+    fn emit(&mut self, end: usize) -> Result<Option<String>, TokenizerError> {
+        let text = self.decode(&self.window[..end])?;
+        // Byte tokens that turn out not to be characters change the decoding of those before them.
+        let piece = match text.strip_prefix(&self.prefix) {
+            Some(piece) => piece.to_owned(),
+            None => self.decode(&self.window[self.emitted..end])?,
+        };
+        self.window.drain(..self.emitted);
+        self.emitted = end - self.emitted;
+        self.prefix = self.decode(&self.window[..self.emitted])?;
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
+        self.tokenizer.decode(tokens, self.skip_special)
+    }
+}

@@ -1,11 +1,19 @@
 //! Stored weights in their canonical layout: what is hashed, cached and handed to a backend.
 
+use std::{fmt, str::FromStr};
+
 use thiserror::Error;
+
+use crate::round::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 
 /// Values that share one scale along K.
 pub const GROUP: usize = 32;
 /// Values whose products form one fma chain (eight groups).
 pub const SEGMENT: usize = 256;
+/// Bytes of a `q8` group: its scale and 32 values.
+pub(crate) const Q8_BYTES: usize = 2 + GROUP;
+/// Bytes of a `q4` group: its scale and 16 pairs of values.
+pub(crate) const Q4_BYTES: usize = 2 + GROUP / 2;
 
 /// How a weight matrix is stored along K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,33 +30,81 @@ pub enum Format {
 }
 
 impl Format {
+    /// Every format, in the order of the enumeration.
+    pub const ALL: [Self; 4] = [Self::Q8, Self::Q4, Self::Bf16, Self::F32];
+
     /// Bytes of one row of `columns` values, K padded to whole groups where the format is grouped.
     pub const fn row_bytes(self, columns: usize) -> usize {
         match self {
-            Format::Q8 => columns.div_ceil(GROUP) * 34,
-            Format::Q4 => columns.div_ceil(GROUP) * 18,
+            Format::Q8 => columns.div_ceil(GROUP) * Q8_BYTES,
+            Format::Q4 => columns.div_ceil(GROUP) * Q4_BYTES,
             Format::Bf16 => columns * 2,
             Format::F32 => columns * 4,
         }
     }
+
+    /// Whether activations stay unquantised before such weights.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Format::Bf16 | Format::F32)
+    }
+
+    /// The name used in manifests and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::Q8 => "q8",
+            Format::Q4 => "q4",
+            Format::Bf16 => "bf16",
+            Format::F32 => "f32",
+        }
+    }
 }
 
-/// What is wrong with bytes offered as a weight matrix.
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that is no weight format.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("`{0}` is not a weight format (q8, q4, bf16, f32)")]
+pub struct UnknownFormat(pub String);
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.name() == name)
+            .ok_or_else(|| UnknownFormat(name.to_owned()))
+    }
+}
+
+/// What is wrong with bytes or values offered as a weight matrix.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TensorError {
-    /// The byte count does not follow from the shape.
-    #[error("{rows} x {columns} in this format is {expected} bytes, but {actual} were given")]
+    /// A dimension is zero, or the size does not fit the address space.
+    #[error("{rows} x {columns} is no shape of a matrix")]
+    Shape {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        columns: usize,
+    },
+    /// The byte count (or value count, when quantising) does not follow from the shape.
+    #[error("{rows} x {columns} takes {expected} bytes or values, but {actual} were given")]
     Length {
         /// Rows of the matrix.
         rows: usize,
         /// Columns of the matrix.
         columns: usize,
-        /// Bytes the shape asks for.
+        /// Count the shape asks for.
         expected: usize,
-        /// Bytes given.
+        /// Count given.
         actual: usize,
     },
-    /// A scale or value is NaN or infinite.
+    /// A scale or value is NaN or infinite, or so large that its scale would be.
     #[error("row {row}, column {column}: a value or scale is not finite")]
     NonFinite {
         /// Row of the value.
@@ -67,7 +123,7 @@ pub enum TensorError {
 }
 
 /// A weight matrix `W[rows][columns]` in canonical bytes, row after row. Valid by construction:
-/// every scale and value is finite and no `q8` value is -128.
+/// neither dimension is zero, every scale and value is finite and no `q8` value is -128.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightMatrix {
     format: Format,
@@ -84,25 +140,75 @@ impl WeightMatrix {
         columns: usize,
         bytes: Vec<u8>,
     ) -> Result<Self, TensorError> {
-        let expected = rows * format.row_bytes(columns);
+        let expected = byte_count(format, rows, columns)?;
         if bytes.len() != expected {
             return Err(TensorError::Length { rows, columns, expected, actual: bytes.len() });
+        }
+        for (row, bytes) in bytes.chunks_exact(format.row_bytes(columns)).enumerate() {
+            check_row(format, row, bytes)?;
         }
         Ok(Self { format, rows, columns, bytes })
     }
 
     /// Quantises (or rounds) f32 values, row-major `[rows][columns]`.
     pub fn quantise(
-        _format: Format,
-        _rows: usize,
-        _columns: usize,
-        _values: &[f32],
+        format: Format,
+        rows: usize,
+        columns: usize,
+        values: &[f32],
     ) -> Result<Self, TensorError> {
-        Ok(Self { format: Format::F32, rows: 0, columns: 0, bytes: Vec::new() })
+        let capacity = byte_count(format, rows, columns)?;
+        let expected = rows.checked_mul(columns).ok_or(TensorError::Shape { rows, columns })?;
+        if values.len() != expected {
+            return Err(TensorError::Length { rows, columns, expected, actual: values.len() });
+        }
+        let mut bytes = Vec::with_capacity(capacity);
+        for (row, values) in values.chunks_exact(columns).enumerate() {
+            if let Some(column) = values.iter().position(|value| !value.is_finite()) {
+                return Err(TensorError::NonFinite { row, column });
+            }
+            encode_row(format, values, &mut bytes)
+                .map_err(|column| TensorError::NonFinite { row, column })?;
+        }
+        Ok(Self { format, rows, columns, bytes })
     }
 
     /// Decodes row `row` into `out` (`columns` values).
-    pub fn decode_row(&self, _row: usize, _out: &mut [f32]) {}
+    ///
+    /// # Panics
+    /// If `row` or the length of `out` does not fit the shape.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.columns, "the output holds one row");
+        let bytes = self.row(row);
+        match self.format {
+            Format::Q8 => {
+                for (group, out) in bytes.chunks_exact(Q8_BYTES).zip(out.chunks_mut(GROUP)) {
+                    let scale = scale_of(group);
+                    for (out, &q) in out.iter_mut().zip(&group[2..]) {
+                        *out = f32::from(q as i8) * scale;
+                    }
+                }
+            }
+            Format::Q4 => {
+                for (group, out) in bytes.chunks_exact(Q4_BYTES).zip(out.chunks_mut(GROUP)) {
+                    let scale = scale_of(group);
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out = f32::from(q4_value(&group[2..], i)) * scale;
+                    }
+                }
+            }
+            Format::Bf16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *out = f32_from_bf16(u16::from_le_bytes([bytes[0], bytes[1]]));
+                }
+            }
+            Format::F32 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *out = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
+            }
+        }
+    }
 
     /// Storage format.
     pub fn format(&self) -> Format {
@@ -123,4 +229,135 @@ impl WeightMatrix {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// The canonical bytes of row `row`.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let size = self.format.row_bytes(self.columns);
+        &self.bytes[row * size..][..size]
+    }
 }
+
+/// The scale at the head of a `q8` or `q4` group.
+pub(crate) fn scale_of(group: &[u8]) -> f32 {
+    f32_from_f16(u16::from_le_bytes([group[0], group[1]]))
+}
+
+/// Value `i` of a `q4` group, given its 16 bytes of nibbles.
+pub(crate) fn q4_value(nibbles: &[u8], i: usize) -> i8 {
+    let byte = nibbles[i % (GROUP / 2)];
+    (if i < GROUP / 2 { byte & 15 } else { byte >> 4 }) as i8 - 8
+}
+
+/// Bytes of the matrix, or why there is no such matrix. Bounded by `isize::MAX` less a margin, so that
+/// a backend's padding cannot overflow either.
+fn byte_count(format: Format, rows: usize, columns: usize) -> Result<usize, TensorError> {
+    let shape = TensorError::Shape { rows, columns };
+    if rows == 0 || columns == 0 || columns > isize::MAX as usize / 64 {
+        return Err(shape);
+    }
+    match rows.checked_mul(format.row_bytes(columns)) {
+        Some(count) if count <= isize::MAX as usize / 64 => Ok(count),
+        _ => Err(shape),
+    }
+}
+
+/// Refuses scales and values that the arithmetic does not admit.
+fn check_row(format: Format, row: usize, bytes: &[u8]) -> Result<(), TensorError> {
+    let non_finite = |column| Err(TensorError::NonFinite { row, column });
+    match format {
+        Format::Q8 | Format::Q4 => {
+            let size = if format == Format::Q8 { Q8_BYTES } else { Q4_BYTES };
+            for (index, group) in bytes.chunks_exact(size).enumerate() {
+                if !scale_of(group).is_finite() {
+                    return non_finite(index * GROUP);
+                }
+                if format == Format::Q8
+                    && let Some(i) = group[2..].iter().position(|&q| q == 0x80)
+                {
+                    return Err(TensorError::OutOfRange { row, column: index * GROUP + i });
+                }
+            }
+        }
+        Format::Bf16 => {
+            // The exponent sits in the upper byte and the top bit of the lower.
+            let bad = |b: &[u8]| b[1] & 0x7f == 0x7f && b[0] & 0x80 != 0;
+            if let Some(column) = bytes.chunks_exact(2).position(bad) {
+                return non_finite(column);
+            }
+        }
+        Format::F32 => {
+            let bad = |b: &[u8]| !f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite();
+            if let Some(column) = bytes.chunks_exact(4).position(bad) {
+                return non_finite(column);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Appends one row of finite values in `format`; the error is the column of a value or group that the
+/// format cannot hold.
+fn encode_row(format: Format, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), usize> {
+    match format {
+        Format::Q8 | Format::Q4 => {
+            for (index, chunk) in values.chunks(GROUP).enumerate() {
+                let mut group = [0.0; GROUP];
+                group[..chunk.len()].copy_from_slice(chunk);
+                let encode = if format == Format::Q8 { encode_q8 } else { encode_q4 };
+                encode(&group, bytes).ok_or(index * GROUP)?;
+            }
+        }
+        Format::Bf16 => {
+            for (column, &value) in values.iter().enumerate() {
+                let bits = bf16_from_f32(value);
+                if bits & 0x7fff >= 0x7f80 {
+                    return Err(column);
+                }
+                bytes.extend_from_slice(&bits.to_le_bytes());
+            }
+        }
+        Format::F32 => values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes())),
+    }
+    Ok(())
+}
+
+/// `None` if the scale leaves f16.
+fn encode_q8(values: &[f32; GROUP], bytes: &mut Vec<u8>) -> Option<()> {
+    let amax = values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    let bits = f16_from_f32(amax / 127.0);
+    let scale = f32_from_f16(bits);
+    if !scale.is_finite() {
+        return None;
+    }
+    bytes.extend_from_slice(&bits.to_le_bytes());
+    bytes.extend(values.map(|value| {
+        let q = if scale == 0.0 { 0.0 } else { (value / scale).round_ties_even() };
+        q.clamp(-127.0, 127.0) as i8 as u8
+    }));
+    Some(())
+}
+
+/// `None` if the scale leaves f16.
+fn encode_q4(values: &[f32; GROUP], bytes: &mut Vec<u8>) -> Option<()> {
+    let mut largest = values[0];
+    for &value in values {
+        if value.abs() > largest.abs() {
+            largest = value;
+        }
+    }
+    let d = largest / -8.0;
+    let bits = f16_from_f32(d);
+    let scale = f32_from_f16(bits);
+    if !scale.is_finite() {
+        return None;
+    }
+    bytes.extend_from_slice(&bits.to_le_bytes());
+    let inverse = 1.0 / d;
+    let nibble =
+        |value: f32| -> u8 { if scale == 0.0 { 8 } else { (value * inverse + 8.5).clamp(0.0, 15.0) as u8 } };
+    bytes.extend((0..GROUP / 2).map(|i| nibble(values[i]) | nibble(values[i + GROUP / 2]) << 4));
+    Some(())
+}
+
+#[cfg(test)]
+mod tests;

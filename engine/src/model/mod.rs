@@ -1,11 +1,36 @@
 //! Models on disk: what they are, where their tensors lie, and the weights of a layer range.
+//!
+//! In the order of the work: a [`Model`] is opened (`open`) from [`safetensors`] or [`gguf`] files,
+//! whose tensors form a `table`; [`config`] and `family` say what the tensors should be; `plan` lists
+//! those of a shard; `read` and `weights` turn their bytes into canonical weights, which [`cache`]
+//! keeps for the next start.
 
-use std::ops::Range;
+pub mod config;
+pub mod safetensors;
+
+mod defaults;
+mod error;
+mod family;
+mod fingerprint;
+mod open;
+mod plan;
+mod read;
+mod table;
+mod weights;
+
+use std::{fmt, ops::Range, str::FromStr};
 
 use kernels::{
-    backend::{GateUp, Linear, Qkv, RmsNorm},
+    backend::{GateUp, Linear, Profile, Qkv, RmsNorm},
     rope::RopeSpec,
-    tensor::WeightMatrix,
+    tensor::{Format, WeightMatrix},
+};
+
+pub use self::{
+    defaults::{GenerationDefaults, chat_template, parse_generation},
+    error::{ModelError, TensorFault},
+    open::{Model, NUMERICS, Progress},
+    table::{Dtype, TensorInfo, TensorTable},
 };
 
 /// What a forward pass needs to know of a model; a family is values of this description.
@@ -45,6 +70,77 @@ pub struct ModelConfig {
     pub bos: Option<u32>,
     /// Tokens that end a reply.
     pub eos: Vec<u32>,
+}
+
+/// How the weights of a model are held.
+///
+/// Embedding and head stay `q8` under [`Quantisation::Q4`]: an error of the head falls on the logits
+/// with nothing after it to absorb it, an error of the embedding passes through every layer, and both
+/// are a small part of what is read per token (one row; one matrix beside seven of every layer).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Quantisation {
+    /// `q8` throughout.
+    #[default]
+    Q8,
+    /// `q4` layers, `q8` embedding and head.
+    Q4,
+    /// Unquantised f32, profile `f32`.
+    F32,
+}
+
+impl Quantisation {
+    /// Format of the matrices of a layer.
+    pub const fn layers(self) -> Format {
+        match self {
+            Quantisation::Q8 => Format::Q8,
+            Quantisation::Q4 => Format::Q4,
+            Quantisation::F32 => Format::F32,
+        }
+    }
+
+    /// Format of the embedding and the head.
+    pub const fn ends(self) -> Format {
+        match self {
+            Quantisation::Q8 | Quantisation::Q4 => Format::Q8,
+            Quantisation::F32 => Format::F32,
+        }
+    }
+
+    /// How activations, residual and KV go with it.
+    pub const fn profile(self) -> Profile {
+        match self {
+            Quantisation::Q8 | Quantisation::Q4 => Profile::Quantised,
+            Quantisation::F32 => Profile::F32,
+        }
+    }
+}
+
+impl fmt::Display for Quantisation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Quantisation::Q8 => "q8",
+            Quantisation::Q4 => "q4",
+            Quantisation::F32 => "f32",
+        })
+    }
+}
+
+/// A quantisation was given that there is none of.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a quantisation (q8, q4 or f32)")]
+pub struct UnknownQuantisation(String);
+
+impl FromStr for Quantisation {
+    type Err = UnknownQuantisation;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "q8" => Ok(Quantisation::Q8),
+            "q4" => Ok(Quantisation::Q4),
+            "f32" => Ok(Quantisation::F32),
+            other => Err(UnknownQuantisation(other.to_owned())),
+        }
+    }
 }
 
 /// Part of a model that one node holds.
@@ -87,4 +183,10 @@ pub struct ShardWeights {
     pub final_norm: Option<RmsNorm>,
     /// Head `[vocabulary][hidden]`.
     pub head: Option<Linear<WeightMatrix>>,
+}
+
+/// Whether `name` is a single plain path component, so that it cannot lead out of its directory.
+pub(crate) fn plain_name(name: &str) -> bool {
+    let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':');
+    !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(odd)
 }

@@ -1,0 +1,394 @@
+//! `config.json` as transformers 4 and 5 write it.
+
+use kernels::rope::{RopeScaling, RopeSpec};
+use serde_json::{Map, Value};
+
+use super::{
+    ModelConfig,
+    error::ModelError,
+    family::{FAMILIES, Family, Parts, Windows},
+};
+
+/// Largest `config.json` that is read.
+pub(crate) const CONFIG_BYTES: u64 = 4 << 20;
+
+const HIDDEN: u64 = 1 << 16;
+const INTERMEDIATE: u64 = 1 << 20;
+const LAYERS: u64 = 1 << 10;
+const HEADS: u64 = 1 << 10;
+const HEAD_DIM: u64 = 512;
+const VOCABULARY: u64 = 1 << 22;
+const POSITIONS: u64 = 1 << 24;
+
+/// A model's shape with what its layers consist of.
+#[derive(Clone, Debug)]
+pub(crate) struct Description {
+    pub(crate) config: ModelConfig,
+    pub(crate) parts: Parts,
+    pub(crate) family: &'static Family,
+}
+
+/// Reads `config.json`.
+///
+/// # Errors
+/// [`ModelError::Malformed`] if it is not a JSON object, [`ModelError::Field`] for a value that is
+/// missing or out of range, [`ModelError::Unsupported`] for a family, activation or rotary scaling
+/// that this build does not have.
+pub fn parse(bytes: &[u8]) -> Result<ModelConfig, ModelError> {
+    describe(bytes).map(|description| description.config)
+}
+
+pub(crate) fn describe(bytes: &[u8]) -> Result<Description, ModelError> {
+    let map = object(FILE, bytes)?;
+    let fields = Fields { file: FILE, map: &map };
+    let name = fields.text("model_type")?.ok_or_else(|| fields.error("model_type", "is missing"))?;
+    let family = Family::of_config(name).ok_or_else(|| {
+        ModelError::unsupported(FILE, "model family", name, FAMILIES.map(|family| family.name).join(", "))
+    })?;
+    activation(&fields)?;
+    let config = shape(&fields, family)?;
+    validate(FILE, &config)?;
+    let parts = family.parts(|flag| fields.flag(flag, false))?;
+    Ok(Description { config, parts, family })
+}
+
+const FILE: &str = "config.json";
+
+fn activation(fields: &Fields<'_>) -> Result<(), ModelError> {
+    match fields.text("hidden_act")? {
+        None | Some("silu" | "swish") => Ok(()),
+        Some(other) => Err(ModelError::unsupported(fields.file, "activation", other, "silu")),
+    }
+}
+
+fn shape(fields: &Fields<'_>, family: &Family) -> Result<ModelConfig, ModelError> {
+    let hidden = fields.size("hidden_size", HIDDEN)?;
+    let heads = fields.size("num_attention_heads", HEADS)?;
+    let kv_heads = fields.integer("num_key_value_heads", 1..=HEADS)?.map_or(heads, |n| n as usize);
+    let layers = fields.size("num_hidden_layers", LAYERS)?;
+    let head_dim = match fields.integer("head_dim", 1..=HEAD_DIM)? {
+        Some(width) => width as usize,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => return Err(fields.error("head_dim", "is missing, and the heads do not divide the width")),
+    };
+    let stated = fields.size("max_position_embeddings", POSITIONS)? as u32;
+    let rope = RopeSpec {
+        theta: theta(fields)?,
+        dimensions: head_dim,
+        scaling: scaling(fields, stated)?,
+    };
+    Ok(ModelConfig {
+        family: family.name.to_owned(),
+        hidden,
+        intermediate: fields.size("intermediate_size", INTERMEDIATE)?,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        vocabulary: fields.size("vocab_size", VOCABULARY)?,
+        norm_eps: fields
+            .number("rms_norm_eps", 0.0..=1.0)?
+            .ok_or_else(|| fields.error("rms_norm_eps", "is missing"))? as f32,
+        max_positions: extended(stated, &rope.scaling),
+        rope,
+        windows: windows(fields, family, layers)?,
+        attention_scale: attention_scale(head_dim),
+        embedding_scale: None,
+        tied: fields.flag("tie_word_embeddings", false)?,
+        bos: fields.tokens("bos_token_id")?.first().copied(),
+        eos: fields.tokens("eos_token_id")?,
+    })
+}
+
+/// f32 of `1 / sqrt(head_dim)`, rounded once.
+pub(crate) fn attention_scale(head_dim: usize) -> f32 {
+    (1.0 / (head_dim as f64).sqrt()) as f32
+}
+
+/// YaRN models state the context they were trained on and stretch it by `factor`; the other kinds
+/// state the context they reach.
+pub(crate) fn extended(stated: u32, scaling: &RopeScaling) -> u32 {
+    match scaling {
+        RopeScaling::Yarn { factor, original_max_positions, .. } => {
+            let reached = f64::from(*original_max_positions) * factor;
+            stated.max(reached.min(POSITIONS as f64) as u32)
+        }
+        _ => stated,
+    }
+}
+
+/// Checks what is the same for every source of a configuration.
+pub(crate) fn validate(file: &str, config: &ModelConfig) -> Result<(), ModelError> {
+    let bounded = |field: &str, value: usize, most: u64| {
+        if value >= 1 && value as u64 <= most {
+            return Ok(());
+        }
+        Err(ModelError::field(file, field, format!("is {value}, but must lie in 1..={most}")))
+    };
+    bounded("hidden size", config.hidden, HIDDEN)?;
+    bounded("intermediate size", config.intermediate, INTERMEDIATE)?;
+    bounded("layers", config.layers, LAYERS)?;
+    bounded("attention heads", config.heads, HEADS)?;
+    bounded("key and value heads", config.kv_heads, HEADS)?;
+    bounded("head width", config.head_dim, HEAD_DIM)?;
+    bounded("vocabulary", config.vocabulary, VOCABULARY)?;
+    bounded("context", config.max_positions as usize, POSITIONS)?;
+    if !config.heads.is_multiple_of(config.kv_heads) {
+        let reason = format!("is {}, which {} key and value heads do not divide", config.heads, config.kv_heads);
+        return Err(ModelError::field(file, "attention heads", reason));
+    }
+    if !config.head_dim.is_multiple_of(2) {
+        let reason = format!("is {}, but rotary pairs need an even number", config.head_dim);
+        return Err(ModelError::field(file, "head width", reason));
+    }
+    if !(config.norm_eps > 0.0 && config.norm_eps <= 1.0) {
+        let reason = format!("is {}, but must lie above 0 and at most at 1", config.norm_eps);
+        return Err(ModelError::field(file, "norm epsilon", reason));
+    }
+    let tokens = config.bos.iter().chain(&config.eos);
+    if let Some(token) = tokens.copied().find(|&token| token as usize >= config.vocabulary) {
+        let reason = format!("{token} is beyond the vocabulary of {}", config.vocabulary);
+        return Err(ModelError::field(file, "special token", reason));
+    }
+    Ok(())
+}
+
+fn windows(fields: &Fields<'_>, family: &Family, layers: usize) -> Result<Vec<Option<u32>>, ModelError> {
+    let stated = |absent: u32| match fields.map.get("sliding_window") {
+        None => Ok::<_, ModelError>(Some(absent)),
+        Some(Value::Null) => Ok(None),
+        Some(_) => Ok(fields.integer("sliding_window", 1..=POSITIONS)?.map(|window| window as u32)),
+    };
+    let (window, first) = match family.windows {
+        Windows::Never => (None, layers),
+        Windows::All { absent } => (stated(absent)?, 0),
+        Windows::Upper { absent, first } if fields.flag("use_sliding_window", false)? => {
+            let first = fields.integer("max_window_layers", 0..=u64::from(u32::MAX))?.unwrap_or(first);
+            (stated(absent)?, first as usize)
+        }
+        Windows::Upper { .. } => (None, layers),
+    };
+    match fields.map.get("layer_types") {
+        None | Some(Value::Null) => {
+            Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect())
+        }
+        Some(types) => typed_windows(fields, types, window, layers),
+    }
+}
+
+fn typed_windows(
+    fields: &Fields<'_>,
+    types: &Value,
+    window: Option<u32>,
+    layers: usize,
+) -> Result<Vec<Option<u32>>, ModelError> {
+    let Some(types) = types.as_array().filter(|types| types.len() == layers) else {
+        return Err(fields.error("layer_types", format!("must list {layers} layers")));
+    };
+    let of = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") if window.is_some() => Ok(window),
+        Some("sliding_attention") => {
+            Err(fields.error("layer_types", "asks for a sliding window, but none is given"))
+        }
+        other => Err(ModelError::unsupported(
+            fields.file,
+            "layer type",
+            other.unwrap_or("(not a string)"),
+            "full_attention, sliding_attention",
+        )),
+    };
+    types.iter().map(of).collect()
+}
+
+/// The rotary settings: `rope_parameters` of transformers 5, `rope_scaling` of transformers 4.
+fn rotary<'a>(fields: &Fields<'a>) -> Result<Option<Fields<'a>>, ModelError> {
+    for name in ["rope_parameters", "rope_scaling"] {
+        match fields.map.get(name) {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(map)) => return Ok(Some(Fields { file: fields.file, map })),
+            Some(_) => return Err(fields.error(name, "is not an object")),
+        }
+    }
+    Ok(None)
+}
+
+fn theta(fields: &Fields<'_>) -> Result<f64, ModelError> {
+    const RANGE: std::ops::RangeInclusive<f64> = 1.0..=1e12;
+    let nested = match rotary(fields)? {
+        Some(rotary) => rotary.number("rope_theta", RANGE)?,
+        None => None,
+    };
+    Ok(nested.or(fields.number("rope_theta", RANGE)?).unwrap_or(10_000.0))
+}
+
+fn scaling(fields: &Fields<'_>, stated: u32) -> Result<RopeScaling, ModelError> {
+    let Some(rotary) = rotary(fields)? else { return Ok(RopeScaling::Default) };
+    for holder in [fields, &rotary] {
+        if holder.number("partial_rotary_factor", 0.0..=1.0)?.is_some_and(|factor| factor != 1.0) {
+            let supported = "whole heads";
+            return Err(ModelError::unsupported(fields.file, "rotation of", "part of a head", supported));
+        }
+    }
+    let kind = match rotary.text("rope_type")? {
+        Some(kind) => kind,
+        None => rotary.text("type")?.unwrap_or("default"),
+    };
+    let factor = || {
+        rotary.number("factor", 1.0..=65_536.0)?.ok_or_else(|| rotary.error("factor", "is missing"))
+    };
+    match kind {
+        "default" if rotary.map.values().any(Value::is_object) => {
+            let given = "one per layer type";
+            Err(ModelError::unsupported(fields.file, "rotary settings", given, "one for all layers"))
+        }
+        "default" => Ok(RopeScaling::Default),
+        "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: factor()?,
+            low_freq_factor: rotary.positive("low_freq_factor")?,
+            high_freq_factor: rotary.positive("high_freq_factor")?,
+            original_max_positions: rotary.size("original_max_position_embeddings", POSITIONS)? as u32,
+        }),
+        "yarn" => yarn(&rotary, stated),
+        other => Err(ModelError::unsupported(
+            fields.file,
+            "rotary scaling",
+            other,
+            "default, linear, llama3, yarn",
+        )),
+    }
+}
+
+fn yarn(rotary: &Fields<'_>, stated: u32) -> Result<RopeScaling, ModelError> {
+    let original = rotary
+        .integer("original_max_position_embeddings", 1..=POSITIONS)?
+        .map_or(stated, |positions| positions as u32);
+    let factor = match rotary.number("factor", 1.0..=65_536.0)? {
+        Some(factor) => factor,
+        None if stated >= original => f64::from(stated) / f64::from(original),
+        None => return Err(rotary.error("factor", "is missing")),
+    };
+    let optional = |name: &str| rotary.number(name, 0.0..=1e6);
+    let attention_factor = match (optional("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
+        (Some(stated), _, _) => Some(stated),
+        (None, Some(numerator), Some(denominator)) if numerator != 0.0 && denominator != 0.0 => {
+            Some(yarn_mscale(factor, numerator) / yarn_mscale(factor, denominator))
+        }
+        _ => None,
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_positions: original,
+        beta_fast: optional("beta_fast")?.unwrap_or(32.0),
+        beta_slow: optional("beta_slow")?.unwrap_or(1.0),
+        attention_factor,
+        truncate: rotary.flag("truncate", true)?,
+    })
+}
+
+/// The attention factor of YaRN for one of DeepSeek's two exponents.
+fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * libm::log(factor) + 1.0 }
+}
+
+/// Parses a JSON object.
+pub(crate) fn object(file: &str, bytes: &[u8]) -> Result<Map<String, Value>, ModelError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(ModelError::malformed(file, "is not a JSON object")),
+        Err(error) => Err(ModelError::malformed(file, format!("is not JSON: {error}"))),
+    }
+}
+
+/// Typed and range-checked access to a JSON object. A null counts as absent.
+pub(crate) struct Fields<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    pub(crate) fn error(&self, name: &str, reason: impl Into<String>) -> ModelError {
+        ModelError::field(self.file, name, reason)
+    }
+
+    fn value(&self, name: &str) -> Option<&'a Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A whole number in `range`.
+    pub(crate) fn integer(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<u64>, ModelError> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match value.as_u64() {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => {
+                let bounds = format!("must be a whole number in {}..={}", range.start(), range.end());
+                Err(self.error(name, format!("is {value:.60}, but {bounds}")))
+            }
+        }
+    }
+
+    /// A required whole number from 1 to `most`.
+    pub(crate) fn size(&self, name: &str, most: u64) -> Result<usize, ModelError> {
+        let value = self.integer(name, 1..=most)?;
+        value.map(|value| value as usize).ok_or_else(|| self.error(name, "is missing"))
+    }
+
+    /// A number in `range`.
+    pub(crate) fn number(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => {
+                let bounds = format!("must be a number in {}..={}", range.start(), range.end());
+                Err(self.error(name, format!("is {value:.60}, but {bounds}")))
+            }
+        }
+    }
+
+    /// A required number above 0.
+    fn positive(&self, name: &str) -> Result<f64, ModelError> {
+        let value = self.number(name, f64::MIN_POSITIVE..=1e9)?;
+        value.ok_or_else(|| self.error(name, "is missing"))
+    }
+
+    /// A boolean.
+    pub(crate) fn flag(&self, name: &str, absent: bool) -> Result<bool, ModelError> {
+        match self.value(name) {
+            None => Ok(absent),
+            Some(value) => value.as_bool().ok_or_else(|| self.error(name, "must be true or false")),
+        }
+    }
+
+    /// A string.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&'a str>, ModelError> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(value) => match value.as_str() {
+                Some(text) => Ok(Some(text)),
+                None => Err(self.error(name, "must be a string")),
+            },
+        }
+    }
+
+    /// One token id or a list of them.
+    pub(crate) fn tokens(&self, name: &str) -> Result<Vec<u32>, ModelError> {
+        let token = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| self.error(name, "must be a token id or a list of token ids"))
+        };
+        match self.value(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) if list.len() <= 256 => list.iter().map(token).collect(),
+            Some(value) => Ok(vec![token(value)?]),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A model on disk: opened without reading its weights, loaded by layer range.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    ModelConfig, Quantisation, Shard, ShardWeights,
+    config::{self, CONFIG_BYTES},
+    defaults::{GenerationDefaults, chat_template, parse_generation},
+    error::{ModelError, TensorFault},
+    family,
+    plan::{Layout, Unit},
+    read, safetensors,
+    table::TensorTable,
+    weights::{self, Loaded, Tensors},
+};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// Version of the arithmetic that the weights are for; part of every fingerprint.
+pub const NUMERICS: &str = "exact/1";
+
+const TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// How far a load is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Stored bytes dealt with.
+    pub done: u64,
+    /// Stored bytes of the shard.
+    pub total: u64,
+}
+
+/// Where the tokenizer comes from.
+#[derive(Debug)]
+enum TokenizerSource {
+    File(PathBuf),
+    Embedded(&'static [u8]),
+}
+
+/// An opened model. Only headers and settings are in memory.
+#[derive(Debug)]
+pub struct Model {
+    name: String,
+    path: Option<PathBuf>,
+    layout: Layout,
+    table: TensorTable,
+    generation: GenerationDefaults,
+    chat_template: Option<String>,
+    tokenizer: TokenizerSource,
+}
+
+impl Model {
+    /// Opens a directory with `config.json` and safetensors.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file, field or tensor that is at fault.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if !path.join("config.json").is_file() {
+            let reason = "there is no config.json".to_owned();
+            return Err(ModelError::NotAModel { path: path.to_owned(), reason });
+        }
+        Self::open_checkpoint(path)
+    }
+
+    fn open_checkpoint(directory: &Path) -> Result<Self, ModelError> {
+        let description = config::describe(&read::whole(&directory.join("config.json"), CONFIG_BYTES)?)?;
+        let optional = |name: &str, limit| {
+            let path = directory.join(name);
+            path.is_file().then(|| read::whole(&path, limit)).transpose()
+        };
+        let generation = match optional("generation_config.json", CONFIG_BYTES)? {
+            Some(bytes) => parse_generation(&bytes)?,
+            None => GenerationDefaults::default(),
+        };
+        let template = match optional("chat_template.jinja", CONFIG_BYTES)? {
+            Some(bytes) => String::from_utf8(bytes).ok(),
+            None => optional("tokenizer_config.json", TOKENIZER_BYTES)?.as_deref().and_then(chat_template),
+        };
+        let layout = Layout { description, naming: &family::CHECKPOINT, interleaved: false };
+        let mut model = Self {
+            name: checkpoint_name(directory),
+            path: Some(directory.to_owned()),
+            layout,
+            table: safetensors::open(directory)?,
+            generation,
+            chat_template: template,
+            tokenizer: TokenizerSource::File(directory.join("tokenizer.json")),
+        };
+        model.settle()?;
+        Ok(model)
+    }
+
+    /// Checks every tensor against the configuration and takes over the ends of replies.
+    fn settle(&mut self) -> Result<(), ModelError> {
+        let config = &mut self.layout.description.config;
+        for &token in &self.generation.eos {
+            if !config.eos.contains(&token) {
+                config.eos.push(token);
+            }
+        }
+        config::validate("generation_config.json", config)?;
+        for unit in self.layout.units() {
+            for item in self.layout.items(unit, Quantisation::default()) {
+                match self.table.checked(&item.name, &item.shape) {
+                    Err(ModelError::Tensor { fault: TensorFault::Missing, .. })
+                        if self.table.absent.contains_key(&item.name) => {}
+                    checked => drop(checked?),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the forward pass needs to know.
+    pub fn config(&self) -> &ModelConfig {
+        &self.layout.description.config
+    }
+
+    /// Name for people: the directory's, or the one in a GGUF file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it was opened; `None` for the embedded model.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Settings the authors suggest.
+    pub fn generation(&self) -> &GenerationDefaults {
+        &self.generation
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] if it is missing, broken or has ids beyond the vocabulary.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        let tokenizer = match &self.tokenizer {
+            TokenizerSource::File(path) if !path.is_file() => Err(TokenizerError::Missing),
+            TokenizerSource::File(path) => Tokenizer::from_json(&read::whole(path, TOKENIZER_BYTES)?),
+            TokenizerSource::Embedded(bytes) => Tokenizer::from_json(bytes),
+        }?;
+        Ok(tokenizer.for_model(self.config())?)
+    }
+
+    /// What a gateway and a node compare before they work together: a hash over the version of the
+    /// numerics, the quantisation, every configuration value that enters the arithmetic, and name,
+    /// format and shape of every tensor. The tokens that begin and end a reply are left out: they
+    /// are the gateway's business alone.
+    pub fn fingerprint(&self, quantisation: Quantisation) -> [u8; 32] {
+        super::fingerprint::of(&self.layout, &self.table, quantisation)
+    }
+
+    /// Bytes of each layer's weights in memory.
+    pub fn layer_bytes(&self, quantisation: Quantisation) -> Vec<u64> {
+        (0..self.config().layers).map(|layer| self.layout.unit_bytes(Unit::Layer(layer), quantisation)).collect()
+    }
+
+    /// Bytes of the embedding in memory.
+    pub fn embedding_bytes(&self, quantisation: Quantisation) -> u64 {
+        self.layout.unit_bytes(Unit::Embedding, quantisation)
+    }
+
+    /// Bytes of the final norm and the head in memory (of a tied one: where it stands without the
+    /// embedding).
+    pub fn head_bytes(&self, quantisation: Quantisation) -> u64 {
+        let head = if self.config().tied { Unit::Embedding } else { Unit::Head };
+        self.layout.unit_bytes(Unit::FinalNorm, quantisation) + self.layout.unit_bytes(head, quantisation)
+    }
+
+    /// Reads and quantises the weights of `shard`. Only its bytes are read.
+    ///
+    /// # Errors
+    /// [`ModelError::Layers`] for a range the model does not have, [`ModelError::Tensor`] for a tensor
+    /// that is missing or has a value that is not finite, [`ModelError::Io`].
+    pub fn load(
+        &self,
+        shard: &Shard,
+        quantisation: Quantisation,
+        progress: &dyn Fn(Progress),
+    ) -> Result<ShardWeights, ModelError> {
+        let (config, parts) = (self.config(), self.layout.description.parts);
+        let (start, end) = (shard.layers.start, shard.layers.end);
+        if start > end || end > config.layers {
+            return Err(ModelError::Layers { start, end, layers: config.layers });
+        }
+        let apart = shard.head && !(config.tied && shard.embedding);
+        let head = if config.tied { Unit::Embedding } else { Unit::Head };
+        let mut units: Vec<Unit> = Vec::new();
+        units.extend(shard.embedding.then_some(Unit::Embedding));
+        units.extend(shard.layers.clone().map(Unit::Layer));
+        units.extend(shard.head.then_some(Unit::FinalNorm));
+        units.extend(apart.then_some(head));
+        let mut loading = Loading { model: self, quantisation, progress, done: 0, total: 0 };
+        for &unit in &units {
+            loading.total += loading.stored_bytes(unit)?;
+        }
+        Ok(ShardWeights {
+            embedding: shard.embedding.then(|| loading.unit(Unit::Embedding)).transpose()?.map(|mut t| t.matrix()),
+            layers: shard
+                .layers
+                .clone()
+                .map(|layer| Ok(loading.unit(Unit::Layer(layer))?.layer(config, parts)))
+                .collect::<Result<_, ModelError>>()?,
+            final_norm: shard.head.then(|| loading.unit(Unit::FinalNorm)).transpose()?.map(|mut t| t.norm(config)),
+            head: apart.then(|| loading.unit(head)).transpose()?.map(|mut t| t.linear(false)),
+        })
+    }
+
+    fn load_unit(
+        &self,
+        unit: Unit,
+        quantisation: Quantisation,
+        seen: &mut dyn FnMut(&[u8]),
+    ) -> Result<Vec<Loaded>, ModelError> {
+        let items = self.layout.placed(unit, quantisation, &self.table)?;
+        weights::load(&self.table, &items, seen)
+    }
+}
+
+/// A load under way.
+struct Loading<'a> {
+    model: &'a Model,
+    quantisation: Quantisation,
+    progress: &'a dyn Fn(Progress),
+    done: u64,
+    total: u64,
+}
+
+impl Loading<'_> {
+    fn stored_bytes(&self, unit: Unit) -> Result<u64, ModelError> {
+        let items = self.model.layout.placed(unit, self.quantisation, &self.model.table)?;
+        Ok(items.iter().map(|(_, info)| info.bytes).sum())
+    }
+
+    fn unit(&mut self, unit: Unit) -> Result<Tensors, ModelError> {
+        let (total, progress) = (self.total, self.progress);
+        let mut done = self.done;
+        let loaded = self.model.load_unit(unit, self.quantisation, &mut |bytes| {
+            done += bytes.len() as u64;
+            progress(Progress { done, total });
+        })?;
+        self.done = done;
+        Ok(Tensors::new(loaded))
+    }
+}
+
+/// A hub cache names its directories `models--owner--name/snapshots/<revision>`.
+fn checkpoint_name(directory: &Path) -> String {
+    let full = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let component = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let hub = full
+        .parent()
+        .filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))
+        .and_then(|snapshots| component(snapshots.parent()?)?.strip_prefix("models--").map(|name| name.replace("--", "/")));
+    hub.or_else(|| component(&full)).unwrap_or_else(|| "model".to_owned())
+}

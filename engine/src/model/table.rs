@@ -1,0 +1,139 @@
+//! Where the tensors of a model lie: names, formats, shapes and byte ranges over one or more files.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use kernels::tensor::{Format, GROUP};
+
+use super::error::{ModelError, TensorFault};
+
+/// Element format of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// binary32.
+    F32,
+    /// binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// GGUF: groups of 32 int8 with an f16 scale.
+    Q8_0,
+    /// GGUF: groups of 32 4-bit values with an f16 scale.
+    Q4_0,
+    /// A format that is listed but cannot be read; the name is for the error message.
+    Other(&'static str),
+}
+
+impl Dtype {
+    /// Bytes of a row of `columns` values; `None` for a format that cannot be read, for a grouped
+    /// format with a broken last group, and on overflow.
+    pub fn row_bytes(self, columns: usize) -> Option<usize> {
+        let grouped = |bytes: usize| {
+            columns.is_multiple_of(GROUP).then(|| (columns / GROUP).checked_mul(bytes)).flatten()
+        };
+        match self {
+            Dtype::F32 => columns.checked_mul(4),
+            Dtype::F16 | Dtype::Bf16 => columns.checked_mul(2),
+            Dtype::Q8_0 => grouped(34),
+            Dtype::Q4_0 => grouped(18),
+            Dtype::Other(_) => None,
+        }
+    }
+
+    /// Whether its bytes are already canonical in `format`.
+    pub(crate) fn is_canonical(self, format: Format) -> bool {
+        matches!(
+            (self, format),
+            (Dtype::Q8_0, Format::Q8) | (Dtype::Q4_0, Format::Q4) | (Dtype::F32, Format::F32)
+        )
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::Bf16 => "BF16",
+            Dtype::Q8_0 => "Q8_0",
+            Dtype::Q4_0 => "Q4_0",
+            Dtype::Other(name) => name,
+        })
+    }
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Index into [`TensorTable::files`].
+    pub file: usize,
+    /// Element format.
+    pub dtype: Dtype,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Bytes that tensors lie in.
+#[derive(Clone, Debug)]
+pub(crate) enum Storage {
+    /// A file and its size when it was opened.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Size in bytes.
+        size: u64,
+    },
+    /// Part of the program.
+    Embedded(&'static [u8]),
+}
+
+impl Storage {
+    /// Name for messages.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Storage::File { path, .. } => {
+                path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+            }
+            Storage::Embedded(_) => "embedded model".to_owned(),
+        }
+    }
+}
+
+/// All tensors of a model.
+#[derive(Clone, Debug, Default)]
+pub struct TensorTable {
+    /// What the tensors' `file` counts through.
+    pub(crate) files: Vec<Storage>,
+    /// By name.
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    /// Tensors that an index places in a file that is not here, with that file.
+    pub(crate) absent: BTreeMap<String, String>,
+}
+
+impl TensorTable {
+    /// The tensor `name` if it is there with `shape` and a readable format.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensor`] naming the tensor and its file.
+    pub(crate) fn checked(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, ModelError> {
+        let fail = |file: &str, fault| Err(ModelError::tensor(file, name, fault));
+        let Some(info) = self.tensors.get(name) else {
+            let first = || self.files.first().map(Storage::name).unwrap_or_default();
+            let file = self.absent.get(name).cloned().unwrap_or_else(first);
+            return fail(&file, TensorFault::Missing);
+        };
+        let file = self.files[info.file].name();
+        if info.shape != shape {
+            let fault = TensorFault::Shape { expected: shape.to_vec(), actual: info.shape.clone() };
+            return fail(&file, fault);
+        }
+        if let Dtype::Other(dtype) = info.dtype {
+            let advice = "convert the model to F32, F16 or BF16 safetensors, or to a Q8_0 or Q4_0 GGUF";
+            return fail(&file, TensorFault::Dtype { dtype: dtype.to_owned(), advice });
+        }
+        Ok(info)
+    }
+}

@@ -1,0 +1,19 @@
+//! The scalar definition of every operation, as near to the words of the numerics page as code can
+//! be. Where page and code disagree, this code decides.
+//!
+//! Read in this order: [`math`](exp) (exp and its family), `linear` (quantiser and dot products),
+//! `norm`, `rotate`, `attention`, `backend` (the operations over rows and pages).
+
+mod attention;
+mod backend;
+mod linear;
+mod math;
+mod norm;
+mod rotate;
+
+pub use attention::{Fold, attend_block};
+pub use backend::{Activation, Buffer, Kv, Reference};
+pub use linear::{dot, dot_float, quantise_group};
+pub use math::{exp, max, sigmoid, silu};
+pub use norm::{rms_norm, sum_of_squares};
+pub use rotate::rotate;

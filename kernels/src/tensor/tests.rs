@@ -1,0 +1,127 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn q8(scale: u16, values: [i8; GROUP]) -> Vec<u8> {
+    let mut bytes = scale.to_le_bytes().to_vec();
+    bytes.extend(values.map(|value| value as u8));
+    bytes
+}
+
+#[test]
+fn names_round_trip() {
+    for format in Format::ALL {
+        assert_eq!(format.to_string().parse(), Ok(format));
+    }
+    assert_eq!("q5".parse::<Format>(), Err(UnknownFormat("q5".to_owned())));
+}
+
+#[test]
+fn impossible_shapes_are_refused() {
+    for (rows, columns) in [(0, 1), (1, 0), (usize::MAX, 2), (2, usize::MAX), (1 << 33, 1 << 33)] {
+        let error = TensorError::Shape { rows, columns };
+        assert_eq!(WeightMatrix::from_bytes(Format::Q8, rows, columns, Vec::new()), Err(error));
+        let error = TensorError::Shape { rows, columns };
+        assert_eq!(WeightMatrix::quantise(Format::F32, rows, columns, &[]), Err(error));
+    }
+    assert_eq!(
+        WeightMatrix::from_bytes(Format::Q4, 2, 33, vec![0; 71]),
+        Err(TensorError::Length { rows: 2, columns: 33, expected: 72, actual: 71 })
+    );
+}
+
+#[test]
+fn values_outside_the_arithmetic_are_refused() {
+    let mut values = [1; GROUP];
+    values[7] = -128;
+    assert_eq!(
+        WeightMatrix::from_bytes(Format::Q8, 1, 32, q8(0x3c00, values)),
+        Err(TensorError::OutOfRange { row: 0, column: 7 })
+    );
+    let two = [q8(0x3c00, [1; GROUP]), q8(0xfc00, [1; GROUP])].concat();
+    assert_eq!(
+        WeightMatrix::from_bytes(Format::Q8, 1, 64, two),
+        Err(TensorError::NonFinite { row: 0, column: 32 })
+    );
+    for (format, bytes) in [
+        (Format::Bf16, vec![0, 0, 0x80, 0xff]),
+        (Format::F32, [0.0f32.to_le_bytes(), f32::NAN.to_le_bytes()].concat()),
+    ] {
+        let error = TensorError::NonFinite { row: 1, column: 0 };
+        assert_eq!(WeightMatrix::from_bytes(format, 2, 1, bytes), Err(error));
+    }
+    for (format, value) in
+        [(Format::Q8, 127.0 * 65520.0), (Format::Q4, -8.0 * 65520.0), (Format::Bf16, f32::MAX)]
+    {
+        assert_eq!(
+            WeightMatrix::quantise(format, 1, 1, &[value]),
+            Err(TensorError::NonFinite { row: 0, column: 0 })
+        );
+    }
+}
+
+#[test]
+fn q4_takes_the_first_of_equal_magnitudes() {
+    let matrix = WeightMatrix::quantise(Format::Q4, 1, 2, &[2.0, -2.0]).unwrap();
+    assert_eq!(matrix.bytes()[..2], f16_from_f32(-0.25).to_le_bytes());
+    let mut row = [0.0; 2];
+    matrix.decode_row(0, &mut row);
+    assert_eq!(row, [2.0, -1.75]);
+}
+
+#[test]
+fn tiny_groups_become_zero() {
+    for format in [Format::Q8, Format::Q4] {
+        let matrix = WeightMatrix::quantise(format, 1, 3, &[f32::from_bits(1), -1e-30, 0.0]).unwrap();
+        let mut row = [1.0; 3];
+        matrix.decode_row(0, &mut row);
+        assert_eq!(row, [0.0; 3]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn quantised_rows_are_near_and_canonical(
+        format in prop::sample::select(Format::ALL.to_vec()),
+        columns in 1usize..100,
+        exponent in -8i32..8,
+        seed in any::<[i16; 99]>(),
+    ) {
+        let values: Vec<f32> =
+            (0..2 * columns).map(|i| f32::from(seed[i % 99]) * 2f32.powi(exponent - 15)).collect();
+        let matrix = WeightMatrix::quantise(format, 2, columns, &values).unwrap();
+        let again =
+            WeightMatrix::from_bytes(format, 2, columns, matrix.bytes().to_vec()).unwrap();
+        prop_assert_eq!(&again, &matrix);
+        let mut row = vec![0.0; columns];
+        for r in 0..2 {
+            matrix.decode_row(r, &mut row);
+            for (chunk, out) in values[r * columns..][..columns].chunks(GROUP).zip(row.chunks(GROUP)) {
+                let amax = chunk.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+                let step = match format {
+                    Format::Q8 => amax / 127.0 * 0.57,
+                    // The side away from the largest value reaches only 7 of 8 steps.
+                    Format::Q4 => amax / 8.0 * 1.01,
+                    Format::Bf16 => amax / 256.0,
+                    Format::F32 => 0.0,
+                };
+                for (&value, &out) in chunk.iter().zip(out) {
+                    prop_assert!((value - out).abs() <= step, "{value} became {out}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        format in prop::sample::select(Format::ALL.to_vec()),
+        columns in 0usize..80,
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        if let Ok(matrix) = WeightMatrix::from_bytes(format, 1, columns, bytes) {
+            let mut row = vec![0.0; columns];
+            matrix.decode_row(0, &mut row);
+            prop_assert!(row.iter().all(|value| value.is_finite()));
+        }
+    }
+}
