@@ -4,10 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokenizers::Tokenizer;
-
 use super::params::SamplingDefaults;
 use super::templates::ChatTemplate;
+use crate::tokenizer::Tokenizer;
 
 /// Addresses, keys and limits. The defaults suit one machine with a handful of callers.
 #[derive(Clone)]

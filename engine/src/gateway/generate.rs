@@ -18,6 +18,7 @@ use super::reply::{Reply, Update};
 use super::server::State;
 use super::stream::{self, closing};
 use crate::request::Request;
+use crate::tokenizer::TokenizerError;
 
 /// A request whose prompts are tokens.
 struct Prepared {
@@ -102,7 +103,7 @@ fn prepare_chat(state: &State, body: &[u8]) -> Result<Prepared, ApiError> {
     known_model(state, &call.common.model)?;
     let text = state.model.template.render(&call)?;
     // The template has written the special tokens already.
-    let prompt = checked(state, state.text.encode(&text, false)?, "messages")?;
+    let prompt = checked(state, encode(state, &text, false, "messages")?, "messages")?;
     Ok(Prepared { endpoint: Endpoint::Chat, common: call.common, prompts: vec![prompt] })
 }
 
@@ -110,12 +111,21 @@ fn prepare_completions(state: &State, body: &[u8]) -> Result<Prepared, ApiError>
     let body = parse_object(body)?;
     let call = CompletionCall::parse(&body, &state.bounds)?;
     known_model(state, &call.common.model)?;
-    let encode = |prompt: Prompt| match prompt {
-        Prompt::Text(text) => checked(state, state.text.encode(&text, true)?, "prompt"),
+    let tokens = |prompt: Prompt| match prompt {
+        Prompt::Text(text) => checked(state, encode(state, &text, true, "prompt")?, "prompt"),
         Prompt::Tokens(tokens) => checked(state, tokens, "prompt"),
     };
-    let prompts = call.prompts.into_iter().map(encode).collect::<Result<_, _>>()?;
+    let prompts = call.prompts.into_iter().map(tokens).collect::<Result<_, _>>()?;
     Ok(Prepared { endpoint: Endpoint::Completions, common: call.common, prompts })
+}
+
+fn encode(state: &State, text: &str, add_special: bool, param: &str) -> Result<Vec<u32>, ApiError> {
+    state.model.tokenizer.encode(text, add_special).map_err(|error| match error {
+        TokenizerError::TooLong { .. } => {
+            ApiError::InvalidValue { param: param.to_owned(), reason: error.to_string() }
+        }
+        _ => ApiError::Internal { reason: "the tokenizer could not encode the prompt" },
+    })
 }
 
 fn known_model(state: &State, model: &str) -> Result<(), ApiError> {
@@ -150,7 +160,7 @@ fn shape(state: &State, prepared: &Prepared) -> Result<Shape, ApiError> {
         created,
         model: state.model.id.clone(),
         fingerprint: state.model.fingerprint.clone(),
-        text: state.text.clone(),
+        tokenizer: state.model.tokenizer.clone(),
         logprobs: prepared.common.sampling.logprobs.is_some(),
         include_usage: prepared.common.include_usage,
     })
@@ -184,7 +194,7 @@ async fn submit(state: &State, prepared: Prepared, deadline: Instant) -> Result<
             sampling,
             deadline: deadline.saturating_duration_since(Instant::now()),
         };
-        let reply = Reply::new(&state.text, common.stops.clone(), stop_tokens.clone());
+        let reply = Reply::new(state.model.tokenizer.clone(), common.stops.clone(), stop_tokens.clone());
         async move {
             let generation = state.submitter.submit(request).await;
             let generation = generation.map_err(|refusal| ApiError::refused(refusal, param))?;

@@ -24,7 +24,6 @@ mod stream;
 mod templates;
 #[cfg(test)]
 mod tests;
-mod text;
 
 pub use config::{GatewayConfig, ServedModel};
 pub use error::ApiError;

@@ -1,9 +1,11 @@
 //! OpenAI's response shapes.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::reply::{FinishReason, Scored, Update};
-use super::text::Text;
+use crate::tokenizer::Tokenizer;
 
 /// The two endpoints that generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub(super) struct Shape {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) fingerprint: String,
-    pub(super) text: Text,
+    pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) logprobs: bool,
     /// Chunks carry `usage: null` when the last one will carry the usage.
     pub(super) include_usage: bool,
@@ -123,8 +125,8 @@ impl Shape {
     fn logprobs(&self, scored: &[Scored]) -> Value {
         match (self.logprobs, self.endpoint) {
             (false, _) => Value::Null,
-            (true, Endpoint::Chat) => chat_logprobs(&self.text, scored),
-            (true, Endpoint::Completions) => completion_logprobs(&self.text, scored),
+            (true, Endpoint::Chat) => chat_logprobs(&self.tokenizer, scored),
+            (true, Endpoint::Completions) => completion_logprobs(&self.tokenizer, scored),
         }
     }
 }
@@ -144,9 +146,9 @@ fn logprob(value: f32) -> Value {
     Value::from(if value.is_finite() { value.max(IMPOSSIBLE) } else { IMPOSSIBLE })
 }
 
-fn chat_logprobs(text: &Text, scored: &[Scored]) -> Value {
+fn chat_logprobs(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
     let entry = |token: u32, value: f32| {
-        let bytes = text.bytes(token);
+        let bytes = tokenizer.token_bytes(token);
         json!({ "token": String::from_utf8_lossy(&bytes), "logprob": logprob(value), "bytes": bytes })
     };
     let position = |scored: &Scored| {
@@ -158,8 +160,8 @@ fn chat_logprobs(text: &Text, scored: &[Scored]) -> Value {
     json!({ "content": scored.iter().map(position).collect::<Vec<_>>(), "refusal": null })
 }
 
-fn completion_logprobs(text: &Text, scored: &[Scored]) -> Value {
-    let name = |token: u32| token_name(&text.bytes(token));
+fn completion_logprobs(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
+    let name = |token: u32| token_name(&tokenizer.token_bytes(token));
     let top = |scored: &Scored| {
         let mut map = Map::new();
         for (token, value) in &scored.logprobs.top {

@@ -109,6 +109,10 @@ impl Source {
                     return Poll::Ready(Some(Err(ApiError::Pipeline { reason })));
                 }
             };
+            let update = match update {
+                Ok(update) => update,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            };
             if update.finish.is_some() {
                 self.generation = None;
             }

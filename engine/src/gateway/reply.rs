@@ -1,10 +1,12 @@
 //! One reply as it grows: tokens in, safe text with its log-probabilities out.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::error::ApiError;
 use super::stops::{Scan, StopScanner};
-use super::text::{Decoder, Text};
 use crate::request::{Finish, Logprobs};
+use crate::tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
 
 /// Why a reply ended, in OpenAI's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,8 @@ impl Update {
 /// Decodes one reply and cuts it at its stop strings.
 #[derive(Debug)]
 pub(super) struct Reply {
-    decoder: Decoder,
+    /// `None` once the reply is complete.
+    decoder: Option<StreamDecoder<Arc<Tokenizer>>>,
     scanner: StopScanner,
     stop_tokens: Vec<u32>,
     decoded_chars: usize,
@@ -67,9 +70,9 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn new(text: &Text, stops: Vec<String>, stop_tokens: Vec<u32>) -> Self {
+    pub(super) fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>, stop_tokens: Vec<u32>) -> Self {
         Self {
-            decoder: text.decoder(),
+            decoder: Some(StreamDecoder::new(tokenizer, true)),
             scanner: StopScanner::new(stops),
             stop_tokens,
             decoded_chars: 0,
@@ -79,32 +82,36 @@ impl Reply {
         }
     }
 
-    pub(super) fn token(&mut self, token: u32, logprobs: Option<Logprobs>) -> Update {
+    pub(super) fn token(&mut self, token: u32, logprobs: Option<Logprobs>) -> Result<Update, ApiError> {
         self.tokens += 1;
         if self.stop_tokens.contains(&token) {
-            return Update::default();
+            return Ok(Update::default());
         }
         if let Some(logprobs) = logprobs {
             self.waiting.push_back(Scored { token, logprobs, offset_chars: self.decoded_chars });
         }
-        let text = self.decoder.push(token);
-        self.scan(&text)
+        let text = match &mut self.decoder {
+            Some(decoder) => decoder.push(token).map_err(undecodable)?,
+            None => None,
+        };
+        Ok(self.scan(&text.unwrap_or_default()))
     }
 
-    pub(super) fn finished(&mut self, finish: Finish) -> Update {
-        let rest = self.decoder.finish();
-        let mut update = self.scan(&rest);
+    pub(super) fn finished(&mut self, finish: Finish) -> Result<Update, ApiError> {
+        let rest = match self.decoder.take() {
+            Some(decoder) => decoder.finish().map_err(undecodable)?,
+            None => None,
+        };
+        let mut update = self.scan(&rest.unwrap_or_default());
         if update.finish.is_none() {
-            let held = self.scanner.finish();
-            self.released_chars += held.chars().count();
-            update.text.push_str(&held);
+            update.text.push_str(&self.scanner.finish());
             update.scored.extend(self.waiting.drain(..));
             update.finish = Some(match finish {
                 Finish::Stop => FinishReason::Stop,
                 Finish::Length => FinishReason::Length,
             });
         }
-        update
+        Ok(update)
     }
 
     fn scan(&mut self, text: &str) -> Update {
@@ -117,4 +124,8 @@ impl Reply {
         let shown = self.waiting.partition_point(|scored| scored.offset_chars < self.released_chars);
         Update { text, scored: self.waiting.drain(..shown).collect(), finish }
     }
+}
+
+fn undecodable(_: TokenizerError) -> ApiError {
+    ApiError::Internal { reason: "the tokenizer could not decode the reply" }
 }

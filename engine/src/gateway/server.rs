@@ -23,7 +23,6 @@ use super::metrics::Metrics;
 use super::params::Bounds;
 use super::patience::Patient;
 use super::routes;
-use super::text::Text;
 use crate::request::Submitter;
 
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -83,7 +82,6 @@ pub enum ServeError {
 pub(super) struct State {
     pub(super) config: GatewayConfig,
     pub(super) model: ServedModel,
-    pub(super) text: Text,
     pub(super) bounds: Bounds,
     pub(super) submitter: Submitter,
     pub(super) status: watch::Receiver<PipelineStatus>,
@@ -155,9 +153,8 @@ pub async fn serve(
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let local_addr = listener.local_addr().map_err(listen_error)?;
     let (announce, phase) = watch::channel(Phase::Serving);
-    let text = Text::new(model.tokenizer.clone());
     let bounds = Bounds {
-        vocabulary: text.vocabulary(),
+        vocabulary: u32::try_from(model.tokenizer.size()).unwrap_or(u32::MAX),
         max_choices: config.max_choices,
         defaults: model.sampling_defaults,
     };
@@ -168,7 +165,6 @@ pub async fn serve(
         encoders: Arc::new(Semaphore::new(encoders)),
         config,
         model,
-        text,
         bounds,
         submitter,
         status,

@@ -72,11 +72,7 @@ fn shape(fields: &Fields<'_>, family: &Family) -> Result<ModelConfig, ModelError
         None => return Err(fields.error("head_dim", "is missing, and the heads do not divide the width")),
     };
     let stated = fields.size("max_position_embeddings", POSITIONS)? as u32;
-    let rope = RopeSpec {
-        theta: theta(fields)?,
-        dimensions: head_dim,
-        scaling: scaling(fields, stated)?,
-    };
+    let rope = RopeSpec { theta: theta(fields)?, dimensions: head_dim, scaling: scaling(fields, stated)? };
     Ok(ModelConfig {
         family: family.name.to_owned(),
         hidden,
@@ -134,7 +130,8 @@ pub(crate) fn validate(file: &str, config: &ModelConfig) -> Result<(), ModelErro
     bounded("vocabulary", config.vocabulary, VOCABULARY)?;
     bounded("context", config.max_positions as usize, POSITIONS)?;
     if !config.heads.is_multiple_of(config.kv_heads) {
-        let reason = format!("is {}, which {} key and value heads do not divide", config.heads, config.kv_heads);
+        let reason =
+            format!("is {}, which {} key and value heads do not divide", config.heads, config.kv_heads);
         return Err(ModelError::field(file, "attention heads", reason));
     }
     if !config.head_dim.is_multiple_of(2) {
@@ -169,9 +166,7 @@ fn windows(fields: &Fields<'_>, family: &Family, layers: usize) -> Result<Vec<Op
         Windows::Upper { .. } => (None, layers),
     };
     match fields.map.get("layer_types") {
-        None | Some(Value::Null) => {
-            Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect())
-        }
+        None | Some(Value::Null) => Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect()),
         Some(types) => typed_windows(fields, types, window, layers),
     }
 }
@@ -234,9 +229,8 @@ fn scaling(fields: &Fields<'_>, stated: u32) -> Result<RopeScaling, ModelError> 
         Some(kind) => kind,
         None => rotary.text("type")?.unwrap_or("default"),
     };
-    let factor = || {
-        rotary.number("factor", 1.0..=65_536.0)?.ok_or_else(|| rotary.error("factor", "is missing"))
-    };
+    let factor =
+        || rotary.number("factor", 1.0..=65_536.0)?.ok_or_else(|| rotary.error("factor", "is missing"));
     match kind {
         "default" if rotary.map.values().any(Value::is_object) => {
             let given = "one per layer type";
@@ -270,13 +264,14 @@ fn yarn(rotary: &Fields<'_>, stated: u32) -> Result<RopeScaling, ModelError> {
         None => return Err(rotary.error("factor", "is missing")),
     };
     let optional = |name: &str| rotary.number(name, 0.0..=1e6);
-    let attention_factor = match (optional("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
-        (Some(stated), _, _) => Some(stated),
-        (None, Some(numerator), Some(denominator)) if numerator != 0.0 && denominator != 0.0 => {
-            Some(yarn_mscale(factor, numerator) / yarn_mscale(factor, denominator))
-        }
-        _ => None,
-    };
+    let attention_factor =
+        match (optional("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
+            (Some(stated), _, _) => Some(stated),
+            (None, Some(numerator), Some(denominator)) if numerator != 0.0 && denominator != 0.0 => {
+                Some(yarn_mscale(factor, numerator) / yarn_mscale(factor, denominator))
+            }
+            _ => None,
+        };
     Ok(RopeScaling::Yarn {
         factor,
         original_max_positions: original,

@@ -165,11 +165,6 @@ impl ModelError {
         given: impl Into<String>,
         supported: impl Into<String>,
     ) -> Self {
-        Self::Unsupported {
-            file: file.to_owned(),
-            what,
-            given: given.into(),
-            supported: supported.into(),
-        }
+        Self::Unsupported { file: file.to_owned(), what, given: given.into(), supported: supported.into() }
     }
 }

@@ -158,7 +158,9 @@ impl Model {
 
     /// Bytes of each layer's weights in memory.
     pub fn layer_bytes(&self, quantisation: Quantisation) -> Vec<u64> {
-        (0..self.config().layers).map(|layer| self.layout.unit_bytes(Unit::Layer(layer), quantisation)).collect()
+        (0..self.config().layers)
+            .map(|layer| self.layout.unit_bytes(Unit::Layer(layer), quantisation))
+            .collect()
     }
 
     /// Bytes of the embedding in memory.
@@ -201,13 +203,21 @@ impl Model {
             loading.total += loading.stored_bytes(unit)?;
         }
         Ok(ShardWeights {
-            embedding: shard.embedding.then(|| loading.unit(Unit::Embedding)).transpose()?.map(|mut t| t.matrix()),
+            embedding: shard
+                .embedding
+                .then(|| loading.unit(Unit::Embedding))
+                .transpose()?
+                .map(|mut t| t.matrix()),
             layers: shard
                 .layers
                 .clone()
                 .map(|layer| Ok(loading.unit(Unit::Layer(layer))?.layer(config, parts)))
                 .collect::<Result<_, ModelError>>()?,
-            final_norm: shard.head.then(|| loading.unit(Unit::FinalNorm)).transpose()?.map(|mut t| t.norm(config)),
+            final_norm: shard
+                .head
+                .then(|| loading.unit(Unit::FinalNorm))
+                .transpose()?
+                .map(|mut t| t.norm(config)),
             head: apart.then(|| loading.unit(head)).transpose()?.map(|mut t| t.linear(false)),
         })
     }
@@ -257,6 +267,8 @@ fn checkpoint_name(directory: &Path) -> String {
     let hub = full
         .parent()
         .filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))
-        .and_then(|snapshots| component(snapshots.parent()?)?.strip_prefix("models--").map(|name| name.replace("--", "/")));
+        .and_then(|snapshots| {
+            component(snapshots.parent()?)?.strip_prefix("models--").map(|name| name.replace("--", "/"))
+        });
     hub.or_else(|| component(&full)).unwrap_or_else(|| "model".to_owned())
 }

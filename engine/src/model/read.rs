@@ -3,10 +3,7 @@
 
 use std::{fs::File, io, io::Read, path::Path};
 
-use super::{
-    error::ModelError,
-    table::Storage,
-};
+use super::{error::ModelError, table::Storage};
 
 /// A piece of a file, read in one go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +53,8 @@ fn plain(
             Storage::Embedded(bytes) => sink(embedded(bytes, range)?)?,
             Storage::File { path, .. } => {
                 if opened.as_ref().is_none_or(|(index, _)| *index != range.file) {
-                    opened = Some((range.file, File::open(path).map_err(|error| ModelError::io(path, error))?));
+                    opened =
+                        Some((range.file, File::open(path).map_err(|error| ModelError::io(path, error))?));
                 }
                 let Some((_, file)) = &opened else { continue };
                 let mut buffer = vec![0; range.length];

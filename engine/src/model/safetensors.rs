@@ -55,11 +55,13 @@ pub fn parse_header(
     size: u64,
     index: usize,
 ) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
-    let metadata: Metadata = serde_json::from_slice(header).map_err(|error| diagnose(file, header, &error))?;
+    let metadata: Metadata =
+        serde_json::from_slice(header).map_err(|error| diagnose(file, header, &error))?;
     let start = 8 + header.len() as u64;
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
-        let placed = place(info, start, size, index).map_err(|fault| ModelError::tensor(file, &name, fault))?;
+        let placed =
+            place(info, start, size, index).map_err(|fault| ModelError::tensor(file, &name, fault))?;
         tensors.insert(name, placed);
     }
     Ok(tensors)

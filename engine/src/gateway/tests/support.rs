@@ -7,13 +7,13 @@ use std::sync::Arc;
 use futures::StreamExt;
 use reqwest::{Client, Response};
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
 use tokio::sync::{mpsc, watch};
 
 use crate::gateway::{
     ChatTemplate, Gateway, GatewayConfig, Metrics, PipelineStatus, SamplingDefaults, ServedModel, serve,
 };
 use crate::request::{Event, Finish, Generation, Logprobs, Refusal, Request, Submission, Submitter};
+use crate::tokenizer::Tokenizer;
 
 pub(super) const BOS: u32 = 256;
 pub(super) const EOS: u32 = 257;
@@ -61,7 +61,7 @@ pub(super) fn byte_tokenizer() -> Tokenizer {
             "vocab": vocabulary, "merges": [],
         },
     });
-    Tokenizer::from_bytes(description.to_string()).unwrap()
+    Tokenizer::from_json(description.to_string().as_bytes()).unwrap()
 }
 
 pub(super) fn model() -> ServedModel {
