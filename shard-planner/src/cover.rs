@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn the_idle_of_two_equal_nodes_is_chosen() {
-        let spans = [Span { load: 3.0, ..span(0..6, true, true) }, Span { load: 1.0, ..span(0..6, true, true) }];
+        let spans =
+            [Span { load: 3.0, ..span(0..6, true, true) }, Span { load: 1.0, ..span(0..6, true, true) }];
         assert_eq!(cover(6, &spans).unwrap()[0].span, 1);
     }
 

@@ -28,7 +28,6 @@ use kernels::{
     rope::RopeSpec,
     tensor::{Format, WeightMatrix},
 };
-use serde::{Deserialize, Serialize};
 
 pub use self::{
     defaults::{GenerationDefaults, chat_template, parse_generation},

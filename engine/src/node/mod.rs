@@ -113,7 +113,8 @@ impl Node {
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
-        let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address.to_string()))).collect();
+        let gateways =
+            config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address.to_string()))).collect();
         let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish };
         let task = tokio::spawn(desk.run(events, outputs, stopping));
         Ok(Self { id, status, stop, task })

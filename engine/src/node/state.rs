@@ -156,9 +156,8 @@ impl State {
 
     /// A peer is out of reach.
     pub fn lost(&mut self, peer: NodeId, reason: &str) {
-        let affected = |route: &Route| {
-            route.gateway == peer || route.hops.iter().any(|hop| NodeId(hop.node) == peer)
-        };
+        let affected =
+            |route: &Route| route.gateway == peer || route.hops.iter().any(|hop| NodeId(hop.node) == peer);
         let sessions: Vec<SessionId> =
             self.routes.values().filter(|r| affected(r)).flat_map(|r| r.sessions.iter().copied()).collect();
         for session in sessions {
@@ -229,7 +228,10 @@ impl State {
         let hop = &open.hops[stage].shard;
         let held = &self.identity.shard;
         let within = hop.layers.start >= held.layers.start && hop.layers.end <= held.layers.end;
-        if !(within || hop.layers.is_empty()) || (hop.embedding && !held.embedding) || (hop.head && !held.head) {
+        if !(within || hop.layers.is_empty())
+            || (hop.embedding && !held.embedding)
+            || (hop.head && !held.head)
+        {
             return Err(format!("this node does not hold layers {}..{}", hop.layers.start, hop.layers.end));
         }
         let last = stage + 1 == open.hops.len();
