@@ -7,7 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod front;
 pub mod gateway;
+pub mod local;
 pub mod message;
 pub mod model;
 pub mod node;

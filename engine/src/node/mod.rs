@@ -4,7 +4,7 @@
 pub mod state;
 pub mod worker;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use kernels::backend::Backend;
 use thiserror::Error;
@@ -13,7 +13,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use transport::{NodeId, PeerAddress, Transport};
+use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
     message::{Join, Message},
@@ -28,11 +28,51 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait between two dials of a gateway.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
+/// Where a gateway is, as people write it: `id@host:port`. The host may be a name; it is resolved at
+/// every dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayAddress {
+    /// Its node id.
+    pub id: NodeId,
+    /// `host:port`.
+    pub address: String,
+}
+
+impl FromStr for GatewayAddress {
+    type Err = GatewayAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (id, address) = text.split_once('@').ok_or(GatewayAddressError::Shape)?;
+        let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+        if port.is_none_or(|port| port.parse::<u16>().is_err()) {
+            return Err(GatewayAddressError::Shape);
+        }
+        Ok(Self { id: id.parse()?, address: address.to_owned() })
+    }
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.id, self.address)
+    }
+}
+
+/// Text that is not a gateway's address.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum GatewayAddressError {
+    /// Not of the form.
+    #[error("expected `id@host:port`, as `dolphin serve` prints it")]
+    Shape,
+    /// The part before the `@` is no node id.
+    #[error(transparent)]
+    Id(#[from] AddressError),
+}
+
 /// What a node is made of, beside its stage.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// Gateways to serve.
-    pub gateways: Vec<PeerAddress>,
+    pub gateways: Vec<GatewayAddress>,
     /// Where other nodes reach this one, `host:port`.
     pub advertise: String,
     /// Fingerprint of the model at its quantisation.
@@ -113,8 +153,7 @@ impl Node {
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
-        let gateways =
-            config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address.to_string()))).collect();
+        let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
         let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish };
         let task = tokio::spawn(desk.run(events, outputs, stopping));
         Ok(Self { id, status, stop, task })
