@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backlog;
 pub mod frame;
 pub mod limits;
 pub mod link;

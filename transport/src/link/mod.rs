@@ -6,13 +6,15 @@
 mod driver;
 mod error;
 mod machine;
+#[cfg(test)]
+mod machine_tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-pub(crate) use driver::{Carrier, Read, Sink, Source, start};
+pub(crate) use driver::{Carrier, Opening, Read, Sink, Source, start};
 pub use error::{Fault, LinkError, SendError, TrySendError, Violation};
 pub use machine::{MESSAGE_OVERHEAD_BYTES, Machine, PROTOCOL, cost};
 

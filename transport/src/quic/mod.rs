@@ -13,13 +13,13 @@ use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig};
 use quinn::{ConnectionError, TransportConfig, VarInt};
 use rustls::sign::CertifiedKey;
-use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
+use crate::backlog::{self, AcceptQueue};
 use crate::limits::{Congestion, LimitsError};
 use crate::link::{self, Link};
 use crate::transport::{AcceptError, BoxFuture, ConnectError, Transport};
 use crate::{Identity, Limits, LinkError, NodeId, PeerAddress};
-use accept::Accepted;
 use stream::{Connection, GONE, Incoming, Outgoing};
 
 /// What QUIC buffers per link in each direction, below the credit of the link: enough for
@@ -46,7 +46,7 @@ pub struct Endpoint {
     quinn: quinn::Endpoint,
     /// One permit per link that may still be made.
     slots: Arc<Semaphore>,
-    accepted: Mutex<mpsc::Receiver<Accepted>>,
+    accepted: AcceptQueue,
     closing: watch::Sender<bool>,
 }
 
@@ -105,7 +105,7 @@ impl Endpoint {
             limits,
             quinn,
             slots,
-            accepted: Mutex::new(accepted),
+            accepted,
             closing,
         })
     }
@@ -160,24 +160,13 @@ impl Transport for Endpoint {
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Result<Link, AcceptError>>> {
-        Box::pin(async move {
-            let mut closing = self.closing.subscribe();
-            let next = async { self.accepted.lock().await.recv().await };
-            tokio::select! {
-                biased;
-                _ = closing.wait_for(|closing| *closing) => None,
-                accepted = next => accepted.map(|accepted| accepted.link),
-            }
-        })
+        Box::pin(self.accepted.next(self.closing.subscribe()))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.closing.send_replace(true);
-            // Every link holds a slot until it has drained or its close timeout has passed.
-            let drained = self.slots.acquire_many(self.limits.max_links as u32);
-            let patience = self.limits.close_timeout + Duration::from_millis(100);
-            let _ = tokio::time::timeout(patience, drained).await;
+            backlog::drained(&self.slots, &self.limits).await;
             self.quinn.close(GONE, b"");
             // The last packets leave; peers that miss them find out by silence.
             let _ = tokio::time::timeout(Duration::from_millis(200), self.quinn.wait_idle()).await;
