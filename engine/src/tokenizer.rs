@@ -1,6 +1,7 @@
 //! Text to token ids and back, for whole texts and for streams.
 
 use std::collections::HashSet;
+use std::ops::Deref;
 
 use thiserror::Error;
 
@@ -182,8 +183,8 @@ impl Tokenizer {
     }
 
     /// Decodes a reply token by token.
-    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
-        StreamDecoder { tokenizer: self, skip_special, window: Vec::new(), emitted: 0, prefix: String::new() }
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<&Self> {
+        StreamDecoder::new(self, skip_special)
     }
 }
 
@@ -209,9 +210,11 @@ fn fallback_byte(spelling: &str) -> Option<u8> {
 ///
 /// Each token is decoded together with those of the last piece given out, because decoders treat the
 /// start of a text differently; the window is bounded, so the time is linear in the reply.
+///
+/// `T` is a reference or an `Arc`, for replies that outlive the caller's stack.
 #[derive(Debug)]
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct StreamDecoder<T> {
+    tokenizer: T,
     skip_special: bool,
     /// The tokens of the last piece, then those not yet given out.
     window: Vec<u32>,
@@ -221,7 +224,12 @@ pub struct StreamDecoder<'a> {
     prefix: String,
 }
 
-impl StreamDecoder<'_> {
+impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
+    /// A decoder at the start of a reply.
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
+        Self { tokenizer, skip_special, window: Vec::new(), emitted: 0, prefix: String::new() }
+    }
+
     /// Takes the next token; the text that is certain now, if any.
     ///
     /// # Errors

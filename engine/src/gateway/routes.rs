@@ -1,0 +1,187 @@
+//! The routes, and what every request passes on its way to them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State as Shared};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+use super::error::{ApiError, ErrorCode, shortened};
+use super::generate;
+use super::openai::Endpoint;
+use super::server::{Phase, PipelineStatus, State};
+
+pub(super) fn router(state: Arc<State>, origins: &[HeaderValue]) -> Router {
+    let api = Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route_layer(from_fn_with_state(state.clone(), authorize));
+    Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .merge(api)
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(cors(origins))
+        .layer(from_fn_with_state(state.clone(), measure))
+        .with_state(state)
+}
+
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let any = origins.iter().any(|origin| origin == "*");
+    let origins = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.iter().cloned()) };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::OPTIONS]))
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([HeaderName::from_static("retry-after")])
+}
+
+async fn authorize(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    if state.accepts(bearer(request.headers())) {
+        next.run(request).await
+    } else {
+        ApiError::InvalidApiKey.into_response()
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, key) = value.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
+}
+
+/// Counts the request by its route and status. Labels come from a fixed set, whatever the caller
+/// sends.
+async fn measure(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = route_label(request.uri().path());
+    let response = next.run(request).await;
+    state.metrics.request(route, response.status().as_u16(), started.elapsed());
+    if let Some(ErrorCode(code)) = response.extensions().get::<ErrorCode>() {
+        state.metrics.error(code);
+    }
+    response
+}
+
+fn route_label(path: &str) -> &'static str {
+    match path {
+        "/health" => "/health",
+        "/metrics" => "/metrics",
+        "/v1/models" => "/v1/models",
+        "/v1/chat/completions" => "/v1/chat/completions",
+        "/v1/completions" => "/v1/completions",
+        path if path.starts_with("/v1/models/") => "/v1/models/{id}",
+        _ => "other",
+    }
+}
+
+async fn health(Shared(state): Shared<Arc<State>>) -> Response {
+    let phase = *state.phase.borrow();
+    let status = state.status.borrow().clone();
+    let (code, body) = match (phase, status) {
+        (Phase::Serving, PipelineStatus::Serving { nodes }) => {
+            (StatusCode::OK, json!({ "status": "ok", "model": state.model.id, "nodes": nodes }))
+        }
+        (Phase::Serving, PipelineStatus::Waiting { missing }) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            json!({ "status": "no_pipeline", "model": state.model.id, "missing": missing }),
+        ),
+        (Phase::Draining | Phase::Closing, _) => {
+            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "draining", "model": state.model.id }))
+        }
+    };
+    (code, Json(body)).into_response()
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, content_type)], state.metrics.render()).into_response()
+}
+
+fn model_object(state: &State, id: &str) -> Value {
+    json!({
+        "id": id,
+        "object": "model",
+        "created": state.model.created,
+        "owned_by": "dolphin",
+        "max_model_len": state.model.context,
+    })
+}
+
+async fn models(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    let data: Vec<Value> = state.names().map(|id| model_object(&state, id)).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    if !state.serves(&id) {
+        return Err(ApiError::ModelNotFound { model: shortened(&id) });
+    }
+    Ok(Json(model_object(&state, &id)))
+}
+
+async fn chat(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
+    let body = read_body(&state, request).await?;
+    generate::answer(state, Endpoint::Chat, body).await
+}
+
+async fn completions(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
+    let body = read_body(&state, request).await?;
+    generate::answer(state, Endpoint::Completions, body).await
+}
+
+async fn read_body(state: &State, request: Request) -> Result<Bytes, ApiError> {
+    let limit_bytes = state.config.max_body_bytes;
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
+    let hopeless = announced > limit_bytes.saturating_mul(DISCARD_FACTOR) as u64;
+    if hopeless {
+        return Err(ApiError::BodyTooLarge { limit_bytes });
+    }
+    let read = collect_body(request.into_body(), limit_bytes);
+    timeout(state.config.body_timeout, read).await.map_err(|_| ApiError::BodyTimeout)?
+}
+
+/// How many times the limit is read and thrown away before the connection is cut: a client that
+/// is still writing would see the reset and never the answer.
+const DISCARD_FACTOR: usize = 4;
+
+async fn collect_body(body: Body, limit_bytes: usize) -> Result<Bytes, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut whole = BytesMut::new();
+    let mut seen_bytes = 0_usize;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| ApiError::BodyTimeout)?;
+        seen_bytes = seen_bytes.saturating_add(chunk.len());
+        if seen_bytes <= limit_bytes {
+            whole.extend_from_slice(&chunk);
+        } else if seen_bytes > limit_bytes.saturating_mul(DISCARD_FACTOR) {
+            break;
+        }
+    }
+    if seen_bytes > limit_bytes {
+        return Err(ApiError::BodyTooLarge { limit_bytes });
+    }
+    Ok(whole.freeze())
+}
+
+async fn unknown_url(method: Method, uri: Uri) -> ApiError {
+    ApiError::UnknownUrl { method: shortened(method.as_str()), path: shortened(uri.path()) }
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::MethodNotAllowed { method: shortened(method.as_str()), path: shortened(uri.path()) }
+}
