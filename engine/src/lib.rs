@@ -9,6 +9,7 @@
 
 pub mod front;
 pub mod gateway;
+pub mod inspect;
 pub mod local;
 pub mod message;
 pub mod model;
