@@ -15,6 +15,7 @@ pub mod message;
 pub mod model;
 pub mod node;
 pub mod peers;
+pub mod pull;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;

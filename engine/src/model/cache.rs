@@ -183,7 +183,7 @@ pub(crate) fn worthwhile(table: &TensorTable, items: &Placed<'_>) -> bool {
             }
             Target::Vector => false,
         };
-        quantised && matches!(table.files[info.file], Storage::File { .. })
+        quantised && matches!(table.files[info.file], Storage::File(_))
     })
 }
 
@@ -311,7 +311,7 @@ fn source_key(table: &TensorTable, items: &Placed<'_>) -> Option<Hash> {
     let mut hasher = blake3::Hasher::new_derive_key("dolphin shard source 1");
     describe(&mut hasher, items);
     for (_, info) in items {
-        let Storage::File { path, .. } = &table.files[info.file] else { return None };
+        let Storage::File(path) = &table.files[info.file] else { return None };
         let path = path.canonicalize().ok()?;
         let metadata = fs::metadata(&path).ok()?;
         let modified = metadata.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;

@@ -16,6 +16,7 @@ mod error;
 mod family;
 mod fingerprint;
 mod open;
+pub(crate) mod partial;
 mod plan;
 mod read;
 mod table;

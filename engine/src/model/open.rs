@@ -9,7 +9,7 @@ use super::{
     defaults::{GenerationDefaults, chat_template, parse_generation},
     demo,
     error::{ModelError, TensorFault},
-    family, gguf,
+    family, gguf, partial,
     plan::{Layout, Unit},
     read, safetensors,
     table::{Dtype, TensorTable},
@@ -141,7 +141,7 @@ impl Model {
             config: read::whole(&directory.join("config.json"), CONFIG_BYTES)?,
             generation: optional("generation_config.json", CONFIG_BYTES)?,
             chat_template: template,
-            table: safetensors::open(directory)?,
+            table: partial::complete(safetensors::open(directory)?, directory)?,
             tokenizer: TokenizerSource::File(directory.join("tokenizer.json")),
         })
     }

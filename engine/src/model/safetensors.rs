@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     error::{ModelError, TensorFault},
-    table::{Dtype, Storage, TensorInfo, TensorTable},
+    table::{Absent, Dtype, Storage, TensorInfo, TensorTable},
 };
 
 /// Largest header that is read.
@@ -176,7 +176,7 @@ fn add_file(table: &mut TensorTable, path: &Path) -> Result<(), ModelError> {
     let storage = |error| ModelError::io(path, error);
     let mut file = File::open(path).map_err(storage)?;
     let size = file.metadata().map_err(storage)?.len();
-    let entry = Storage::File { path: path.to_owned(), size };
+    let entry = Storage::File(path.to_owned());
     let name = entry.name();
     let mut prefix = [0; 8];
     if size < 8 {
@@ -226,14 +226,14 @@ pub fn parse_index(bytes: &[u8]) -> Result<HashMap<String, String>, ModelError> 
 fn check_index(
     table: &TensorTable,
     weight_map: &HashMap<String, String>,
-) -> Result<BTreeMap<String, String>, ModelError> {
+) -> Result<BTreeMap<String, Absent>, ModelError> {
     let names: Vec<String> = table.files.iter().map(Storage::name).collect();
     let mut absent = BTreeMap::new();
     for (tensor, file) in weight_map {
         match table.tensors.get(tensor) {
             Some(info) if names[info.file] == *file => {}
             None if !names.contains(file) => {
-                absent.insert(tensor.clone(), file.clone());
+                absent.insert(tensor.clone(), Absent { file: file.clone(), stored: None });
             }
             _ => return Err(ModelError::tensor(file, tensor, TensorFault::Missing)),
         }
