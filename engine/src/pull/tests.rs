@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -178,8 +179,12 @@ fn send(shelf: &mut Shelf, file: &str, bytes: &[u8], headers: &HeaderMap) -> Res
     }
     if let Some(Mood::Cut(after)) = mood {
         part.truncate(after);
-        let broken = Err(io::Error::other("the hub stumbles"));
-        let chunks = futures::stream::iter([Ok(Bytes::from(part)), broken]);
+        // The server sends what it has when the body makes it wait.
+        let broken = futures::stream::once(async {
+            tokio::task::yield_now().await;
+            Err(io::Error::other("the hub stumbles"))
+        });
+        let chunks = futures::stream::iter([Ok(Bytes::from(part))]).chain(broken);
         return (status, out, Body::from_stream(chunks)).into_response();
     }
     (status, out, part).into_response()
