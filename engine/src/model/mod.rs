@@ -6,6 +6,7 @@
 //! keeps for the next start.
 
 pub mod config;
+pub mod gguf;
 pub mod safetensors;
 
 mod defaults;
