@@ -163,7 +163,13 @@ impl Local {
         let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
         let front = Front::start(&model, Arc::new(endpoint), config.front).await?;
         let mut local = Self { front, nodes: Vec::new(), join };
-        let room = Room { model, quantisation, budget: config.budget, gateway: local.join.clone(), links: config.links };
+        let room = Room {
+            model,
+            quantisation,
+            budget: config.budget,
+            gateway: local.join.clone(),
+            links: config.links,
+        };
         for seat in seats {
             local.nodes.push(room.seat(seat, backend.clone(), progress.clone()).await?);
         }
@@ -247,7 +253,8 @@ impl Room {
         progress: impl Fn(Progress) + Send + 'static,
     ) -> Result<Node, LocalError> {
         let Seat { identity, shard } = seat;
-        let (device, weight_bytes) = (backend.describe(), shard_bytes(&self.model, &shard, self.quantisation));
+        let (device, weight_bytes) =
+            (backend.describe(), shard_bytes(&self.model, &shard, self.quantisation));
         let (model, quantisation, budget) = (self.model.clone(), self.quantisation, self.budget);
         let loading = tokio::task::spawn_blocking(move || {
             load_stage(&model, &shard, quantisation, &budget, backend, &progress)

@@ -89,7 +89,8 @@ fn with_defaults(mut command: Command, text: &str) -> anyhow::Result<Command> {
 
 fn set(command: Command, key: &str, value: &Value) -> (Command, bool) {
     let long = key.replace('_', "-");
-    let id = command.get_arguments().find(|arg| arg.get_long() == Some(&long)).map(|arg| arg.get_id().clone());
+    let id =
+        command.get_arguments().find(|arg| arg.get_long() == Some(&long)).map(|arg| arg.get_id().clone());
     let Some(id) = id else { return (command, false) };
     let texts: Vec<String> = match value {
         Value::Array(values) => values.iter().map(text).collect(),
@@ -116,7 +117,9 @@ mod tests {
             .arg(Arg::new("nodes").long("nodes").env("DOLPHIN_TEST_NODES_UNSET").default_value("3"))
             .arg(Arg::new("key").long("api-key").action(ArgAction::Append))
             .arg(Arg::new("private").long("private").action(ArgAction::SetTrue));
-        Command::new("dolphin").subcommand(up).subcommand(Command::new("node").arg(Arg::new("nodes").long("nodes")))
+        Command::new("dolphin")
+            .subcommand(up)
+            .subcommand(Command::new("node").arg(Arg::new("nodes").long("nodes")))
     }
 
     fn get(command: Command, args: &[&str], id: &str) -> Vec<String> {

@@ -7,7 +7,6 @@ mod options;
 mod run;
 mod serve;
 mod show;
-mod tools;
 mod up;
 
 use std::path::PathBuf;
@@ -44,10 +43,6 @@ enum Command {
     Node(node::NodeCommand),
     /// Chat in the terminal, with a local model or a running endpoint
     Run(run::Run),
-    /// Show what a model is made of, and what each layer weighs at each quantisation
-    Inspect(tools::Inspect),
-    /// Download a model from a hub
-    Pull(tools::Pull),
 }
 
 /// Parses the command line and does what it says.
@@ -63,8 +58,6 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Serve(command) => command.run().await,
             Command::Node(command) => command.run().await,
             Command::Run(command) => command.run().await,
-            Command::Inspect(command) => command.run(),
-            Command::Pull(command) => command.run().await,
         }
     })
 }

@@ -73,7 +73,8 @@ impl FromStr for Layers {
 
 /// Reads `A..B`.
 pub(super) fn parse_layers(text: &str) -> Result<Range<usize>, String> {
-    let bounds = text.split_once("..").and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    let bounds =
+        text.split_once("..").and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     match bounds {
         Some((from, to)) if from < to => Ok(from..to),
         _ => Err("expected A..B with A below B, such as 0..8".into()),
@@ -93,9 +94,10 @@ impl NodeCommand {
         let endpoint = Endpoint::bind(&key.identity, listen, Limits::default())
             .with_context(|| format!("--listen {listen}"))?;
         let id = endpoint.id();
-        let advertise = self.advertise.clone().unwrap_or_else(|| {
-            reachable(endpoint.local_address(), Some(gateway)).to_string()
-        });
+        let advertise = self
+            .advertise
+            .clone()
+            .unwrap_or_else(|| reachable(endpoint.local_address(), Some(gateway)).to_string());
         let fingerprint = model.fingerprint(self.model.quant);
         let shard = self.shard(&model, &endpoint, fingerprint).await?;
 
@@ -126,8 +128,16 @@ impl NodeCommand {
             });
             println!("{line}");
         } else {
-            println!("node {id}\n  layers   {}..{} of {}", shard.layers.start, shard.layers.end, model.name());
-            println!("  weights  {}\n  device   {device}\n  address  {advertise}\n\nCtrl-C stops.", ByteSize(weight_bytes));
+            println!(
+                "node {id}\n  layers   {}..{} of {}",
+                shard.layers.start,
+                shard.layers.end,
+                model.name()
+            );
+            println!(
+                "  weights  {}\n  device   {device}\n  address  {advertise}\n\nCtrl-C stops.",
+                ByteSize(weight_bytes)
+            );
         }
         tokio::select! {
             () = interrupted() => {}
@@ -137,7 +147,12 @@ impl NodeCommand {
         Ok(())
     }
 
-    async fn shard(&self, model: &Model, endpoint: &Endpoint, fingerprint: [u8; 32]) -> anyhow::Result<Shard> {
+    async fn shard(
+        &self,
+        model: &Model,
+        endpoint: &Endpoint,
+        fingerprint: [u8; 32],
+    ) -> anyhow::Result<Shard> {
         let layers = model.config().layers;
         match &self.layers {
             Layers::Range(range) if range.end > layers => {
@@ -148,7 +163,8 @@ impl NodeCommand {
             }
             Layers::Auto => {
                 let question = Ask { fingerprint, weight_bytes: self.memory.as_u64() };
-                let shard = ask(endpoint, &self.join[0], question).await.context("asking the gateway for layers")?;
+                let shard =
+                    ask(endpoint, &self.join[0], question).await.context("asking the gateway for layers")?;
                 if shard.layers.end > layers || shard.layers.is_empty() {
                     bail!("the gateway assigned layers {:?} of {layers}", shard.layers);
                 }

@@ -90,7 +90,8 @@ impl StageArgs {
             IsaChoice::Avx2 => Isa::Avx2,
             IsaChoice::Avx512 => Isa::Avx512,
         };
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads =
+            self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         Ok(Cpu::new(threads, isa)?)
     }
 
@@ -216,9 +217,12 @@ fn take_key(path: &Path) -> anyhow::Result<Option<Key>> {
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("{}", lock_path.display())),
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("{}", lock_path.display()));
+        }
     }
-    let identity = Identity::load_or_generate(path).with_context(|| format!("the key in {}", path.display()))?;
+    let identity =
+        Identity::load_or_generate(path).with_context(|| format!("the key in {}", path.display()))?;
     Ok(Some(Key { identity, _lock: lock }))
 }
 

@@ -76,7 +76,8 @@ impl Run {
         front.gateway.api_keys.clear();
         front.gateway.drain_timeout = std::time::Duration::ZERO;
         let budget = self.stage.budget()?;
-        let config = LocalConfig { nodes: self.nodes.max(1), private: false, links: loopback(), front, budget };
+        let config =
+            LocalConfig { nodes: self.nodes.max(1), private: false, links: loopback(), front, budget };
         let bar = byte_bar("loading");
         let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;
         bar.finish_and_clear();
@@ -91,7 +92,8 @@ impl Run {
         }
         match self.prompt.as_deref() {
             Some("-") => {
-                let text = tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin())).await??;
+                let text =
+                    tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin())).await??;
                 self.turn(&client, &mut messages, text.trim_end()).await
             }
             Some(prompt) => self.turn(&client, &mut messages, prompt).await,
@@ -171,7 +173,8 @@ impl Client {
 
     /// Streams a reply, to the terminal if `print`, and returns its text.
     async fn stream(&self, body: &Value, print: bool) -> anyhow::Result<String> {
-        let response = self.send(self.http.post(format!("{}/chat/completions", self.base)).json(body)).await?;
+        let response =
+            self.send(self.http.post(format!("{}/chat/completions", self.base)).json(body)).await?;
         let mut chunks = response.bytes_stream();
         let (mut pending, mut reply) = (Vec::new(), String::new());
         while let Some(chunk) = chunks.next().await {

@@ -8,12 +8,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use engine::{
-    front::Front,
-    local::PrivateEnds,
-    model::Model,
-    node::GatewayAddress,
-};
+use engine::{front::Front, local::PrivateEnds, model::Model, node::GatewayAddress};
 use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{
@@ -77,7 +72,8 @@ impl Serve {
             let bar = byte_bar("loading embedding and head");
             let budget = self.stage.budget()?;
             let backend = self.stage.backend()?;
-            nodes = ends.start(model.clone(), self.model.quant, budget, backend, inside, follow(&bar)).await?;
+            nodes =
+                ends.start(model.clone(), self.model.quant, budget, backend, inside, follow(&bar)).await?;
             bar.finish_and_clear();
         }
         self.announce(&front, &join, &model);
@@ -103,7 +99,8 @@ impl Serve {
         }
         println!("{} ({}), {} layers", front.model_name(), self.model.quant, model.config().layers);
         println!("\nendpoint  {url}/v1\n\nlend a machine with:\n");
-        let path = self.model.model.as_ref().map(|path| format!(" --model {}", path.display())).unwrap_or_default();
+        let path =
+            self.model.model.as_ref().map(|path| format!(" --model {}", path.display())).unwrap_or_default();
         println!("  dolphin node{path} --quant {} --join {join}\n\nCtrl-C stops.", self.model.quant);
     }
 
@@ -149,6 +146,7 @@ fn reachable_inside(bound: SocketAddr) -> SocketAddr {
 
 /// Resolves `host:port` of a gateway.
 pub(super) async fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
-    let mut found = tokio::net::lookup_host(address).await.with_context(|| format!("cannot resolve {address}"))?;
+    let mut found =
+        tokio::net::lookup_host(address).await.with_context(|| format!("cannot resolve {address}"))?;
     found.next().with_context(|| format!("{address} has no address"))
 }

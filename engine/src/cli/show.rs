@@ -10,7 +10,14 @@ pub(super) fn pipeline(status: &SwarmStatus) -> String {
     let mut out = String::from("  node      layers                 weights     device\n");
     for node in &status.nodes {
         let weights = ByteSize(node.weight_bytes).to_string();
-        let _ = writeln!(out, "  {:<8}  {:<21}  {:<10}  {}", &node.id[..8.min(node.id.len())], layers(node), weights, node.device);
+        let _ = writeln!(
+            out,
+            "  {:<8}  {:<21}  {:<10}  {}",
+            &node.id[..8.min(node.id.len())],
+            layers(node),
+            weights,
+            node.device
+        );
     }
     out
 }
@@ -37,5 +44,7 @@ pub(super) fn curl(url: &str, model: &str, key: bool) -> String {
         "stream": true,
         "messages": [{"role": "user", "content": "What is Dolphin?"}],
     });
-    format!("  curl -N {url}/v1/chat/completions \\\n    -H 'Content-Type: application/json'{key} \\\n    -d '{body}'")
+    format!(
+        "  curl -N {url}/v1/chat/completions \\\n    -H 'Content-Type: application/json'{key} \\\n    -d '{body}'"
+    )
 }

@@ -69,7 +69,12 @@ impl Up {
             println!("{line}");
             return;
         }
-        println!("{model} ({}) over {} nodes\n\n{}", self.model.quant, status.nodes.len(), show::pipeline(&status));
+        println!(
+            "{model} ({}) over {} nodes\n\n{}",
+            self.model.quant,
+            status.nodes.len(),
+            show::pipeline(&status)
+        );
         println!("endpoint  {url}/v1\njoin      {}\n\ntry it:\n", local.join());
         println!("{}\n\nCtrl-C stops.", show::curl(&url, model, !self.gateway.api_keys.is_empty()));
     }

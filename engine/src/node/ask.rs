@@ -51,8 +51,14 @@ pub enum AskError {
 }
 
 /// Asks for layers.
-pub async fn ask(transport: &dyn Transport, gateway: &GatewayAddress, question: Ask) -> Result<Shard, AskError> {
-    tokio::time::timeout(PATIENCE, converse(transport, gateway, question)).await.map_err(|_| AskError::Silent)?
+pub async fn ask(
+    transport: &dyn Transport,
+    gateway: &GatewayAddress,
+    question: Ask,
+) -> Result<Shard, AskError> {
+    tokio::time::timeout(PATIENCE, converse(transport, gateway, question))
+        .await
+        .map_err(|_| AskError::Silent)?
 }
 
 async fn converse(
