@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod safetensors;
 
 mod defaults;
+mod demo;
 mod error;
 mod family;
 mod fingerprint;

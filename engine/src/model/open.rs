@@ -6,6 +6,7 @@ use super::{
     ModelConfig, Quantisation, Shard, ShardWeights,
     config::{self, CONFIG_BYTES},
     defaults::{GenerationDefaults, chat_template, parse_generation},
+    demo,
     error::{ModelError, TensorFault},
     family, gguf,
     plan::{Layout, Unit},
@@ -34,6 +35,18 @@ pub struct Progress {
 enum TokenizerSource {
     File(PathBuf),
     Gguf(PathBuf),
+    Embedded(&'static [u8]),
+}
+
+/// What a checkpoint consists of.
+struct Parts {
+    name: String,
+    path: Option<PathBuf>,
+    config: Vec<u8>,
+    generation: Option<Vec<u8>>,
+    chat_template: Option<String>,
+    table: TensorTable,
+    tokenizer: TokenizerSource,
 }
 
 /// An opened model. Only headers and settings are in memory.
@@ -94,29 +107,53 @@ impl Model {
         Ok(model)
     }
 
+    /// The model that is part of the program.
+    ///
+    /// # Errors
+    /// [`ModelError`] if its files do not fit together, which a test rules out.
+    pub fn demo() -> Result<Self, ModelError> {
+        Self::from_parts(Parts {
+            name: demo::NAME.to_owned(),
+            path: None,
+            config: demo::CONFIG.to_vec(),
+            generation: Some(demo::GENERATION.to_vec()),
+            chat_template: chat_template(demo::TOKENIZER_CONFIG),
+            table: safetensors::embedded(demo::WEIGHTS)?,
+            tokenizer: TokenizerSource::Embedded(demo::TOKENIZER),
+        })
+    }
+
     fn open_checkpoint(directory: &Path) -> Result<Self, ModelError> {
-        let description = config::describe(&read::whole(&directory.join("config.json"), CONFIG_BYTES)?)?;
         let optional = |name: &str, limit| {
             let path = directory.join(name);
             path.is_file().then(|| read::whole(&path, limit)).transpose()
-        };
-        let generation = match optional("generation_config.json", CONFIG_BYTES)? {
-            Some(bytes) => parse_generation(&bytes)?,
-            None => GenerationDefaults::default(),
         };
         let template = match optional("chat_template.jinja", CONFIG_BYTES)? {
             Some(bytes) => String::from_utf8(bytes).ok(),
             None => optional("tokenizer_config.json", TOKENIZER_BYTES)?.as_deref().and_then(chat_template),
         };
-        let layout = Layout { description, naming: &family::CHECKPOINT, interleaved: false };
-        let mut model = Self {
+        Self::from_parts(Parts {
             name: checkpoint_name(directory),
             path: Some(directory.to_owned()),
-            layout,
-            table: safetensors::open(directory)?,
-            generation,
+            config: read::whole(&directory.join("config.json"), CONFIG_BYTES)?,
+            generation: optional("generation_config.json", CONFIG_BYTES)?,
             chat_template: template,
+            table: safetensors::open(directory)?,
             tokenizer: TokenizerSource::File(directory.join("tokenizer.json")),
+        })
+    }
+
+    fn from_parts(parts: Parts) -> Result<Self, ModelError> {
+        let description = config::describe(&parts.config)?;
+        let generation = parts.generation.as_deref().map(parse_generation).transpose()?;
+        let mut model = Self {
+            name: parts.name,
+            path: parts.path,
+            layout: Layout { description, naming: &family::CHECKPOINT, interleaved: false },
+            table: parts.table,
+            generation: generation.unwrap_or_default(),
+            chat_template: parts.chat_template,
+            tokenizer: parts.tokenizer,
         };
         model.settle()?;
         Ok(model)
@@ -175,6 +212,7 @@ impl Model {
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let tokenizer = match &self.tokenizer {
             TokenizerSource::File(path) if !path.is_file() => return Err(TokenizerError::Missing.into()),
+            TokenizerSource::Embedded(bytes) => Tokenizer::from_json(bytes)?,
             TokenizerSource::File(path) => Tokenizer::from_json(&read::whole(path, TOKENIZER_BYTES)?)?,
             // A node never asks, so the vocabulary is not kept in memory for it.
             TokenizerSource::Gguf(path) => {
