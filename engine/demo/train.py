@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from corpus import FINISH_SOURCES, SOURCES, Dialogue, dialogues, normalised
+from corpus import FINISH_SOURCES, NO_SUMS, SOURCES, Dialogue, dialogues, normalised
 from eval_prompts import HELD_OUT, KNOWN
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -132,21 +132,24 @@ def first_rate(step: int) -> float:
 
 
 def finish_rate(step: int, steps: int) -> float:
+    """The learning rate of a finishing stage, which falls to zero."""
     return 0.004 * min((step + 1) / 10, (steps - step) / steps)
 
 
-def train(tokenizer: Tokenizer, args: argparse.Namespace, steps: int, start: Path | None) -> tuple[Qwen3ForCausalLM, dict[str, float]]:
-    """Run one stage: the first one from random weights, the finish from the written ones."""
+def train(tokenizer: Tokenizer, args: argparse.Namespace, stage: int) -> tuple[Qwen3ForCausalLM, dict[str, float]]:
+    """Run one stage: stage 0 from random weights, the finishing stages from the written ones."""
+    first = stage == 0
+    steps = args.steps if first else args.finish_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     # On short texts the plain attention is the faster one on a CPU.
     attention = "sdpa" if device.type == "cuda" else "eager"
     config = model_config()
     config._attn_implementation = attention
-    if start is None:
+    if first:
         model = Qwen3ForCausalLM(config)
     else:
-        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation=attention)
+        model = Qwen3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, attn_implementation=attention)
     model.to(device).train()
     # Matrices inside the layers learn in fewer steps with Muon; the embedding and the norms stay with Adam.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -156,11 +159,10 @@ def train(tokenizer: Tokenizer, args: argparse.Namespace, steps: int, start: Pat
     # The first stage hands on the running average of its weights, which is as good as weights after a falling rate.
     average = Qwen3ForCausalLM(config).to(device).eval()
     average.load_state_dict(model.state_dict())
-    seed, shares = (args.seed + 1, SOURCES) if start is None else (args.seed + 2, FINISH_SOURCES)
-    source = batches(Encoder(tokenizer), seed, args.batch_tokens, shares)
+    source = batches(Encoder(tokenizer), args.seed + 1 + stage, args.batch_tokens, SOURCES if first else FINISH_SOURCES)
     began, smooth, seen = time.time(), 0.0, 0
     for step in range(steps):
-        rate = first_rate(step) if start is None else finish_rate(step, steps)
+        rate = first_rate(step) if first else finish_rate(step, steps)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = rate
         ids, labels = next(source)
@@ -179,7 +181,7 @@ def train(tokenizer: Tokenizer, args: argparse.Namespace, steps: int, start: Pat
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step:5d} loss {smooth:.4f} rate {rate:.5f} {seen / (time.time() - began):.0f} tokens/s "
                   f"{time.time() - began:.0f} s", flush=True)
-    return (average if start is None else model), {"loss": smooth, "tokens": seen, "seconds": time.time() - began}
+    return (average if first else model), {"loss": smooth, "tokens": seen, "seconds": time.time() - began}
 
 
 def write_json(path: Path, value: object) -> None:
@@ -244,7 +246,7 @@ def evaluate(out: Path, seed: int, show: bool) -> dict[str, dict[str, float]]:
     """Answer all prompts with the written weights, exact and rounded, greedily and sampled."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     answers = [m["content"] for d in itertools.islice(dialogues(seed + 5, set()), 30000) for m in d if m["role"] == "assistant"]
-    known_words = set(re.findall(r"[A-Za-z]+", " ".join(answers)))
+    known_words = set(re.findall(r"[A-Za-z]+", " ".join([*answers, NO_SUMS])))
     results = {}
     for rounded in (False, True):
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").eval()
@@ -272,10 +274,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--eval", action="store_true", help="only evaluate the model in the output folder")
     parser.add_argument("--show", action="store_true", help="print every reply of the evaluation, not only the bad ones")
-    parser.add_argument("--finish", action="store_true", help="only run the last stage, on the model in the output folder")
+    parser.add_argument("--stage", type=int, default=0, help="begin with this stage; from 1 on, with the model in the output folder")
+    parser.add_argument("--stages", type=int, default=3, help="the first stage and the finishing ones")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
-    parser.add_argument("--finish-steps", type=int, default=130, help="steps of the last stage")
+    parser.add_argument("--finish-steps", type=int, default=130, help="steps of each later stage")
     parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -283,11 +286,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if not args.eval:
         tokenizer = train_tokenizer(args.seed, 30000)
-        for stage in ("finish",) if args.finish else ("first", "finish"):
-            first = stage == "first"
-            model, figures = train(tokenizer, args, args.steps if first else args.finish_steps, None if first else args.out)
+        for stage in range(args.stage, args.stages):
+            model, figures = train(tokenizer, args, stage)
             write_model(model, tokenizer, args.out)
-            print(stage, json.dumps(figures), flush=True)
+            print("stage", stage, json.dumps(figures), flush=True)
     evaluate(args.out, args.seed, args.show)
 
 
