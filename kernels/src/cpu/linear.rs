@@ -78,8 +78,8 @@ impl Op for Columns<'_> {
                 let mut row = chunk;
                 while row < end {
                     row += match end - row {
-                        8.. if S::TILE == 8 => self.tile::<S, 8>(s, block, row),
-                        4.. => self.tile::<S, 4>(s, block, row),
+                        8.. if S::REGISTERS >= 32 => self.tile::<S, 8>(s, block, row),
+                        4.. if S::REGISTERS >= 32 => self.tile::<S, 4>(s, block, row),
                         2.. => self.tile::<S, 2>(s, block, row),
                         _ => self.tile::<S, 1>(s, block, row),
                     }
