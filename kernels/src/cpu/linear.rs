@@ -49,7 +49,7 @@ pub(crate) fn run(cpu: &Cpu, outcome: Outcome<'_>, x: &Activation, first: usize,
     let work = out.rows().len() * blocks * LANES * x.width;
     let unit = blocks.div_ceil(TASKS_PER_THREAD * cpu.pool().threads());
     let rows = out.rows().len();
-    let tiles = Tiles::new(out, rows, unit * LANES);
+    let tiles = Tiles::new(out, rows.max(1), unit * LANES);
     cpu.pool().split(tiles, work >= PARALLEL, |out| {
         cpu.proof().dispatch(Columns { outcome, x, first, out });
     });

@@ -54,6 +54,11 @@ fn heads_of_every_kind() {
 }
 
 #[test]
+fn no_rows_at_all() {
+    check_sound(&Case { batches: vec![vec![2], vec![0], vec![1]], ..Case::default() });
+}
+
+#[test]
 fn many_sessions() {
     let batches = vec![(1..=33).collect(), vec![1; 33], (0..33).map(|i| i % 5).collect()];
     check_sound(&Case { hidden: 96, head_dim: 32, rotated: 32, batches, ..Case::default() });
