@@ -21,7 +21,7 @@ use crate::{
 
 /// Rows of a task.
 pub(crate) const TASK_ROWS: usize = 8;
-/// Queries that share each load of K and V.
+/// Queries that share each load of K and V, where their scores fit the registers.
 const TILE: usize = 4;
 /// Vectors of a block of scores.
 const VECTORS: usize = PAGE / LANES;
@@ -72,8 +72,8 @@ impl Attend<'_> {
         while done < queries {
             let query = |i: usize| (rows.start + (done + i) / group, (done + i) % group);
             done += match queries - done {
-                TILE.. => self.tile::<S, E, TILE>(s, store, std::array::from_fn(query)),
-                2.. => self.tile::<S, E, 2>(s, store, std::array::from_fn(query)),
+                TILE.. if S::REGISTERS >= 32 => self.tile::<S, E, TILE>(s, store, std::array::from_fn(query)),
+                2.. if S::REGISTERS >= 32 => self.tile::<S, E, 2>(s, store, std::array::from_fn(query)),
                 _ => self.tile::<S, E, 1>(s, store, std::array::from_fn(query)),
             };
         }

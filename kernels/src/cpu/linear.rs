@@ -49,7 +49,7 @@ pub(crate) fn run(cpu: &Cpu, outcome: Outcome<'_>, x: &Activation, first: usize,
     let work = out.rows().len() * blocks * LANES * x.width;
     let unit = blocks.div_ceil(TASKS_PER_THREAD * cpu.pool().threads());
     let rows = out.rows().len();
-    let tiles = Tiles::new(out, rows, unit * LANES);
+    let tiles = Tiles::new(out, rows.max(1), unit * LANES);
     cpu.pool().split(tiles, work >= PARALLEL, |out| {
         cpu.proof().dispatch(Columns { outcome, x, first, out });
     });
@@ -78,8 +78,8 @@ impl Op for Columns<'_> {
                 let mut row = chunk;
                 while row < end {
                     row += match end - row {
-                        8.. if S::TILE == 8 => self.tile::<S, 8>(s, block, row),
-                        4.. => self.tile::<S, 4>(s, block, row),
+                        8.. if S::REGISTERS >= 32 => self.tile::<S, 8>(s, block, row),
+                        4.. if S::REGISTERS >= 32 => self.tile::<S, 4>(s, block, row),
                         2.. => self.tile::<S, 2>(s, block, row),
                         _ => self.tile::<S, 1>(s, block, row),
                     }
