@@ -273,3 +273,124 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
         self.tokenizer.decode(tokens, self.skip_special)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stories() -> Tokenizer {
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stories260K/tokenizer.json");
+        Tokenizer::from_json(&std::fs::read(path).expect("golden file")).expect("golden tokenizer")
+    }
+
+    fn streamed(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+        let mut stream = tokenizer.stream(true);
+        let mut text = String::new();
+        for &token in tokens {
+            text.extend(stream.push(token).expect("decodes"));
+            assert!(stream.window.len() <= 3 * PENDING, "the window is bounded");
+        }
+        text.extend(stream.finish().expect("decodes"));
+        text
+    }
+
+    /// A byte-level tokenizer with a token for each byte and none longer.
+    fn bytes_only() -> Tokenizer {
+        let alphabet = (0..=0x143_u32).filter_map(char::from_u32);
+        let vocab: serde_json::Map<String, serde_json::Value> = alphabet
+            .filter_map(|c| byte_level(c).map(|byte| (c.to_string(), u32::from(byte).into())))
+            .collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+            "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
+        });
+        Tokenizer::from_json(json.to_string().as_bytes()).expect("valid")
+    }
+
+    #[test]
+    fn text_survives_the_round_trip_and_the_stream() {
+        for tokenizer in [stories(), bytes_only()] {
+            for text in ["Once upon a time", " two  spaces", "naïve café – 日本語 🐬!\n", "", "\n", "a"]
+            {
+                let tokens = tokenizer.encode(text, true).expect("encodes");
+                assert_eq!(tokenizer.decode(&tokens, true).expect("decodes"), text);
+                assert_eq!(streamed(&tokenizer, &tokens), text);
+            }
+        }
+    }
+
+    #[test]
+    fn the_byte_alphabet_is_a_bijection() {
+        let tokenizer = bytes_only();
+        assert_eq!(tokenizer.size(), 256);
+        for byte in 0..=255_u8 {
+            assert_eq!(tokenizer.token_bytes(u32::from(byte)), [byte]);
+        }
+    }
+
+    #[test]
+    fn token_bytes_are_what_the_token_adds() {
+        let tokenizer = stories();
+        let bytes = |text: &str| tokenizer.token_bytes(tokenizer.token_id(text).expect(text));
+        assert_eq!(bytes("▁the"), b" the");
+        assert_eq!(bytes("<0xE4>"), [0xe4]);
+        assert_eq!(bytes("<s>"), b"<s>");
+        assert!(tokenizer.is_special(1) && !tokenizer.is_special(300));
+        assert!(tokenizer.token_bytes(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn special_tokens_do_not_disturb_the_spaces_around_them() {
+        let tokenizer = stories();
+        let the = tokenizer.token_id("▁the").expect("in the vocabulary");
+        assert_eq!(streamed(&tokenizer, &[the, 1, the, 2, the]), "the the the");
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_refused() {
+        let text = "a".repeat(TEXT_BYTES + 1);
+        assert!(matches!(stories().encode(&text, true), Err(TokenizerError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_tokenizer_of_a_larger_model_is_refused() {
+        let mut config = crate::model::Model::open(&crate::model::tests::golden("stories260K"))
+            .expect("opens")
+            .config()
+            .clone();
+        assert!(stories().for_model(&config).is_ok());
+        config.vocabulary = 511;
+        let refused = stories().for_model(&config).expect_err("id 511");
+        assert!(matches!(refused, TokenizerError::Vocabulary { id: 511, vocabulary: 511 }));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn streams_give_the_text_of_the_whole(text in "\\PC{0,40}") {
+            for tokenizer in [stories(), bytes_only()] {
+                let tokens = tokenizer.encode(&text, true).expect("encodes");
+                prop_assert_eq!(streamed(&tokenizer, &tokens), tokenizer.decode(&tokens, true).expect("decodes"));
+            }
+        }
+
+        #[test]
+        fn any_tokens_can_be_streamed(tokens in prop::collection::vec(0_u32..600, 0..60)) {
+            for tokenizer in [stories(), bytes_only()] {
+                let whole = tokenizer.decode(&tokens, true).expect("decodes");
+                let text = streamed(&tokenizer, &tokens);
+                if !whole.contains(REPLACEMENT) {
+                    prop_assert_eq!(text, whole);
+                }
+            }
+        }
+    }
+}

@@ -18,6 +18,9 @@ mod read;
 mod table;
 mod weights;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::{fmt, ops::Range, str::FromStr};
 
 use kernels::{
@@ -25,6 +28,7 @@ use kernels::{
     rope::RopeSpec,
     tensor::{Format, WeightMatrix},
 };
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     defaults::{GenerationDefaults, chat_template, parse_generation},
@@ -77,7 +81,8 @@ pub struct ModelConfig {
 /// Embedding and head stay `q8` under [`Quantisation::Q4`]: an error of the head falls on the logits
 /// with nothing after it to absorb it, an error of the embedding passes through every layer, and both
 /// are a small part of what is read per token (one row; one matrix beside seven of every layer).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Quantisation {
     /// `q8` throughout.
     #[default]
@@ -144,7 +149,7 @@ impl FromStr for Quantisation {
 }
 
 /// Part of a model that one node holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Decoder layers, may be empty.
     pub layers: Range<usize>,

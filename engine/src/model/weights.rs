@@ -60,7 +60,10 @@ pub(crate) fn load(
     items.iter().zip(outputs).map(|((item, info), bytes)| finish(table, item, info, bytes)).collect()
 }
 
-fn cut(table: &TensorTable, items: &[(Item, &TensorInfo)]) -> Result<(Vec<Piece>, Vec<ByteRange>), ModelError> {
+fn cut(
+    table: &TensorTable,
+    items: &[(Item, &TensorInfo)],
+) -> Result<(Vec<Piece>, Vec<ByteRange>), ModelError> {
     let (mut pieces, mut ranges) = (Vec::new(), Vec::new());
     for (index, (item, info)) in items.iter().enumerate() {
         let row = info.dtype.row_bytes(item.columns());
@@ -95,7 +98,9 @@ fn convert_batch(
     };
     let converted: Vec<_> = thread::scope(|scope| {
         let jobs: Vec<_> = batch.drain(..).map(|job| scope.spawn(move || convert(job))).collect();
-        jobs.into_iter().map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        jobs.into_iter()
+            .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     });
     for (index, bytes) in converted {
         let (item, info) = &items[index];
@@ -115,9 +120,6 @@ fn convert(item: &Item, dtype: Dtype, rows: &Range<usize>, bytes: Vec<u8>) -> Re
     }
     let columns = item.columns();
     let values = decode(dtype, &bytes);
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        return Err(TensorFault::NonFinite { row: rows.start + at / columns, column: at % columns });
-    }
     let matrix = WeightMatrix::quantise(format, rows.len(), columns, &values);
     matrix.map(|matrix| matrix.bytes().to_vec()).map_err(|error| fault(&error, rows.start))
 }
@@ -157,6 +159,7 @@ fn q4_group(group: &[u8; 18]) -> [f32; GROUP] {
 
 fn fault(error: &TensorError, first_row: usize) -> TensorFault {
     match *error {
+        TensorError::Shape { .. } => TensorFault::Size { bytes: 0 },
         TensorError::Length { actual, .. } => TensorFault::Size { bytes: actual as u64 },
         TensorError::NonFinite { row, column } => TensorFault::NonFinite { row: first_row + row, column },
         TensorError::OutOfRange { row, column } => TensorFault::OutOfRange { row: first_row + row, column },
