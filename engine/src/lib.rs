@@ -1,11 +1,22 @@
 //! Dolphin: a language model cut into stages over many machines, behind an OpenAI-style endpoint.
 //!
 //! In the order of the flow: a [`gateway`] turns HTTP into a [`request`], tokenised by
-//! [`tokenizer`]; each stage holds a layer range of a [`model`].
+//! [`tokenizer`]; the [`swarm`] finds a route over [`node`]s for it; the first stage's [`scheduler`] makes
+//! steps of the sessions' rows; each [`stage`] runs its layers of a [`model`]; the last one's [`sampler`]
+//! draws the tokens. [`message`] is what they say to one another, [`peers`] the links it travels on.
 
 #![forbid(unsafe_code)]
 
+pub mod front;
 pub mod gateway;
+pub mod local;
+pub mod message;
 pub mod model;
+pub mod node;
+pub mod peers;
 pub mod request;
+pub mod sampler;
+pub mod scheduler;
+pub mod stage;
+pub mod swarm;
 pub mod tokenizer;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 /// How tokens are drawn (section 10 of the numerics). The defaults are greedy-free: temperature 1
 /// and no truncation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// 0 is greedy.
     pub temperature: f32,
@@ -67,7 +68,7 @@ pub struct Request {
 }
 
 /// Log-probabilities at one position, natural logarithm, of the unmodified distribution.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Logprobs {
     /// Of the drawn token.
     pub chosen: f32,
@@ -76,7 +77,7 @@ pub struct Logprobs {
 }
 
 /// Why a reply ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finish {
     /// A stop token was drawn.
     Stop,

@@ -6,6 +6,7 @@
 //! definition), [`cpu`] (the same bytes, fast).
 
 pub mod backend;
+pub mod cpu;
 pub mod reference;
 pub mod rope;
 pub mod round;

@@ -155,7 +155,7 @@ fn frequencies(spec: &RopeSpec) -> Result<(Vec<f64>, f64), RopeError> {
         }
     };
     // 2^32 positions of such a pair stay finite in f64.
-    if let Some(bad) = scaled.iter().find(|frequency| !(frequency.abs() < 1e290)) {
+    if let Some(bad) = scaled.iter().find(|rate| rate.is_nan() || **rate >= 1e290) {
         return Err(parameter(format!("a frequency is {bad}")));
     }
     Ok((scaled, attention))

@@ -1,1 +1,29 @@
-//! placeholder
+//! Links between nodes: ordered, reliable, message-preserving, authenticated by node id.
+//!
+//! - [`peer`]: identities, node ids, addresses
+//! - [`limits`]: every bound and timeout, with its default
+//! - [`frame`]: the bytes on a link
+//! - [`link`]: the link itself; its protocol as a machine without sockets or clock
+//!   ([`link::Machine`]), the handles the application holds, the errors
+//! - [`quic`]: links over QUIC, the transport of real nodes
+//! - [`sim`]: links over a seeded simulated network, for tests
+//!
+//! [`Transport`] is what an endpoint of any kind offers: dial, accept, close.
+
+#![forbid(unsafe_code)]
+
+mod backlog;
+pub mod frame;
+pub mod limits;
+pub mod link;
+pub mod peer;
+pub mod quic;
+pub mod sim;
+mod transport;
+
+pub use frame::CloseReason;
+pub use limits::Limits;
+pub use link::{Fault, Link, LinkError, LinkReceiver, LinkSender, LinkStats, Message, Violation};
+pub use link::{SendError, TrySendError};
+pub use peer::{Identity, NodeId, PeerAddress};
+pub use transport::{AcceptError, BoxFuture, ConnectError, Transport};

@@ -28,7 +28,6 @@ use kernels::{
     rope::RopeSpec,
     tensor::{Format, WeightMatrix},
 };
-use serde::{Deserialize, Serialize};
 
 pub use self::{
     defaults::{GenerationDefaults, chat_template, parse_generation},
@@ -36,6 +35,7 @@ pub use self::{
     open::{Model, NUMERICS, Progress},
     table::{Dtype, TensorInfo, TensorTable},
 };
+use serde::{Deserialize, Serialize};
 
 /// What a forward pass needs to know of a model; a family is values of this description.
 #[derive(Clone, Debug, PartialEq)]

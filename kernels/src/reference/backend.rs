@@ -129,10 +129,10 @@ fn attend(shape: &AttentionShape, q: &[f32], kv: &Kv, batch: Batch<'_>, row: &Ro
         let kv_head = head / (heads / kv_heads);
         let q: Vec<f32> = q.iter().map(|q| q * scale).collect();
         let mut fold: Option<Fold> = None;
-        for block in first / PAGE..=last / PAGE {
+        for (block, &page) in pages.iter().enumerate().take(last / PAGE + 1).skip(first / PAGE) {
             let from = first.max(block * PAGE) - block * PAGE;
             let to = last.min(block * PAGE + PAGE - 1) - block * PAGE;
-            let place = |slot| kv.head(layer, pages[block], kv_head, slot);
+            let place = |slot| kv.head(layer, page, kv_head, slot);
             let keys: Vec<&[f32]> = (from..=to).map(|slot| &kv.keys[place(slot)]).collect();
             let values: Vec<&[f32]> = (from..=to).map(|slot| &kv.values[place(slot)]).collect();
             let part = attend_block(&q, from, &keys, &values);

@@ -1,8 +1,8 @@
 //! The activation quantiser and the dot products of linear layers (sections 2 and 3).
 
 use crate::{
-    round::{f32_from_bf16, f32_from_f16},
-    tensor::{Format, GROUP, Q4_BYTES, Q8_BYTES, SEGMENT, WeightMatrix, q4_value},
+    round::f32_from_bf16,
+    tensor::{Format, GROUP, SEGMENT, WeightMatrix, q4_value, scale_of},
 };
 
 /// Largest magnitudes below 2^-100 quantise to zero.
@@ -37,9 +37,10 @@ pub fn dot(weights: &WeightMatrix, row: usize, q: &[i8], scales: &[f32]) -> f32 
     let groups = weights.columns().div_ceil(GROUP);
     assert!(q.len() == groups * GROUP && scales.len() == groups, "the activation has the row's groups");
     let bytes = weights.row(row);
-    let (size, value): (usize, fn(&[u8], usize) -> i8) = match weights.format() {
-        Format::Q8 => (Q8_BYTES, |bytes, i| bytes[i] as i8),
-        Format::Q4 => (Q4_BYTES, q4_value),
+    let size = weights.format().row_bytes(GROUP);
+    let value = |bytes: &[u8], i: usize| match weights.format() {
+        Format::Q8 => bytes[i] as i8,
+        Format::Q4 => q4_value(bytes, i),
         Format::Bf16 | Format::F32 => panic!("float weights have no groups"),
     };
     let mut y = 0.0;
@@ -49,7 +50,7 @@ pub fn dot(weights: &WeightMatrix, row: usize, q: &[i8], scales: &[f32]) -> f32 
             let g = t * (SEGMENT / GROUP) + i;
             let idot: i32 =
                 (0..GROUP).map(|i| i32::from(value(&group[2..], i)) * i32::from(q[g * GROUP + i])).sum();
-            let scale = f32_from_f16(u16::from_le_bytes([group[0], group[1]])) * scales[g];
+            let scale = scale_of(group) * scales[g];
             sum = scale.mul_add(idot as f32, sum);
         }
         y = if t == 0 { sum } else { y + sum };

@@ -17,3 +17,11 @@ pub use linear::{dot, dot_float, quantise_group};
 pub use math::{exp, max, sigmoid, silu};
 pub use norm::{rms_norm, sum_of_squares};
 pub use rotate::rotate;
+
+/// Constants of the definition that vector code shares.
+pub(crate) mod constants {
+    pub(crate) use super::{
+        linear::QUANTISE_FLOOR,
+        math::{EXP_FLOOR, EXP_LN2, EXP_POLYNOMIAL, EXP_SCALE, EXP_SHIFT},
+    };
+}

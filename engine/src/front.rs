@@ -1,0 +1,192 @@
+//! The front of the product: a gateway with its swarm, as `dolphin serve` and `dolphin up` run it.
+
+use std::{collections::HashSet, sync::Arc};
+
+use thiserror::Error;
+use tokio::{sync::watch, task::JoinHandle};
+use transport::{NodeId, Transport};
+
+use crate::{
+    gateway::{
+        ChatTemplate, Gateway, GatewayConfig, Metrics, PipelineStatus, SamplingDefaults, ServeError,
+        ServedModel, TemplateError, serve,
+    },
+    model::{Model, ModelError, Quantisation},
+    request::Submitter,
+    swarm::{Costs, Swarm, SwarmConfig, SwarmStatus},
+};
+
+/// Submissions between the HTTP side and the swarm's task.
+const SUBMISSIONS: usize = 1024;
+
+/// Limits and rules of a front.
+#[derive(Clone, Debug)]
+pub struct FrontConfig {
+    /// The HTTP side.
+    pub gateway: GatewayConfig,
+    /// Name under which the model is served; the model's own if `None`.
+    pub model_name: Option<String>,
+    /// How every node must hold the weights.
+    pub quantisation: Quantisation,
+    /// Longest session in positions.
+    pub context: u32,
+    /// Most replies generated at once.
+    pub running: usize,
+    /// Most requests that wait for their turn.
+    pub waiting: usize,
+    /// Nodes that may join; everybody if `None`.
+    pub allow: Option<HashSet<NodeId>>,
+    /// Nodes that alone may hold the embedding and the head.
+    pub private_ends: Option<HashSet<NodeId>>,
+}
+
+/// Why a front could not start.
+#[derive(Debug, Error)]
+pub enum FrontError {
+    /// The model's tokenizer is missing or broken.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model's chat template cannot be used.
+    #[error("the model's chat template: {0}")]
+    Template(#[from] TemplateError),
+    /// The endpoint cannot listen as configured.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The metrics cannot be set up.
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+/// A running gateway and swarm.
+#[derive(Debug)]
+pub struct Front {
+    gateway: Gateway,
+    swarm: Swarm,
+    model_name: String,
+    stop: watch::Sender<bool>,
+    bridge: JoinHandle<()>,
+}
+
+impl Front {
+    /// Listens for clients as configured, and for nodes over `transport`.
+    pub async fn start(
+        model: &Model,
+        transport: Arc<dyn Transport>,
+        config: FrontConfig,
+    ) -> Result<Self, FrontError> {
+        let served = served_model(model, &config)?;
+        let model_name = served.id.clone();
+        let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
+        let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
+        let swarm = Swarm::start(transport, swarm_config(model, &config), submissions);
+        let (status, bridge) = bridge(swarm.status());
+        let (stop, mut stopping) = watch::channel(false);
+        let shutdown = async move {
+            let _ = stopping.changed().await;
+        };
+        let gateway = serve(config.gateway, served, submitter, status, metrics, shutdown).await?;
+        Ok(Self { gateway, swarm, model_name, stop, bridge })
+    }
+
+    /// Where clients reach it, `http://host:port`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.gateway.local_addr)
+    }
+
+    /// Name of the served model.
+    pub fn model_name(&self) -> &str {
+        &self.model_name
+    }
+
+    /// Who serves, now and later.
+    pub fn status(&self) -> watch::Receiver<SwarmStatus> {
+        self.swarm.status()
+    }
+
+    /// Waits until a pipeline covers the model. Ends early, with `false`, if the swarm stops.
+    pub async fn ready(&self) -> bool {
+        self.status().wait_for(SwarmStatus::ready).await.is_ok()
+    }
+
+    /// Lets running replies finish within the drain time, then stops.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        self.gateway.stopped().await;
+        self.swarm.stop().await;
+        self.bridge.abort();
+    }
+}
+
+fn served_model(model: &Model, config: &FrontConfig) -> Result<ServedModel, FrontError> {
+    let tokenizer = Arc::new(model.tokenizer()?);
+    let text = |token: Option<u32>| token.and_then(|token| tokenizer.token_text(token)).unwrap_or_default();
+    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos().first().copied()));
+    let special = [("bos_token", bos.as_str()), ("eos_token", eos.as_str())];
+    let template = match model.chat_template() {
+        Some(source) => ChatTemplate::new(source, special)?,
+        None => ChatTemplate::plain(special)?,
+    };
+    let mut eos_ids: Vec<u32> =
+        tokenizer.eos().iter().chain(&model.config().eos).chain(&model.generation().eos).copied().collect();
+    eos_ids.sort_unstable();
+    eos_ids.dedup();
+    let suggested = model.generation();
+    let defaults = SamplingDefaults::default();
+    let greedy = suggested.sample == Some(false);
+    Ok(ServedModel {
+        id: config.model_name.clone().unwrap_or_else(|| model.name().to_owned()),
+        created: std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs()),
+        fingerprint: format!("fp_{}", &hex::encode(model.fingerprint(config.quantisation))[..12]),
+        context: config.context.min(model.config().max_positions),
+        tokenizer,
+        template,
+        eos_ids,
+        sampling_defaults: SamplingDefaults {
+            temperature: if greedy { 0.0 } else { suggested.temperature.unwrap_or(defaults.temperature) },
+            top_p: suggested.top_p.unwrap_or(defaults.top_p),
+            top_k: suggested.top_k.unwrap_or(defaults.top_k),
+        },
+    })
+}
+
+fn swarm_config(model: &Model, config: &FrontConfig) -> SwarmConfig {
+    let private = config.private_ends.is_some();
+    SwarmConfig {
+        fingerprint: model.fingerprint(config.quantisation),
+        costs: costs(model, config.quantisation, private),
+        positions: config.context.min(model.config().max_positions),
+        running: config.running,
+        waiting: config.waiting,
+        allow: config.allow.clone(),
+        private_ends: config.private_ends.clone(),
+    }
+}
+
+/// Bytes of each part of the model; with private ends no node is asked to hold embedding or head.
+pub fn costs(model: &Model, quantisation: Quantisation, private: bool) -> Costs {
+    let layers = model.layer_bytes(quantisation);
+    if private {
+        Costs::new(0, &layers, 0)
+    } else {
+        Costs::new(model.embedding_bytes(quantisation), &layers, model.head_bytes(quantisation))
+    }
+}
+
+/// Tells the HTTP side of the swarm's state.
+fn bridge(mut swarm: watch::Receiver<SwarmStatus>) -> (watch::Receiver<PipelineStatus>, JoinHandle<()>) {
+    let translate = |status: &SwarmStatus| match (&status.missing, status.nodes.len()) {
+        (None, nodes) if nodes > 0 => PipelineStatus::Serving { nodes },
+        (missing, _) => {
+            PipelineStatus::Waiting { missing: missing.clone().unwrap_or_else(|| "any layer".into()) }
+        }
+    };
+    let first = translate(&swarm.borrow_and_update());
+    let (publish, status) = watch::channel(first);
+    let task = tokio::spawn(async move {
+        while swarm.changed().await.is_ok() {
+            let next = translate(&swarm.borrow_and_update());
+            publish.send_if_modified(|old| std::mem::replace(old, next.clone()) != next);
+        }
+    });
+    (status, task)
+}

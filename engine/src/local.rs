@@ -1,0 +1,239 @@
+//! A whole swarm in one process (`dolphin up`): a gateway and its nodes, joined by real links on
+//! loopback.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    ops::Range,
+    sync::Arc,
+};
+
+use kernels::backend::{Backend, KvShape, PAGE, Profile};
+use shard_planner::{SplitError, split};
+use thiserror::Error;
+use transport::{
+    Identity, Limits, Transport,
+    peer::IdentityError,
+    quic::{BindError, Endpoint},
+};
+
+use crate::{
+    front::{Front, FrontConfig, FrontError, costs},
+    model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
+    node::{GatewayAddress, Node, NodeConfig, NodeError},
+    stage::{Stage, StageError, StageLimits},
+};
+
+/// What a stage may use, as the user says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageBudget {
+    /// Most rows of one step.
+    pub rows: usize,
+    /// Most prompt rows of one session in one step.
+    pub chunk: usize,
+    /// Most sessions at once.
+    pub sessions: usize,
+    /// Longest session in positions.
+    pub context: u32,
+    /// Bytes for KV.
+    pub kv_bytes: u64,
+}
+
+impl StageBudget {
+    /// The limits of a stage of `layers` layers: all the pages its sessions could fill, or as many as
+    /// the KV budget holds.
+    pub fn limits(&self, config: &ModelConfig, layers: usize, profile: Profile) -> StageLimits {
+        let context = self.context.min(config.max_positions);
+        let shape =
+            KvShape { layers, pages: 0, kv_heads: config.kv_heads, head_dim: config.head_dim, profile };
+        let wanted = self.sessions.saturating_mul((context as usize).div_ceil(PAGE));
+        let affordable =
+            usize::try_from(self.kv_bytes / shape.page_bytes().max(1) as u64).unwrap_or(usize::MAX);
+        StageLimits {
+            rows: self.rows,
+            pages: wanted.min(affordable),
+            sessions: self.sessions,
+            positions: context,
+        }
+    }
+}
+
+/// Why a stage could not be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The model's files are at fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The device or the description is.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+}
+
+/// Reads a shard and puts it on a device. It blocks; `progress` is called from this thread.
+pub fn load_stage<B: Backend>(
+    model: &Model,
+    shard: &Shard,
+    quantisation: Quantisation,
+    budget: &StageBudget,
+    backend: B,
+    progress: &dyn Fn(Progress),
+) -> Result<Stage<B>, LoadError> {
+    let weights = model.load(shard, quantisation, progress)?;
+    let profile = quantisation.profile();
+    let limits = budget.limits(model.config(), shard.layers.len(), profile);
+    Ok(Stage::new(backend, model.config(), shard, weights, profile, limits)?)
+}
+
+/// Bytes of a shard's weights.
+pub fn shard_bytes(model: &Model, shard: &Shard, quantisation: Quantisation) -> u64 {
+    let layers: u64 = model.layer_bytes(quantisation)[shard.layers.clone()].iter().sum();
+    let embedding = if shard.embedding { model.embedding_bytes(quantisation) } else { 0 };
+    let head = if shard.head { model.head_bytes(quantisation) } else { 0 };
+    layers + embedding + head
+}
+
+/// What a local swarm is made of.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// Nodes to start.
+    pub nodes: usize,
+    /// Whether embedding, head and sampler stay on the gateway.
+    pub private: bool,
+    /// Where links are bound; port 0 in production and tests alike.
+    pub links: SocketAddr,
+    /// The front.
+    pub front: FrontConfig,
+    /// Each node's share.
+    pub budget: StageBudget,
+}
+
+/// Why a local swarm could not start.
+#[derive(Debug, Error)]
+pub enum LocalError {
+    /// The model cannot be cut as asked.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// A stage cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// No key could be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No socket could be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The front cannot start.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+    /// A node cannot start.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The loading thread is gone: a bug of ours, printed where it happened.
+    #[error("a stage could not be loaded: its thread died")]
+    Died,
+}
+
+/// A gateway and its nodes in this process.
+#[derive(Debug)]
+pub struct Local {
+    front: Front,
+    nodes: Vec<Node>,
+    join: GatewayAddress,
+}
+
+impl Local {
+    /// Starts everything and waits until requests can be served.
+    pub async fn start<B: Backend + Clone>(
+        model: Arc<Model>,
+        backend: B,
+        mut config: LocalConfig,
+        progress: impl Fn(Progress) + Clone + Send + 'static,
+    ) -> Result<Self, LocalError> {
+        let quantisation = config.front.quantisation;
+        let shards = shards(&model, &config)?;
+        let identities = shards.iter().map(|_| Identity::generate()).collect::<Result<Vec<_>, _>>()?;
+        if config.private {
+            let ends = shards.iter().zip(&identities).filter(|(shard, _)| shard.layers.is_empty());
+            config.front.private_ends = Some(ends.map(|(_, identity)| identity.id()).collect());
+        }
+        let endpoint = bind(&Identity::generate()?, config.links)?;
+        let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
+        let front = Front::start(&model, Arc::new(endpoint), config.front).await?;
+        let mut local = Self { front, nodes: Vec::new(), join };
+        for (shard, identity) in shards.into_iter().zip(identities) {
+            let (model, backend, budget, progress) =
+                (model.clone(), backend.clone(), config.budget, progress.clone());
+            let device = backend.describe();
+            let weight_bytes = shard_bytes(&model, &shard, quantisation);
+            let fingerprint = model.fingerprint(quantisation);
+            let loading = tokio::task::spawn_blocking(move || {
+                load_stage(&model, &shard, quantisation, &budget, backend, &progress)
+            });
+            let stage = loading.await.map_err(|_| LocalError::Died)??;
+            let endpoint = bind(&identity, config.links)?;
+            let node = NodeConfig {
+                gateways: vec![local.join.clone()],
+                advertise: endpoint.local_address().to_string(),
+                fingerprint,
+                chunk: config.budget.chunk,
+                weight_bytes,
+                device,
+            };
+            local.nodes.push(Node::start(stage, Arc::new(endpoint), node)?);
+        }
+        local.front.ready().await;
+        Ok(local)
+    }
+
+    /// The gateway's side.
+    pub fn front(&self) -> &Front {
+        &self.front
+    }
+
+    /// Where further nodes may join.
+    pub fn join(&self) -> &GatewayAddress {
+        &self.join
+    }
+
+    /// Takes a node out, to stop it alone.
+    pub fn remove_node(&mut self, index: usize) -> Node {
+        self.nodes.remove(index)
+    }
+
+    /// The nodes in the order of their layers.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Lets running replies finish, then stops everything.
+    pub async fn stop(self) {
+        self.front.stop().await;
+        for node in self.nodes {
+            node.stop().await;
+        }
+    }
+}
+
+/// Loopback with a port of the system's choice.
+pub fn loopback() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+}
+
+fn bind(identity: &Identity, address: SocketAddr) -> Result<Endpoint, BindError> {
+    Endpoint::bind(identity, address, Limits::default())
+}
+
+/// Equal parts of the model; with private ends, two more that hold an end alone.
+fn shards(model: &Model, config: &LocalConfig) -> Result<Vec<Shard>, SplitError> {
+    let layers = model.config().layers;
+    let costs = costs(model, config.front.quantisation, config.private);
+    // Equal capacities that no part exceeds: only the evenness of the cut matters here.
+    let capacity = costs.of(&(0..layers)).max(1);
+    let ranges = split(&costs, &vec![capacity; config.nodes])?;
+    let shard = |layers: Range<usize>, embedding, head| Shard { layers, embedding, head };
+    if config.private {
+        let inner = ranges.into_iter().map(|range| shard(range, false, false));
+        let ends = [shard(0..0, true, false), shard(layers..layers, false, true)];
+        return Ok(inner.chain(ends).collect());
+    }
+    Ok(ranges.into_iter().map(|range| shard(range.clone(), range.start == 0, range.end == layers)).collect())
+}

@@ -1,0 +1,312 @@
+//! A node: a stage of the model, its links, and the task that joins them. It dials its gateways, tells
+//! them what it holds, and serves whatever routes they send through it.
+
+pub mod state;
+pub mod worker;
+
+use std::{collections::HashMap, fmt, str::FromStr, sync::Arc, time::Duration};
+
+use kernels::backend::Backend;
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use transport::{NodeId, Transport, peer::AddressError};
+
+use crate::{
+    message::{Join, Message},
+    peers::{Notice, PeerEvent, Peers},
+    stage::Stage,
+};
+use state::{Action, State};
+use worker::{Output, Worker};
+
+/// First wait before a gateway is dialled again; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait between two dials of a gateway.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Where a gateway is, as people write it: `id@host:port`. The host may be a name; it is resolved at
+/// every dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayAddress {
+    /// Its node id.
+    pub id: NodeId,
+    /// `host:port`.
+    pub address: String,
+}
+
+impl FromStr for GatewayAddress {
+    type Err = GatewayAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (id, address) = text.split_once('@').ok_or(GatewayAddressError::Shape)?;
+        let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+        if port.is_none_or(|port| port.parse::<u16>().is_err()) {
+            return Err(GatewayAddressError::Shape);
+        }
+        Ok(Self { id: id.parse()?, address: address.to_owned() })
+    }
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.id, self.address)
+    }
+}
+
+/// Text that is not a gateway's address.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum GatewayAddressError {
+    /// Not of the form.
+    #[error("expected `id@host:port`, as `dolphin serve` prints it")]
+    Shape,
+    /// The part before the `@` is no node id.
+    #[error(transparent)]
+    Id(#[from] AddressError),
+}
+
+/// What a node is made of, beside its stage.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Gateways to serve.
+    pub gateways: Vec<GatewayAddress>,
+    /// Where other nodes reach this one, `host:port`.
+    pub advertise: String,
+    /// Fingerprint of the model at its quantisation.
+    pub fingerprint: [u8; 32],
+    /// Most prompt rows of one session in one step.
+    pub chunk: usize,
+    /// Bytes of weights loaded.
+    pub weight_bytes: u64,
+    /// What it computes on, for people.
+    pub device: String,
+}
+
+/// Why a node stopped serving or could not start.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// A gateway does not want the node.
+    #[error("gateway {gateway} refused this node: {reason}")]
+    Refused {
+        /// Which.
+        gateway: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The stage's thread is gone: a bug of ours, printed where it happened.
+    #[error("the stage's thread died")]
+    StageDied,
+    /// The operating system gives no thread.
+    #[error("the stage's thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// How a node is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Gateways that welcomed it and are still there.
+    pub gateways: usize,
+    /// Sessions open on its stage.
+    pub sessions: usize,
+}
+
+/// A running node. Dropping it stops the node in the background; [`Node::stop`] waits for it.
+#[derive(Debug)]
+pub struct Node {
+    id: NodeId,
+    status: watch::Receiver<NodeStatus>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Result<(), NodeError>>,
+}
+
+impl Node {
+    /// Starts to serve `stage` over `transport`.
+    pub fn start<B: Backend>(
+        stage: Stage<B>,
+        transport: Arc<dyn Transport>,
+        config: NodeConfig,
+    ) -> Result<Self, NodeError> {
+        let id = transport.id();
+        let limits = *stage.limits();
+        let identity = state::Identity {
+            id,
+            fingerprint: config.fingerprint,
+            shard: stage.shard().clone(),
+            rows: limits.rows,
+            sessions: limits.sessions,
+            chunk: config.chunk,
+        };
+        let join = Join {
+            fingerprint: config.fingerprint,
+            shard: stage.shard().clone(),
+            address: config.advertise,
+            kv_pages: u32::try_from(limits.pages).unwrap_or(u32::MAX),
+            sessions: u32::try_from(limits.sessions).unwrap_or(u32::MAX),
+            positions: limits.positions,
+            weight_bytes: config.weight_bytes,
+            device: config.device,
+        };
+        let (worker, outputs) = Worker::start(stage)?;
+        let (peers, events) = Peers::start(transport);
+        let (stop, stopping) = watch::channel(false);
+        let (publish, status) = watch::channel(NodeStatus::default());
+        let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
+        let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish };
+        let task = tokio::spawn(desk.run(events, outputs, stopping));
+        Ok(Self { id, status, stop, task })
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// How it is doing, now and later.
+    pub fn status(&self) -> watch::Receiver<NodeStatus> {
+        self.status.clone()
+    }
+
+    /// Runs until a gateway refuses the node.
+    pub async fn finished(&mut self) -> Result<(), NodeError> {
+        (&mut self.task).await.unwrap_or(Ok(()))
+    }
+
+    /// Tells the peers and stops.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = self.task.await;
+    }
+}
+
+struct Gateway {
+    address: String,
+    welcome: bool,
+    wait: Duration,
+    redial: Option<Instant>,
+}
+
+impl Gateway {
+    fn new(address: String) -> Self {
+        Self { address, welcome: false, wait: FIRST_WAIT, redial: Some(Instant::now()) }
+    }
+}
+
+/// The state of the node's task.
+struct Desk {
+    state: State,
+    join: Join,
+    gateways: HashMap<NodeId, Gateway>,
+    peers: Peers,
+    worker: Worker,
+    publish: watch::Sender<NodeStatus>,
+}
+
+impl Desk {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<PeerEvent>,
+        mut outputs: mpsc::Receiver<Output>,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<(), NodeError> {
+        let outcome = loop {
+            let redial = self.gateways.values().filter_map(|gateway| gateway.redial).min();
+            tokio::select! {
+                output = outputs.recv() => match output {
+                    Some(output) => self.state.worked(output),
+                    None => break Err(NodeError::StageDied),
+                },
+                Some(event) = events.recv() => {
+                    if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
+                        break Err(error);
+                    }
+                }
+                () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
+                _ = stopping.changed() => break Ok(()),
+            }
+            self.act();
+            self.publish();
+        };
+        self.peers.shutdown().await;
+        // Joining the thread may wait for a step; the runtime's own threads must not.
+        let _ = tokio::task::spawn_blocking(|| self.worker.stop()).await;
+        outcome
+    }
+
+    fn notice(&mut self, notice: Notice) -> Result<(), NodeError> {
+        match notice {
+            Notice::Up(peer) => {
+                if self.gateways.contains_key(&peer) {
+                    self.peers.send(peer, None, Message::Join(self.join.clone()));
+                }
+            }
+            Notice::Down(peer, reason) => self.lost(peer, &reason),
+            Notice::Message(peer, message) => match (self.gateways.get_mut(&peer), message) {
+                (Some(gateway), Message::Welcome) => {
+                    tracing::info!(gateway = %peer.short(), "joined");
+                    gateway.welcome = true;
+                    gateway.wait = FIRST_WAIT;
+                }
+                (Some(_), Message::Refuse(reason)) => {
+                    return Err(NodeError::Refused { gateway: peer.short(), reason });
+                }
+                (_, message) => self.state.receive(peer, message),
+            },
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, peer: NodeId, reason: &str) {
+        self.state.lost(peer, reason);
+        if let Some(gateway) = self.gateways.get_mut(&peer) {
+            tracing::warn!(gateway = %peer.short(), reason, wait_ms = gateway.wait.as_millis() as u64, "no link to the gateway");
+            gateway.welcome = false;
+            gateway.redial = Some(Instant::now() + gateway.wait);
+            gateway.wait = (gateway.wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    fn redial(&mut self) {
+        let now = Instant::now();
+        for (id, gateway) in &mut self.gateways {
+            if gateway.redial.is_some_and(|at| at <= now) {
+                gateway.redial = None;
+                self.peers.connect(*id, &gateway.address);
+            }
+        }
+    }
+
+    /// Carries out what the state wants, and what follows from it.
+    fn act(&mut self) {
+        loop {
+            let actions = self.state.actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                match action {
+                    Action::Send { to, address, message } => self.peers.send(to, address.as_deref(), message),
+                    Action::Expel { peer, reason } => self.peers.expel(peer, &reason),
+                    Action::Work(command) => self.worker.submit(command),
+                }
+            }
+            for (peer, reason) in self.peers.take_unreachable() {
+                self.lost(peer, &reason);
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let status = NodeStatus {
+            gateways: self.gateways.values().filter(|gateway| gateway.welcome).count(),
+            sessions: self.state.sessions(),
+        };
+        self.publish.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+    }
+}

@@ -1,0 +1,288 @@
+//! The rim between a task that owns state and its links: dials, accepts, reads, decodes, sends. One
+//! bounded queue of events comes out; nothing here waits for a peer.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use tokio::{
+    net::lookup_host,
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+use transport::{CloseReason, Link, LinkSender, NodeId, PeerAddress, Transport};
+
+use crate::message::Message;
+
+/// Events that may wait for the owner; past it the readers stop and the peers run out of credit.
+const QUEUE: usize = 1024;
+/// Messages that may wait for one dial.
+const DIAL_QUEUE: usize = 1024;
+/// Close code: the peer broke the rules of the engine's messages.
+const RULES_BROKEN: u32 = 1;
+/// Close code: the link is not needed any more.
+const DONE: u32 = 2;
+
+/// What happens on the links.
+#[derive(Debug)]
+pub enum PeerEvent {
+    /// A link stands, dialled or accepted.
+    Connected(Link),
+    /// A dial failed.
+    DialFailed {
+        /// Whom.
+        peer: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// A peer said something.
+    Message {
+        /// Who.
+        peer: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// A link is over.
+    Ended {
+        /// With whom.
+        peer: NodeId,
+        /// Which.
+        link: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the owner has to know of an event once the links are seen to.
+#[derive(Debug)]
+pub enum Notice {
+    /// A peer can be reached.
+    Up(NodeId),
+    /// A peer said something.
+    Message(NodeId, Message),
+    /// A peer is out of reach.
+    Down(NodeId, String),
+}
+
+#[derive(Debug)]
+enum Entry {
+    Dialling(Vec<Message>),
+    /// The link in use never changes while it lives, so messages stay in order; a second one (both
+    /// sides dialled, or the peer came back before its old link was given up) waits as a spare.
+    Live {
+        link: u64,
+        sender: LinkSender,
+        spare: Option<(u64, LinkSender)>,
+    },
+}
+
+/// See the module.
+pub struct Peers {
+    transport: Arc<dyn Transport>,
+    entries: HashMap<NodeId, Entry>,
+    events: mpsc::Sender<PeerEvent>,
+    tasks: JoinSet<()>,
+    acceptor: AbortHandle,
+    links: u64,
+    /// Peers that a send found out of reach; the owner learns of them next.
+    unreachable: Vec<(NodeId, String)>,
+}
+
+impl Peers {
+    /// Starts to accept. The receiver is the owner's; every event goes through [`Peers::settle`].
+    pub fn start(transport: Arc<dyn Transport>) -> (Self, mpsc::Receiver<PeerEvent>) {
+        let (events, inbox) = mpsc::channel(QUEUE);
+        let mut tasks = JoinSet::new();
+        let acceptor = tasks.spawn(accept(transport.clone(), events.clone()));
+        let entries = HashMap::new();
+        (Self { transport, entries, events, tasks, acceptor, links: 0, unreachable: Vec::new() }, inbox)
+    }
+
+    /// Sends to a peer: over its link if there is one, else after dialling `address`. It never waits;
+    /// a peer that takes nothing is out of reach, which [`Peers::take_unreachable`] tells.
+    pub fn send(&mut self, to: NodeId, address: Option<&str>, message: Message) {
+        match self.entries.get_mut(&to) {
+            Some(Entry::Live { sender, .. }) => {
+                let outcome = sender.try_send(to_transport(message));
+                if let Err(error) = outcome {
+                    self.give_up(to, &format!("it takes no more messages: {error}"));
+                }
+            }
+            Some(Entry::Dialling(queue)) if queue.len() < DIAL_QUEUE => queue.push(message),
+            Some(Entry::Dialling(_)) => self.give_up(to, "too many messages wait for the link"),
+            None => match address {
+                Some(address) => {
+                    self.entries.insert(to, Entry::Dialling(vec![message]));
+                    self.dial(to, address.to_owned());
+                }
+                None => self.unreachable.push((to, "there is no link to it".into())),
+            },
+        }
+    }
+
+    /// Dials a peer without a message.
+    pub fn connect(&mut self, peer: NodeId, address: &str) {
+        if let std::collections::hash_map::Entry::Vacant(vacant) = self.entries.entry(peer) {
+            vacant.insert(Entry::Dialling(Vec::new()));
+            self.dial(peer, address.to_owned());
+        }
+    }
+
+    /// Peers that a send found out of reach since the last call.
+    pub fn take_unreachable(&mut self) -> Vec<(NodeId, String)> {
+        std::mem::take(&mut self.unreachable)
+    }
+
+    /// Ends the links with a peer that broke the rules.
+    pub fn expel(&mut self, peer: NodeId, reason: &str) {
+        tracing::warn!(peer = %peer.short(), reason, "ending the link: the peer broke the rules");
+        if let Some(Entry::Live { sender, .. }) = self.entries.get(&peer) {
+            sender.close(CloseReason::new(RULES_BROKEN, reason));
+        }
+    }
+
+    /// Closes the link with a peer after what was sent.
+    pub fn close(&mut self, peer: NodeId) {
+        if let Some(Entry::Live { sender, .. }) = self.entries.remove(&peer) {
+            sender.close(CloseReason::new(DONE, "done"));
+        }
+    }
+
+    /// Brings the links up to date with an event and says what is left for the owner.
+    pub fn settle(&mut self, event: PeerEvent) -> Vec<Notice> {
+        match event {
+            PeerEvent::Connected(link) => vec![self.connected(link)],
+            PeerEvent::DialFailed { peer, reason } => {
+                // An accepted link may have come meanwhile; then the dial does not matter.
+                if !matches!(self.entries.get(&peer), Some(Entry::Dialling(_))) {
+                    return Vec::new();
+                }
+                self.entries.remove(&peer);
+                vec![Notice::Down(peer, reason)]
+            }
+            PeerEvent::Message { peer, message } => vec![Notice::Message(peer, message)],
+            PeerEvent::Ended { peer, link, reason } => self.ended(peer, link, reason),
+        }
+    }
+
+    fn ended(&mut self, peer: NodeId, ended: u64, reason: String) -> Vec<Notice> {
+        let Some(Entry::Live { link, spare, .. }) = self.entries.get_mut(&peer) else { return Vec::new() };
+        if *link != ended {
+            if spare.as_ref().is_some_and(|(link, _)| *link == ended) {
+                *spare = None;
+            }
+            return Vec::new();
+        }
+        match spare.take() {
+            Some((link, sender)) => {
+                self.entries.insert(peer, Entry::Live { link, sender, spare: None });
+                vec![Notice::Down(peer, reason), Notice::Up(peer)]
+            }
+            None => {
+                self.entries.remove(&peer);
+                vec![Notice::Down(peer, reason)]
+            }
+        }
+    }
+
+    /// Stops everything: links are drained and closed.
+    pub async fn shutdown(mut self) {
+        self.acceptor.abort();
+        self.transport.close().await;
+        self.tasks.shutdown().await;
+    }
+
+    fn connected(&mut self, link: Link) -> Notice {
+        let peer = link.peer();
+        self.links += 1;
+        let number = self.links;
+        let (sender, mut receiver) = link.split();
+        let waiting = match self.entries.get_mut(&peer) {
+            Some(Entry::Live { spare, .. }) => {
+                *spare = Some((number, sender));
+                Vec::new()
+            }
+            Some(Entry::Dialling(waiting)) => {
+                let waiting = std::mem::take(waiting);
+                self.entries.insert(peer, Entry::Live { link: number, sender, spare: None });
+                waiting
+            }
+            None => {
+                self.entries.insert(peer, Entry::Live { link: number, sender, spare: None });
+                Vec::new()
+            }
+        };
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            let reason = loop {
+                let message = match receiver.recv().await {
+                    Ok(bytes) => match Message::decode(bytes) {
+                        Ok(message) => message,
+                        Err(error) => break error.to_string(),
+                    },
+                    Err(error) => break error.to_string(),
+                };
+                if events.send(PeerEvent::Message { peer, message }).await.is_err() {
+                    return;
+                }
+            };
+            let _ = events.send(PeerEvent::Ended { peer, link: number, reason }).await;
+        });
+        while self.tasks.try_join_next().is_some() {}
+        for message in waiting {
+            self.send(peer, None, message);
+        }
+        Notice::Up(peer)
+    }
+
+    fn dial(&mut self, peer: NodeId, address: String) {
+        let (transport, events) = (self.transport.clone(), self.events.clone());
+        self.tasks.spawn(async move {
+            let event = match dial(transport.as_ref(), peer, &address).await {
+                Ok(link) => PeerEvent::Connected(link),
+                Err(reason) => PeerEvent::DialFailed { peer, reason },
+            };
+            let _ = events.send(event).await;
+        });
+    }
+
+    fn give_up(&mut self, peer: NodeId, reason: &str) {
+        if let Some(Entry::Live { sender, .. }) = self.entries.remove(&peer) {
+            sender.close(CloseReason::new(RULES_BROKEN, reason));
+        }
+        self.unreachable.push((peer, reason.to_owned()));
+    }
+}
+
+async fn accept(transport: Arc<dyn Transport>, events: mpsc::Sender<PeerEvent>) {
+    while let Some(attempt) = transport.accept().await {
+        match attempt {
+            Ok(link) => {
+                if events.send(PeerEvent::Connected(link)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "an incoming link failed"),
+        }
+    }
+}
+
+async fn dial(transport: &dyn Transport, peer: NodeId, address: &str) -> Result<Link, String> {
+    let resolved: Vec<SocketAddr> =
+        lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?.collect();
+    let mut last = format!("{address} has no address");
+    for address in resolved {
+        match transport.connect(&PeerAddress { id: peer, address }).await {
+            Ok(link) => return Ok(link),
+            Err(error) => last = format!("{address}: {error}"),
+        }
+    }
+    Err(last)
+}
+
+fn to_transport(message: Message) -> transport::Message {
+    let head = Bytes::from(message.encode());
+    match message {
+        Message::Step(step) => transport::Message::from_parts([head, step.body]),
+        _ => head.into(),
+    }
+}

@@ -1,0 +1,318 @@
+//! Drawing a token from logits: section 10 of the numerics. Pure; the random number depends on seed,
+//! choice and position alone, so the same request draws the same tokens on every pipeline.
+
+use std::{cmp::Reverse, collections::HashMap};
+
+use kernels::reference::exp;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+use sha3::{Digest, Keccak256};
+
+use crate::request::{Logprobs, Sampling};
+
+/// Separates the draws from every other use of keccak in the product.
+const DRAW_DOMAIN: &[u8] = b"dolphin/exact/1/draw";
+
+/// Fixed-point one of the integer weights.
+const ONE: f32 = (1u64 << 40) as f32;
+
+/// Temperatures below this are greedy: logits divided by less would leave f32's range.
+const LEAST_TEMPERATURE: f32 = 1.0 / 1024.0;
+
+/// A drawn token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// Token id.
+    pub token: u32,
+    /// Present if the request asked for them.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// The sampling state of one session: its parameters and what it has seen so far.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    key: [u8; 32],
+    in_prompt: Vec<u32>,
+    in_reply: HashMap<u32, u32>,
+    candidates: Vec<(u64, u32)>,
+}
+
+impl Sampler {
+    /// A sampler for one reply. `prompt` matters only under a repetition penalty.
+    pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
+        let mut hash = Keccak256::new();
+        hash.update(DRAW_DOMAIN);
+        hash.update(sampling.seed.to_le_bytes());
+        hash.update(sampling.choice.to_le_bytes());
+        let mut in_prompt = Vec::new();
+        if sampling.repetition_penalty != 1.0 {
+            in_prompt.extend_from_slice(prompt);
+            in_prompt.sort_unstable();
+            in_prompt.dedup();
+        }
+        Self {
+            sampling,
+            key: hash.finalize().into(),
+            in_prompt,
+            in_reply: HashMap::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    /// Draws the token that will stand at `position` from the logits of the row before it. The logits
+    /// are penalised in place.
+    pub fn draw(&mut self, logits: &mut [f32], position: u32) -> Draw {
+        let unmodified = self.sampling.logprobs.map(|_| logits.to_vec());
+        self.penalise(logits);
+        let token = self.choose(logits, position);
+        *self.in_reply.entry(token).or_default() += 1;
+        let logprobs = unmodified.map(|logits| report(&logits, token, self.sampling.logprobs.unwrap_or(0)));
+        Draw { token, logprobs }
+    }
+
+    fn choose(&mut self, logits: &[f32], position: u32) -> u32 {
+        if self.sampling.temperature < LEAST_TEMPERATURE {
+            return argmax(logits);
+        }
+        self.weigh(logits);
+        self.truncate();
+        // Logits beyond f32's range at this temperature leave no weight: the largest is then the only choice.
+        self.pick(position).unwrap_or_else(|| argmax(logits))
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        let p = &self.sampling;
+        if p.repetition_penalty != 1.0 {
+            let fresh = self.in_reply.keys().filter(|id| self.in_prompt.binary_search(id).is_err());
+            for &id in self.in_prompt.iter().chain(fresh) {
+                if let Some(l) = logits.get_mut(id as usize) {
+                    *l = if *l > 0.0 { *l / p.repetition_penalty } else { *l * p.repetition_penalty };
+                }
+            }
+        }
+        if p.frequency_penalty != 0.0 || p.presence_penalty != 0.0 {
+            for (&id, &count) in &self.in_reply {
+                if let Some(l) = logits.get_mut(id as usize) {
+                    *l -= p.frequency_penalty * count as f32;
+                    *l -= p.presence_penalty;
+                }
+            }
+        }
+        for &(id, bias) in &p.logit_bias {
+            if let Some(l) = logits.get_mut(id as usize) {
+                *l += bias;
+            }
+        }
+    }
+
+    /// Integer weights of every token that has one, in vocabulary order.
+    fn weigh(&mut self, logits: &[f32]) {
+        let t = self.sampling.temperature;
+        let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l / t > m { l / t } else { m });
+        self.candidates.clear();
+        for (id, &l) in logits.iter().enumerate() {
+            let weight = (exp(l / t - max) * ONE) as u64;
+            if weight > 0 {
+                self.candidates.push((weight, id as u32));
+            }
+        }
+    }
+
+    /// Keeps top-k, then min-p, then top-p; leaves the survivors in vocabulary order.
+    fn truncate(&mut self) {
+        let p = &self.sampling;
+        let kept = &mut self.candidates;
+        let heavier = |&(weight, id): &(u64, u32)| (Reverse(weight), id);
+        let k = p.top_k as usize;
+        if k > 0 && k < kept.len() {
+            kept.select_nth_unstable_by_key(k - 1, heavier);
+            kept.truncate(k);
+        }
+        if p.min_p > 0.0 {
+            let max = kept.iter().map(|c| c.0).max().unwrap_or(0);
+            let floor = (u128::from(max) * fixed(p.min_p)) >> 32;
+            kept.retain(|c| u128::from(c.0) >= floor);
+        }
+        if p.top_p < 1.0 {
+            kept.sort_unstable_by_key(heavier);
+            let total: u128 = kept.iter().map(|c| u128::from(c.0)).sum();
+            let bound = fixed(p.top_p) * total;
+            let mut sum = 0u128;
+            let prefix = kept.iter().position(|c| {
+                sum += u128::from(c.0);
+                sum << 32 >= bound
+            });
+            kept.truncate(prefix.map_or(kept.len(), |last| last + 1));
+        }
+        kept.sort_unstable_by_key(|c| c.1);
+    }
+
+    fn pick(&self, position: u32) -> Option<u32> {
+        let total: u64 = self.candidates.iter().map(|c| c.0).sum();
+        let threshold = ((u128::from(self.random(position)) * u128::from(total)) >> 64) as u64;
+        let mut sum = 0u64;
+        self.candidates.iter().find_map(|&(weight, id)| {
+            sum += weight;
+            (sum > threshold).then_some(id)
+        })
+    }
+
+    /// First eight bytes of the ChaCha8 block numbered `position`.
+    fn random(&self, position: u32) -> u64 {
+        let mut rng = ChaCha8Rng::from_seed(self.key);
+        rng.set_word_pos(u128::from(position) * 16);
+        rng.next_u64()
+    }
+}
+
+/// `p` in [0, 1] as a 32-bit fixed-point fraction, ties to even.
+fn fixed(p: f32) -> u128 {
+    (f64::from(p) * 4_294_967_296.0).round_ties_even() as u128
+}
+
+/// Index of the largest value, the lowest on ties.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, &l) in logits.iter().enumerate() {
+        if l > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// The `n` most likely tokens, heaviest first, lowest index on ties.
+fn heaviest(logits: &[f32], n: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let n = n.min(ids.len());
+    if n > 0 && n < ids.len() {
+        ids.select_nth_unstable_by(n - 1, order);
+    }
+    ids.truncate(n);
+    ids.sort_unstable_by(order);
+    ids
+}
+
+/// Log-probabilities of the unmodified distribution, in f64. They are reported, never fed back, so
+/// they are outside `exact/1`.
+fn report(logits: &[f32], token: u32, n: u8) -> Logprobs {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| m.max(l));
+    let sum: f64 = logits.iter().map(|&l| f64::from(exp(l - max))).sum();
+    let offset = f64::from(max) + sum.ln();
+    let log = |id: u32| (f64::from(logits[id as usize]) - offset) as f32;
+    Logprobs {
+        chosen: log(token),
+        top: heaviest(logits, usize::from(n)).into_iter().map(|id| (id, log(id))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn draw(sampling: Sampling, logits: &[f32], position: u32) -> u32 {
+        Sampler::new(sampling, &[]).draw(&mut logits.to_vec(), position).token
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_index_on_ties() {
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        assert_eq!(draw(greedy, &[1.0, 3.0, 3.0, -1.0], 0), 1);
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_choice_and_position_alone() {
+        let logits: Vec<f32> = (0..64).map(|i| (i % 7) as f32 * 0.3).collect();
+        let at = |seed, choice, position| {
+            draw(Sampling { seed, choice, ..Sampling::default() }, &logits, position)
+        };
+        assert_eq!(at(7, 0, 5), at(7, 0, 5));
+        let spread = |f: &dyn Fn(u32) -> u32| (0..64).map(f).collect::<std::collections::BTreeSet<_>>().len();
+        assert!(spread(&|i| at(u64::from(i), 0, 5)) > 16);
+        assert!(spread(&|i| at(7, i, 5)) > 16);
+        assert!(spread(&|i| at(7, 0, i)) > 16);
+    }
+
+    #[test]
+    fn frequencies_follow_the_distribution() {
+        let logits = [0.0f32, 1.0, 2.0, -3.0];
+        let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut counts = [0u32; 4];
+        let draws = 20_000;
+        let mut sampler = Sampler::new(Sampling { seed: 3, ..Sampling::default() }, &[]);
+        for position in 0..draws {
+            counts[sampler.draw(&mut logits.to_vec(), position).token as usize] += 1;
+        }
+        for (count, weight) in counts.iter().zip(&weights) {
+            let expected = weight / total * f64::from(draws);
+            let five_sigma = 5.0 * expected.sqrt() + 1.0;
+            assert!((f64::from(*count) - expected).abs() < five_sigma, "{counts:?} against {weights:?}");
+        }
+    }
+
+    #[test]
+    fn truncations_keep_what_they_say() {
+        let logits = [0.0f32, 3.0, 2.0, 1.0, -9.0];
+        let support = |sampling: Sampling| {
+            let mut seen = std::collections::BTreeSet::new();
+            for position in 0..4000 {
+                seen.insert(draw(sampling.clone(), &logits, position));
+            }
+            seen.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(support(Sampling { top_k: 2, ..Sampling::default() }), [1, 2]);
+        assert_eq!(support(Sampling { top_p: 0.6, ..Sampling::default() }), [1]);
+        assert_eq!(support(Sampling { top_p: 0.7, ..Sampling::default() }), [1, 2]);
+        assert_eq!(support(Sampling { min_p: 0.3, ..Sampling::default() }), [1, 2]);
+        assert_eq!(support(Sampling { min_p: 1.0, ..Sampling::default() }), [1]);
+    }
+
+    #[test]
+    fn penalties_and_bias_move_single_tokens() {
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let logits = [2.0f32, 1.9, -1.0];
+        let mut repeated = Sampler::new(Sampling { repetition_penalty: 1.2, ..greedy.clone() }, &[0]);
+        assert_eq!(repeated.draw(&mut logits.to_vec(), 1).token, 1);
+        let mut present = Sampler::new(Sampling { presence_penalty: 0.2, ..greedy.clone() }, &[0]);
+        assert_eq!(present.draw(&mut logits.to_vec(), 1).token, 0, "the prompt does not count");
+        assert_eq!(present.draw(&mut logits.to_vec(), 2).token, 1);
+        let biased = Sampling { logit_bias: vec![(2, 100.0), (77, 1.0)], ..greedy };
+        assert_eq!(draw(biased, &logits, 1), 2);
+    }
+
+    #[test]
+    fn logprobs_describe_the_unmodified_distribution() {
+        let sampling = Sampling {
+            temperature: 0.0,
+            logprobs: Some(2),
+            logit_bias: vec![(2, 100.0)],
+            ..Sampling::default()
+        };
+        let drawn = Sampler::new(sampling, &[]).draw(&mut [0.0, 0.0, 0.0, 0.0], 0);
+        let quarter = 0.25f32.ln();
+        let logprobs = drawn.logprobs.unwrap();
+        assert_eq!(drawn.token, 2);
+        assert!((logprobs.chosen - quarter).abs() < 1e-6);
+        assert_eq!(logprobs.top.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_finite_logits_and_parameters_draw_a_token(
+            logits in prop::collection::vec(-1e30f32..1e30, 1..200),
+            temperature in 0.0f32..2.0, top_k in 0u32..50, top_p in 0.0f32..=1.0, min_p in 0.0f32..=1.0,
+            seed: u64, position: u32,
+        ) {
+            let sampling = Sampling { temperature, top_k, top_p, min_p, seed, ..Sampling::default() };
+            let token = draw(sampling, &logits, position);
+            prop_assert!((token as usize) < logits.len());
+        }
+    }
+}

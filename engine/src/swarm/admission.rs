@@ -1,0 +1,115 @@
+//! Which nodes have room for one more session.
+
+use std::collections::HashMap;
+
+use kernels::backend::PAGE;
+use shard_planner::{Gap, Leg, Span, cover};
+use transport::NodeId;
+
+use super::SwarmConfig;
+use crate::{
+    message::{Hop, Join},
+    model::Shard,
+};
+
+/// A node that joined, and what of it is in use.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// What it said when it joined.
+    pub join: Join,
+    /// KV pages promised to sessions.
+    pub pages: u32,
+    /// Sessions promised.
+    pub sessions: u32,
+}
+
+/// Why no route was found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoRoute {
+    /// Nobody holds a part of the model.
+    Missing(Gap),
+    /// The nodes that do are full.
+    Full,
+    /// No pipeline has the KV for a session this long, even when idle.
+    TooLong {
+        /// Positions the nodes could hold.
+        limit: u32,
+    },
+}
+
+impl Member {
+    /// A node without sessions.
+    pub fn new(join: Join) -> Self {
+        Self { join, pages: 0, sessions: 0 }
+    }
+
+    fn capacity(&self) -> u32 {
+        self.join.positions.min(self.join.kv_pages.saturating_mul(PAGE as u32))
+    }
+
+    fn has_room(&self, positions: u32) -> bool {
+        let pages = positions.div_ceil(PAGE as u32);
+        self.sessions < self.join.sessions && pages <= self.join.kv_pages.saturating_sub(self.pages)
+    }
+
+    /// Promises or takes back the room of a session.
+    pub fn reserve(&mut self, positions: u32) {
+        self.pages = self.pages.saturating_add(positions.div_ceil(PAGE as u32));
+        self.sessions += 1;
+    }
+
+    /// Takes back what [`Member::reserve`] promised.
+    pub fn release(&mut self, positions: u32) {
+        self.pages = self.pages.saturating_sub(positions.div_ceil(PAGE as u32));
+        self.sessions = self.sessions.saturating_sub(1);
+    }
+
+    fn span(&self, id: &NodeId, config: &SwarmConfig) -> Span {
+        let shard = &self.join.shard;
+        let may_hold_ends = config.private_ends.as_ref().is_none_or(|ends| ends.contains(id));
+        Span {
+            layers: shard.layers.clone(),
+            embedding: shard.embedding && may_hold_ends,
+            head: shard.head && may_hold_ends,
+            load: f64::from(self.sessions) / f64::from(self.join.sessions.max(1)),
+        }
+    }
+}
+
+/// Finds the stages for a session of `positions` positions.
+pub fn find_route(
+    members: &HashMap<NodeId, Member>,
+    config: &SwarmConfig,
+    positions: u32,
+) -> Result<Vec<Hop>, NoRoute> {
+    let select = |keep: &dyn Fn(&Member) -> bool| {
+        let mut nodes: Vec<(&NodeId, &Member)> = members.iter().filter(|(_, member)| keep(member)).collect();
+        nodes.sort_unstable_by_key(|(id, _)| id.as_bytes());
+        let spans: Vec<Span> = nodes.iter().map(|(id, member)| member.span(id, config)).collect();
+        cover(config.costs.layers(), &spans).map(|legs| hops(&nodes, legs))
+    };
+    select(&|member| member.has_room(positions)).or_else(|_| {
+        select(&|_| true).map_err(NoRoute::Missing)?;
+        match select(&|member| member.capacity() >= positions) {
+            Ok(_) => Err(NoRoute::Full),
+            Err(_) => Err(NoRoute::TooLong { limit: longest(members) }),
+        }
+    })
+}
+
+fn longest(members: &HashMap<NodeId, Member>) -> u32 {
+    members.values().map(Member::capacity).min().unwrap_or(0)
+}
+
+fn hops(nodes: &[(&NodeId, &Member)], legs: Vec<Leg>) -> Vec<Hop> {
+    legs.into_iter()
+        .map(|leg| {
+            let (id, member) = nodes[leg.span];
+            Hop {
+                node: *id.as_bytes(),
+                address: member.join.address.clone(),
+                shard: Shard { layers: leg.layers, embedding: leg.embedding, head: leg.head },
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,202 @@
+//! The gateway's side of the swarm: who serves what, which request runs where, and what happens when a
+//! node goes.
+
+mod admission;
+mod state;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use transport::{NodeId, Transport};
+
+use crate::{
+    message::SessionId,
+    peers::{PeerEvent, Peers},
+    request::Submission,
+};
+pub use shard_planner::Costs;
+use state::{Action, State};
+
+/// Bounds and rules of a swarm.
+#[derive(Clone, Debug)]
+pub struct SwarmConfig {
+    /// Fingerprint of the model at its quantisation.
+    pub fingerprint: [u8; 32],
+    /// Bytes of each part of the model, for nodes that ask what to hold.
+    pub costs: Costs,
+    /// Longest session in positions.
+    pub positions: u32,
+    /// Most replies generated at once.
+    pub running: usize,
+    /// Most requests that wait for their turn.
+    pub waiting: usize,
+    /// Nodes that may join; everybody if `None`.
+    pub allow: Option<HashSet<NodeId>>,
+    /// Nodes that alone may hold the embedding and the head, so that no other node sees a token.
+    pub private_ends: Option<HashSet<NodeId>>,
+}
+
+/// One node as people see it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct NodeSummary {
+    /// Its id.
+    pub id: String,
+    /// Where it listens.
+    pub address: String,
+    /// First layer.
+    pub from: usize,
+    /// One past the last layer.
+    pub to: usize,
+    /// Holds the embedding.
+    pub embedding: bool,
+    /// Holds the head.
+    pub head: bool,
+    /// Bytes of weights.
+    pub weight_bytes: u64,
+    /// What it computes on.
+    pub device: String,
+}
+
+/// How the swarm is doing.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct SwarmStatus {
+    /// The nodes that joined, in the order of their layers.
+    pub nodes: Vec<NodeSummary>,
+    /// Part of the model that no node holds; `None` when requests can be served.
+    pub missing: Option<String>,
+    /// Replies being generated.
+    pub running: usize,
+    /// Requests waiting.
+    pub waiting: usize,
+}
+
+impl SwarmStatus {
+    /// Whether a pipeline stands.
+    pub fn ready(&self) -> bool {
+        !self.nodes.is_empty() && self.missing.is_none()
+    }
+}
+
+/// A running swarm task.
+#[derive(Debug)]
+pub struct Swarm {
+    id: NodeId,
+    status: watch::Receiver<SwarmStatus>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Swarm {
+    /// Starts to accept nodes over `transport` and requests from `submissions`.
+    pub fn start(
+        transport: Arc<dyn Transport>,
+        config: SwarmConfig,
+        submissions: mpsc::Receiver<Submission>,
+    ) -> Self {
+        let id = transport.id();
+        let (peers, events) = Peers::start(transport);
+        let (stop, stopping) = watch::channel(false);
+        let (publish, status) = watch::channel(SwarmStatus::default());
+        let desk = Desk { state: State::new(id, config), peers, publish, cancelled: FuturesUnordered::new() };
+        let task = tokio::spawn(desk.run(events, submissions, stopping));
+        Self { id, status, stop, task }
+    }
+
+    /// The gateway's node id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// How it is doing, now and later.
+    pub fn status(&self) -> watch::Receiver<SwarmStatus> {
+        self.status.clone()
+    }
+
+    /// Fails what is running, closes the links and stops.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = self.task.await;
+    }
+}
+
+type Cancelled = futures::future::BoxFuture<'static, SessionId>;
+
+struct Desk {
+    state: State,
+    peers: Peers,
+    publish: watch::Sender<SwarmStatus>,
+    /// Resolve when a client goes away.
+    cancelled: FuturesUnordered<Cancelled>,
+}
+
+impl Desk {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<PeerEvent>,
+        mut submissions: mpsc::Receiver<Submission>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let mut open = true;
+        loop {
+            let deadline = self.state.next_deadline();
+            tokio::select! {
+                Some(event) = events.recv() => {
+                    for notice in self.peers.settle(event) {
+                        self.state.notice(notice);
+                    }
+                }
+                submission = submissions.recv(), if open => match submission {
+                    Some(submission) => self.state.submit(submission, Instant::now()),
+                    None => open = false,
+                },
+                Some(session) = self.cancelled.next() => self.state.cancelled(session),
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
+                    self.state.expire(Instant::now());
+                }
+                _ = stopping.changed() => break,
+            }
+            self.act();
+        }
+        self.state.shutdown();
+        self.act();
+        self.peers.shutdown().await;
+    }
+
+    fn act(&mut self) {
+        loop {
+            let actions = self.state.actions();
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                match action {
+                    Action::Send { to, message } => self.peers.send(to, None, message),
+                    Action::Expel { peer, reason } => self.peers.expel(peer, &reason),
+                    Action::Dismiss(peer) => self.peers.close(peer),
+                    Action::Watch { session, events } => self.cancelled.push(Box::pin(async move {
+                        events.closed().await;
+                        session
+                    })),
+                }
+            }
+            for (peer, reason) in self.peers.take_unreachable() {
+                self.state.lost(peer, &reason);
+            }
+        }
+        let status = self.state.status();
+        self.publish.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+    }
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}

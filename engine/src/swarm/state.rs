@@ -1,0 +1,438 @@
+//! What a gateway knows and decides. Pure but for the channels it answers through: events and the
+//! time go in, actions come out.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::{sync::mpsc, time::Instant};
+use transport::NodeId;
+
+use super::{
+    NodeSummary, SwarmConfig, SwarmStatus,
+    admission::{Member, NoRoute, find_route},
+};
+use crate::{
+    message::{Ask, Assign, Failed, FailedReason, Hop, Join, Message, Open, RouteId, SessionId, TokenReport},
+    model::Shard,
+    peers::Notice,
+    request::{Event, Failure, Generation, Refusal, Request, Submission},
+};
+
+/// Told to clients that come when everything is taken.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What the state wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a message over the peer's link.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// End the links with a peer that broke the rules.
+    Expel {
+        /// Who.
+        peer: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// Close the link with a peer after what was sent.
+    Dismiss(NodeId),
+    /// Report when the client of a session goes away.
+    Watch {
+        /// The session.
+        session: SessionId,
+        /// Closes when the client does.
+        events: mpsc::Sender<Event>,
+    },
+}
+
+/// A reply being generated.
+#[derive(Debug)]
+struct Running {
+    hops: Vec<Hop>,
+    positions: u32,
+    deadline: Instant,
+    events: mpsc::Sender<Event>,
+}
+
+impl Running {
+    fn node(&self, stage: usize) -> NodeId {
+        NodeId(self.hops[stage].node)
+    }
+
+    fn last(&self) -> NodeId {
+        self.node(self.hops.len() - 1)
+    }
+
+    fn uses(&self, node: NodeId) -> bool {
+        self.hops.iter().any(|hop| hop.node == *node.as_bytes())
+    }
+
+    /// The channel holds every event a reply can have, so a slow client never blocks and never loses
+    /// one; a closed channel is the client's own doing.
+    fn tell(&self, event: Event) {
+        let _ = self.events.try_send(event);
+    }
+}
+
+struct Waiting {
+    submission: Submission,
+    deadline: Instant,
+}
+
+/// See the module.
+pub struct State {
+    id: NodeId,
+    config: SwarmConfig,
+    members: HashMap<NodeId, Member>,
+    assigned: HashMap<NodeId, Shard>,
+    running: HashMap<SessionId, Running>,
+    routes: Vec<(RouteId, Vec<Hop>)>,
+    waiting: VecDeque<Waiting>,
+    actions: Vec<Action>,
+}
+
+impl State {
+    /// A swarm without nodes.
+    pub fn new(id: NodeId, config: SwarmConfig) -> Self {
+        Self {
+            id,
+            config,
+            members: HashMap::new(),
+            assigned: HashMap::new(),
+            running: HashMap::new(),
+            routes: Vec::new(),
+            waiting: VecDeque::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// What is to be done since the last call, in order.
+    pub fn actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When [`State::expire`] has something to do.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let running = self.running.values().map(|r| r.deadline);
+        running.chain(self.waiting.iter().map(|w| w.deadline)).min()
+    }
+
+    /// How the swarm is doing.
+    pub fn status(&self) -> SwarmStatus {
+        let mut nodes: Vec<NodeSummary> = self.members.iter().map(summary).collect();
+        nodes.sort_by(|a, b| (a.from, !a.embedding, a.to, &a.id).cmp(&(b.from, !b.embedding, b.to, &b.id)));
+        let missing = match find_route(&self.members, &self.config, 1) {
+            Err(NoRoute::Missing(gap)) => Some(gap.to_string()),
+            _ => None,
+        };
+        SwarmStatus { nodes, missing, running: self.running.len(), waiting: self.waiting.len() }
+    }
+
+    /// Something happened on the links.
+    pub fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Up(_) => {}
+            Notice::Down(peer, reason) => self.lost(peer, &reason),
+            Notice::Message(peer, message) => match message {
+                Message::Ask(ask) => self.asked(peer, &ask),
+                Message::Join(join) => self.joined(peer, join),
+                Message::Tokens(tokens) => self.tokens(peer, tokens),
+                Message::Failed(failed) => self.failed(peer, failed),
+                _ => {
+                    let reason = "sent a message that is not for a gateway".into();
+                    self.actions.push(Action::Expel { peer, reason });
+                }
+            },
+        }
+    }
+
+    /// A node is gone: what runs through it fails.
+    pub fn lost(&mut self, peer: NodeId, reason: &str) {
+        self.assigned.remove(&peer);
+        if self.members.remove(&peer).is_none() {
+            return;
+        }
+        tracing::warn!(node = %peer.short(), reason, "a node left");
+        let broken: Vec<SessionId> =
+            self.running.iter().filter(|(_, r)| r.uses(peer)).map(|(session, _)| *session).collect();
+        for session in broken {
+            let failure = Failure::NodeLost { node: peer.short(), reason: reason.to_owned() };
+            self.break_off(session, failure);
+        }
+        self.routes.retain(|(_, hops)| !hops.iter().any(|hop| hop.node == *peer.as_bytes()));
+        self.admit();
+    }
+
+    /// A client asks for a reply.
+    pub fn submit(&mut self, submission: Submission, now: Instant) {
+        let request = &submission.request;
+        let requested = (request.prompt.len() as u32).saturating_add(request.max_tokens);
+        if requested > self.config.positions {
+            let refusal = Refusal::TooLong { requested, limit: self.config.positions };
+            return answer(submission, Err(refusal));
+        }
+        let deadline = now + request.deadline;
+        self.waiting.push_back(Waiting { submission, deadline });
+        self.admit();
+        if self.waiting.len() > self.config.waiting {
+            if let Some(last) = self.waiting.pop_back() {
+                answer(last.submission, Err(Refusal::Busy { retry_after: RETRY_AFTER }));
+            }
+        }
+    }
+
+    /// The client of a session went away.
+    pub fn cancelled(&mut self, session: SessionId) {
+        if self.running.contains_key(&session) {
+            self.close_everywhere(session);
+            self.finish(session);
+            self.admit();
+        }
+    }
+
+    /// Ends what took too long.
+    pub fn expire(&mut self, now: Instant) {
+        let late: Vec<SessionId> =
+            self.running.iter().filter(|(_, r)| r.deadline <= now).map(|(session, _)| *session).collect();
+        for session in late {
+            self.break_off(session, Failure::Deadline);
+        }
+        let (late, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.deadline <= now);
+        self.waiting = waiting;
+        let late: VecDeque<Waiting> = late;
+        for Waiting { submission, .. } in late {
+            answer(submission, Err(Refusal::Busy { retry_after: RETRY_AFTER }));
+        }
+        self.admit();
+    }
+
+    /// Fails everything.
+    pub fn shutdown(&mut self) {
+        let sessions: Vec<SessionId> = self.running.keys().copied().collect();
+        for session in sessions {
+            self.break_off(session, Failure::Shutdown);
+        }
+        for Waiting { submission, .. } in std::mem::take(&mut self.waiting) {
+            answer(submission, Err(Refusal::Shutdown));
+        }
+    }
+
+    fn asked(&mut self, peer: NodeId, ask: &Ask) {
+        if let Err(reason) = self.may_join(peer, &ask.fingerprint) {
+            return self.refuse(peer, reason);
+        }
+        let others = self.members.iter().filter(|(id, _)| **id != peer).map(|(_, m)| &m.join.shard);
+        let coming = self.assigned.iter().filter(|(id, _)| **id != peer).map(|(_, shard)| shard);
+        let held: Vec<_> = others.chain(coming).map(|shard| shard.layers.clone()).collect();
+        match shard_planner::vacancy(&self.config.costs, &held, ask.weight_bytes) {
+            Some(layers) => {
+                let shard = Shard {
+                    embedding: layers.start == 0,
+                    head: layers.end == self.config.costs.layers(),
+                    layers,
+                };
+                self.assigned.insert(peer, shard.clone());
+                self.actions.push(Action::Send { to: peer, message: Message::Assign(Assign { shard }) });
+            }
+            None => self.refuse(
+                peer,
+                format!("{} bytes hold none of the layers that are needed most", ask.weight_bytes),
+            ),
+        }
+    }
+
+    fn joined(&mut self, peer: NodeId, join: Join) {
+        if let Err(reason) = self.may_join(peer, &join.fingerprint) {
+            return self.refuse(peer, reason);
+        }
+        if join.shard.layers.end > self.config.costs.layers() {
+            return self.refuse(peer, format!("the model has {} layers", self.config.costs.layers()));
+        }
+        tracing::info!(node = %peer.short(), layers = ?join.shard.layers, device = join.device, "a node joined");
+        self.assigned.remove(&peer);
+        self.lost(peer, "it joined anew");
+        self.members.insert(peer, Member::new(join));
+        self.actions.push(Action::Send { to: peer, message: Message::Welcome });
+        self.admit();
+    }
+
+    fn may_join(&self, peer: NodeId, fingerprint: &[u8; 32]) -> Result<(), String> {
+        if self.config.allow.as_ref().is_some_and(|allow| !allow.contains(&peer)) {
+            return Err("this gateway takes listed nodes only, and this node's id is not on the list".into());
+        }
+        if *fingerprint != self.config.fingerprint {
+            return Err("this gateway serves another model, or the same at another quantisation".into());
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, peer: NodeId, reason: String) {
+        tracing::warn!(node = %peer.short(), reason, "a node was refused");
+        self.actions.push(Action::Send { to: peer, message: Message::Refuse(reason) });
+        self.actions.push(Action::Dismiss(peer));
+    }
+
+    /// Starts waiting requests in their order as long as there is room. One that must wait makes the
+    /// later ones wait too, so that a long request is not starved by short ones.
+    fn admit(&mut self) {
+        while self.running.len() < self.config.running {
+            let Some(next) = self.waiting.front() else { return };
+            if next.submission.reply.is_closed() {
+                self.waiting.pop_front();
+                continue;
+            }
+            let request = &next.submission.request;
+            let positions = request.prompt.len() as u32 + request.max_tokens;
+            let outcome = find_route(&self.members, &self.config, positions);
+            let refusal = match outcome {
+                Err(NoRoute::Full) => return,
+                Err(NoRoute::Missing(gap)) => Refusal::NoPipeline { missing: gap.to_string() },
+                Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: positions, limit },
+                Ok(hops) => {
+                    if let Some(Waiting { submission, deadline }) = self.waiting.pop_front() {
+                        self.begin(submission, deadline, hops, positions);
+                    }
+                    continue;
+                }
+            };
+            if let Some(Waiting { submission, .. }) = self.waiting.pop_front() {
+                answer(submission, Err(refusal));
+            }
+        }
+    }
+
+    fn begin(&mut self, submission: Submission, deadline: Instant, hops: Vec<Hop>, positions: u32) {
+        let session = SessionId(random());
+        let route = self.route(&hops);
+        let Submission { request, reply } = submission;
+        let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
+        if reply.send(Ok(Generation { events: receiver })).is_err() {
+            return;
+        }
+        for hop in &hops {
+            if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
+                member.reserve(positions);
+            }
+        }
+        let open = self.opening(session, route, hops.clone(), request);
+        self.actions.push(Action::Watch { session, events: events.clone() });
+        self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(open) });
+        self.running.insert(session, Running { hops, positions, deadline, events });
+    }
+
+    fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
+        Open {
+            session,
+            route,
+            hops,
+            gateway: *self.id.as_bytes(),
+            fingerprint: self.config.fingerprint,
+            prompt_length: request.prompt.len() as u32,
+            prompt: request.prompt,
+            max_tokens: request.max_tokens,
+            stop_tokens: request.stop_tokens,
+            sampling: request.sampling,
+        }
+    }
+
+    /// Sessions over the same stages share a route, and so their steps.
+    fn route(&mut self, hops: &[Hop]) -> RouteId {
+        if let Some((id, _)) = self.routes.iter().find(|(_, known)| known == hops) {
+            return *id;
+        }
+        let id = RouteId(random());
+        self.routes.push((id, hops.to_vec()));
+        id
+    }
+
+    fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
+        for report in tokens {
+            let Some(running) = self.running.get(&report.session) else { continue };
+            if running.last() != peer {
+                let reason = "sent tokens of a session it is not the last stage of".into();
+                return self.actions.push(Action::Expel { peer, reason });
+            }
+            running.tell(Event::Token { token: report.token, logprobs: report.logprobs });
+            if let Some(finish) = report.finish {
+                running.tell(Event::Finished(finish));
+                self.finish(report.session);
+            }
+        }
+        self.admit();
+    }
+
+    fn failed(&mut self, peer: NodeId, failed: Failed) {
+        let Some(running) = self.running.get(&failed.session) else { return };
+        if !running.uses(peer) {
+            let reason = "reported a session it has no part in".into();
+            return self.actions.push(Action::Expel { peer, reason });
+        }
+        let failure = match failed.reason {
+            FailedReason::Refused(reason) => Failure::Refused { node: peer.short(), reason },
+            FailedReason::Fault { position, layer, operation } => {
+                Failure::Fault { position, layer, operation: format!("{operation:?}") }
+            }
+            FailedReason::NextStageLost { node, reason } => {
+                Failure::NodeLost { node: NodeId(node).short(), reason }
+            }
+        };
+        self.break_off(failed.session, failure);
+        self.admit();
+    }
+
+    /// Tells the client that the reply broke off, and every stage to forget it.
+    fn break_off(&mut self, session: SessionId, failure: Failure) {
+        if let Some(running) = self.running.get(&session) {
+            running.tell(Event::Failed(failure));
+        }
+        self.close_everywhere(session);
+        self.finish(session);
+    }
+
+    /// Stages pass a close on, but one of them may be the reason for it; so each is told.
+    fn close_everywhere(&mut self, session: SessionId) {
+        let Some(running) = self.running.get(&session) else { return };
+        for hop in &running.hops {
+            let to = NodeId(hop.node);
+            if self.members.contains_key(&to) {
+                self.actions.push(Action::Send { to, message: Message::Close(session) });
+            }
+        }
+    }
+
+    fn finish(&mut self, session: SessionId) {
+        let Some(running) = self.running.remove(&session) else { return };
+        for hop in &running.hops {
+            if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
+                member.release(running.positions);
+            }
+        }
+    }
+}
+
+fn answer(submission: Submission, outcome: Result<Generation, Refusal>) {
+    // A client that no longer waits needs no answer.
+    let _ = submission.reply.send(outcome);
+}
+
+fn random() -> u128 {
+    rand::random()
+}
+
+fn summary((id, member): (&NodeId, &Member)) -> NodeSummary {
+    let Join { shard, address, weight_bytes, device, .. } = &member.join;
+    NodeSummary {
+        id: id.to_string(),
+        address: address.clone(),
+        from: shard.layers.start,
+        to: shard.layers.end,
+        embedding: shard.embedding,
+        head: shard.head,
+        weight_bytes: *weight_bytes,
+        device: device.clone(),
+    }
+}

@@ -1,0 +1,1 @@
+//! A swarm over real links.

@@ -1,0 +1,290 @@
+//! Attention over paged K and V (section 7).
+//!
+//! A task owns the query heads that share one KV head, over a few rows. Rows of the same session go
+//! through the pages together, up to [`TILE`] queries at a time, so that a prompt reads each page once
+//! for several queries. Scores and outputs live in registers; between blocks only the running output
+//! of each query is kept, on the stack.
+
+use std::ops::Range;
+
+use super::{
+    kv::{Element, Kv, MAX_HEAD_DIM, Store, Stores, value_stride},
+    math::exp,
+    parts::Window,
+    rows::Buffer,
+    simd::{LANES, Op, Simd, store_part},
+};
+use crate::{
+    backend::{AttentionShape, Batch, PAGE},
+    reference,
+};
+
+/// Rows of a task.
+pub(crate) const TASK_ROWS: usize = 8;
+/// Queries that share each load of K and V.
+const TILE: usize = 4;
+/// Vectors of a block of scores.
+const VECTORS: usize = PAGE / LANES;
+
+/// The outputs of one KV head's query heads over a few rows.
+pub(crate) struct Attend<'a> {
+    pub(crate) shape: &'a AttentionShape,
+    pub(crate) q: &'a Buffer,
+    pub(crate) kv: &'a Kv,
+    pub(crate) batch: Batch<'a>,
+    pub(crate) layer: usize,
+    /// Rows of the batch by columns of the query heads.
+    pub(crate) out: Window<'a>,
+}
+
+impl Op for Attend<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let kv = self.kv;
+        match &kv.stores {
+            Stores::Half(store) => self.rows(s, store),
+            Stores::Full(store) => self.rows(s, store),
+        }
+    }
+}
+
+impl Attend<'_> {
+    /// Cuts the rows into runs of one session.
+    #[inline(always)]
+    fn rows<S: Simd, E: Element>(&mut self, s: S, store: &Store<E>) {
+        let rows = self.batch.rows;
+        let mut start = self.out.rows().start;
+        while start < self.out.rows().end {
+            let same = |row: &usize| rows[*row].pages == rows[start].pages;
+            let end = start + (start..self.out.rows().end).take_while(same).count();
+            self.session(s, store, start..end);
+            start = end;
+        }
+    }
+
+    #[inline(always)]
+    fn session<S: Simd, E: Element>(&mut self, s: S, store: &Store<E>, rows: Range<usize>) {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let queries = rows.len() * group;
+        let mut done = 0;
+        while done < queries {
+            let query = |i: usize| (rows.start + (done + i) / group, (done + i) % group);
+            done += match queries - done {
+                TILE.. => self.tile::<S, E, TILE>(s, store, std::array::from_fn(query)),
+                2.. => self.tile::<S, E, 2>(s, store, std::array::from_fn(query)),
+                _ => self.tile::<S, E, 1>(s, store, std::array::from_fn(query)),
+            };
+        }
+    }
+
+    /// `T` queries of one session, each a row and a head within the window; returns `T`.
+    #[inline(always)]
+    fn tile<S: Simd, E: Element, const T: usize>(
+        &mut self,
+        s: S,
+        store: &Store<E>,
+        queries: [(usize, usize); T],
+    ) -> usize {
+        let AttentionShape { heads, kv_heads, head_dim, scale, window } = *self.shape;
+        let columns = self.out.columns();
+        let kv_head = columns.start / (heads / kv_heads * head_dim);
+        let mut tile = Tile::<T>::new(queries.map(|(row, _)| {
+            let last = self.batch.rows[row].position as usize;
+            window.map_or(0, |window| (last + 1).saturating_sub(window as usize))..last + 1
+        }));
+        for (q, (row, head)) in tile.q.iter_mut().zip(queries) {
+            let from = &self.q.row(row)[columns.start + head * head_dim..][..head_dim];
+            q.iter_mut().zip(from).for_each(|(q, from)| *q = from * scale);
+        }
+        let pages = &self.batch.pages[self.batch.rows[queries[0].0].pages.clone()];
+        let first = tile.visible.iter().map(|visible| visible.start).min().unwrap_or(0);
+        let end = tile.visible.iter().map(|visible| visible.end).max().unwrap_or(0);
+        for (block, &page) in pages.iter().enumerate().take(end.div_ceil(PAGE)).skip(first / PAGE) {
+            let at = self.kv.head(self.layer, page, kv_head);
+            tile.block(s, block, head_dim, store.keys(at, head_dim), store.values(at, head_dim));
+        }
+        for (t, (row, head)) in queries.into_iter().enumerate() {
+            let out = &mut self.out.row(row)[head * head_dim..][..head_dim];
+            let sum = s.splat(tile.sum[t]);
+            for (out, values) in out.chunks_mut(LANES).zip(tile.out[t].as_chunks().0) {
+                store_part(s, s.div(s.load(values), sum), out);
+            }
+        }
+        T
+    }
+}
+
+/// `T` queries on their way through the blocks.
+struct Tile<const T: usize> {
+    /// Positions each query sees.
+    visible: [Range<usize>; T],
+    /// Queries times the scale.
+    q: [[f32; MAX_HEAD_DIM]; T],
+    started: [bool; T],
+    max: [f32; T],
+    sum: [f32; T],
+    out: [[f32; MAX_HEAD_DIM]; T],
+}
+
+impl<const T: usize> Tile<T> {
+    #[inline(always)]
+    fn new(visible: [Range<usize>; T]) -> Self {
+        Self {
+            visible,
+            q: [[0.0; MAX_HEAD_DIM]; T],
+            started: [false; T],
+            max: [0.0; T],
+            sum: [0.0; T],
+            out: [[0.0; MAX_HEAD_DIM]; T],
+        }
+    }
+
+    /// Takes in one block for every query that sees some of it.
+    #[inline(always)]
+    fn block<S: Simd, E: Element>(&mut self, s: S, block: usize, head_dim: usize, keys: &[E], values: &[E]) {
+        let visible: [Range<usize>; T] = std::array::from_fn(|t| {
+            let clip = |position: usize| position.clamp(block * PAGE, (block + 1) * PAGE) - block * PAGE;
+            clip(self.visible[t].start)..clip(self.visible[t].end)
+        });
+        let mut weights = self.scores(s, head_dim, keys);
+        let mut folds = [Scale::Skip; T];
+        for t in 0..T {
+            if !visible[t].is_empty() {
+                folds[t] = self.soften(s, t, visible[t].clone(), &mut weights[t]);
+            }
+        }
+        let stride = value_stride(head_dim);
+        let mut d = 0;
+        while d < stride {
+            d += match stride - d {
+                64.. => self.outputs::<S, E, 4>(s, d, stride, &visible, &weights, values, &folds),
+                32.. => self.outputs::<S, E, 2>(s, d, stride, &visible, &weights, values, &folds),
+                _ => self.outputs::<S, E, 1>(s, d, stride, &visible, &weights, values, &folds),
+            };
+        }
+    }
+
+    /// Scores of all 64 slots; those of masked slots mean nothing.
+    #[inline(always)]
+    fn scores<S: Simd, E: Element>(&self, s: S, head_dim: usize, keys: &[E]) -> [[f32; PAGE]; T] {
+        let mut acc = [[s.splat(0.0); VECTORS]; T];
+        let (vectors, _) = keys.as_chunks::<LANES>();
+        for (d, keys) in vectors.as_chunks::<VECTORS>().0.iter().take(head_dim).enumerate() {
+            let keys: [S::F; VECTORS] = std::array::from_fn(|v| E::load(s, &keys[v]));
+            for t in 0..T {
+                let q = s.splat(self.q[t][d]);
+                for v in 0..VECTORS {
+                    acc[t][v] = s.fma(q, keys[v], acc[t][v]);
+                }
+            }
+        }
+        let mut scores = [[0.0; PAGE]; T];
+        for t in 0..T {
+            for (acc, scores) in acc[t].into_iter().zip(scores[t].as_chunks_mut().0) {
+                s.store(acc, scores);
+            }
+        }
+        scores
+    }
+
+    /// Turns the scores of query `t` into weights and updates its maximum and sum.
+    #[inline(always)]
+    fn soften<S: Simd>(&mut self, s: S, t: usize, visible: Range<usize>, scores: &mut [f32; PAGE]) -> Scale {
+        // exp(-inf) is the +0 that a masked slot counts with.
+        scores[..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..].fill(f32::NEG_INFINITY);
+        let (vectors, _) = scores.as_chunks_mut::<LANES>();
+        let x: [S::F; VECTORS] = std::array::from_fn(|v| s.load(&vectors[v]));
+        let max = s.max_lane(s.max(s.max(x[0], x[1]), s.max(x[2], x[3])));
+        let p = x.map(|x| exp(s, s.sub(x, s.splat(max))));
+        for (p, scores) in p.into_iter().zip(vectors) {
+            s.store(p, scores);
+        }
+        let sum = s.sum_tree(s.add(s.add(p[0], p[2]), s.add(p[1], p[3])));
+        if !self.started[t] {
+            (self.started[t], self.max[t], self.sum[t]) = (true, max, sum);
+            return Scale::First;
+        }
+        let larger = reference::max(self.max[t], max);
+        let old = reference::exp(self.max[t] - larger);
+        let new = reference::exp(max - larger);
+        self.max[t] = larger;
+        self.sum[t] = sum.mul_add(new, self.sum[t] * old);
+        Scale::Fold { old, new }
+    }
+
+    /// Dimensions `d .. d + 16 C` of the outputs; returns `16 C`.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the inner loop of a block")]
+    fn outputs<S: Simd, E: Element, const C: usize>(
+        &mut self,
+        s: S,
+        d: usize,
+        stride: usize,
+        visible: &[Range<usize>; T],
+        weights: &[[f32; PAGE]; T],
+        values: &[E],
+        folds: &[Scale; T],
+    ) -> usize {
+        let row = |j: usize| -> [S::F; C] {
+            let (vectors, _) = values[j * stride + d..][..C * LANES].as_chunks();
+            std::array::from_fn(|c| E::load(s, &vectors[c]))
+        };
+        let mut acc = [[s.splat(0.0); C]; T];
+        // What every query sees is read once for all; the ragged ends, query by query, keep each
+        // chain in ascending order.
+        let common_start = visible.iter().map(|visible| visible.start).max().unwrap_or(0);
+        let common_end = visible.iter().map(|visible| visible.end).min().unwrap_or(0).max(common_start);
+        for t in 0..T {
+            for j in visible[t].start..common_start.min(visible[t].end) {
+                chain(s, &mut acc[t], weights[t][j], row(j));
+            }
+        }
+        for j in common_start..common_end {
+            let values = row(j);
+            for t in 0..T {
+                chain(s, &mut acc[t], weights[t][j], values);
+            }
+        }
+        for t in 0..T {
+            for j in common_end.max(visible[t].start)..visible[t].end {
+                chain(s, &mut acc[t], weights[t][j], row(j));
+            }
+        }
+        for t in 0..T {
+            let (out, _) = self.out[t][d..][..C * LANES].as_chunks_mut();
+            for (acc, out) in acc[t].into_iter().zip(out) {
+                match folds[t] {
+                    Scale::Skip => {}
+                    Scale::First => s.store(acc, out),
+                    Scale::Fold { old, new } => {
+                        let scaled = s.mul(s.load(out), s.splat(old));
+                        s.store(s.fma(acc, s.splat(new), scaled), out);
+                    }
+                }
+            }
+        }
+        C * LANES
+    }
+}
+
+#[inline(always)]
+fn chain<S: Simd, const C: usize>(s: S, acc: &mut [S::F; C], weight: f32, values: [S::F; C]) {
+    let weight = s.splat(weight);
+    for c in 0..C {
+        acc[c] = s.fma(weight, values[c], acc[c]);
+    }
+}
+
+/// How a block joins the running output.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// The query sees none of it.
+    Skip,
+    /// It is the query's first.
+    First,
+    /// Factors of the running output and of the block.
+    Fold { old: f32, new: f32 },
+}

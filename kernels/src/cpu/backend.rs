@@ -1,0 +1,379 @@
+//! The seam, on the CPU.
+
+use std::{ops::Range, sync::atomic::Ordering};
+
+use super::{
+    Cpu,
+    attention::{Attend, TASK_ROWS},
+    heads::Heads,
+    kv::{Kv, STAGED_ROWS, Write, staged_stride},
+    linear::{self, Outcome, Product},
+    math::{is_finite, quantise_row, rms_factor},
+    matrix::Matrix,
+    parts::{Indexed, Runs, Tiles, Window},
+    rows::{Activation, Buffer, Group, floats_mut},
+    simd::{Full, LANES, Op, Simd, load_part, store_part},
+};
+use crate::{
+    backend::{
+        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, KvShape, Linear, Operation, PAGE,
+        Profile, Qkv, RmsNorm,
+    },
+    rope::RopeTable,
+    tensor::{GROUP, WeightMatrix},
+};
+
+/// Values worth waking a worker for in a pass over rows.
+const PARALLEL: usize = 1 << 15;
+/// Multiply-adds worth waking a worker for in attention.
+const PARALLEL_ATTENTION: usize = 1 << 16;
+
+impl Cpu {
+    /// Whether a pass over so many values is shared out.
+    fn shared(&self, rows: usize, width: usize) -> bool {
+        rows * width >= PARALLEL
+    }
+
+    /// `W x (+ b)` with its fault check.
+    fn product(
+        &self,
+        outcome: Outcome<'_>,
+        x: &Activation,
+        first: usize,
+        out: Window<'_>,
+        faults: &mut Faults,
+    ) {
+        let pair = match outcome {
+            Outcome::Store(product) | Outcome::Add(product) => [product, product],
+            Outcome::Gated(gate, up) => [gate, up],
+        };
+        for Product { matrix, bias } in pair {
+            assert_eq!(matrix.columns, x.width, "the activation fits the matrix");
+            assert!(bias.is_none_or(|bias| bias.len() == matrix.rows), "one bias for each output");
+            if matrix.packed.format().is_float() {
+                x.report(first..first + out.rows().len(), Operation::FloatLinear, faults);
+            } else {
+                assert_eq!(x.profile, Profile::Quantised, "grouped weights take quantised activations");
+            }
+        }
+        assert_eq!(pair[0].matrix.rows, pair[1].matrix.rows, "gate and up have one shape");
+        linear::run(self, outcome, x, first, out);
+    }
+
+    /// Makes the first `rows` rows of `out` the input of a linear layer: pads, checks, quantises.
+    fn ready(&self, out: &mut Activation, rows: usize, faults: &mut Faults) {
+        let (width, groups) = (out.width, out.stride());
+        let stride = groups * (GROUP / LANES);
+        let values = Runs::new(&mut out.values[..rows * stride], stride);
+        let (parallel, faulty) = (self.shared(rows, width), &out.faulty);
+        if out.profile == Profile::Quantised {
+            let groups = Runs::new(&mut out.groups[..rows * groups], groups);
+            self.pool().split(Indexed((values, groups)), parallel, |(row, (values, groups))| {
+                let finite = self.proof().dispatch(Ready { values, width, groups: Some(groups) });
+                faulty[row].store(!finite, Ordering::Relaxed);
+            });
+            out.report(0..rows, Operation::Quantise, faults);
+        } else {
+            self.pool().split(Indexed(values), parallel, |(row, values)| {
+                let finite = self.proof().dispatch(Ready { values, width, groups: None });
+                faulty[row].store(!finite, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// Projects K and V of the batch, a stage of rows at a time, into their pages.
+    fn keys_and_values(
+        &self,
+        weights: &Qkv<Matrix>,
+        heads: Heads<'_>,
+        x: &Activation,
+        batch: Batch<'_>,
+        layer: usize,
+        kv: &mut Kv,
+        faults: &mut Faults,
+    ) {
+        let stride = staged_stride(&kv.shape);
+        for first in (0..batch.rows.len()).step_by(STAGED_ROWS) {
+            let rows = &batch.rows[first..batch.rows.len().min(first + STAGED_ROWS)];
+            for (linear, staged) in [&weights.k, &weights.v].into_iter().zip(&mut kv.staged) {
+                let out = Window::new(floats_mut(&mut staged[..rows.len() * stride]), stride * LANES);
+                self.product(Outcome::Store(&product(linear)), x, first, out, faults);
+            }
+            let heads = Heads { norm: weights.k_norm.as_ref(), rows, ..heads };
+            heads.run(self, &mut kv.staged[0][..rows.len() * stride], stride, weights.k.weight.rows);
+            for (row, place) in rows.iter().enumerate() {
+                let page = batch.pages[place.pages.clone()][place.position as usize / PAGE];
+                let slot = place.position as usize % PAGE;
+                if !self.proof().dispatch(Write { kv, row, layer, page, slot }) {
+                    faults.record(first + row, Operation::KvRound);
+                }
+            }
+        }
+    }
+}
+
+fn product(linear: &Linear<Matrix>) -> Product<'_> {
+    Product { matrix: &linear.weight, bias: linear.bias.as_deref() }
+}
+
+/// Zeroes the padding of a row, quantises it if it has groups; whether it is finite.
+struct Ready<'a> {
+    values: &'a mut [Full],
+    width: usize,
+    groups: Option<&'a mut [Group]>,
+}
+
+impl Op for Ready<'_> {
+    type Out = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        floats_mut(self.values)[self.width..].fill(0.0);
+        match self.groups {
+            Some(groups) => quantise_row(s, self.values, groups),
+            None => is_finite(s, self.values),
+        }
+    }
+}
+
+/// Norm of one row.
+struct Norm<'a> {
+    norm: &'a RmsNorm,
+    from: &'a [f32],
+    to: &'a mut [f32],
+}
+
+impl Op for Norm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let r = s.splat(rms_factor(s, self.from, self.norm.eps));
+        let weights = self.norm.weight.chunks(LANES);
+        for ((from, to), weight) in self.from.chunks(LANES).zip(self.to.chunks_mut(LANES)).zip(weights) {
+            store_part(s, s.mul(s.mul(load_part(s, from), r), load_part(s, weight)), to);
+        }
+    }
+}
+
+/// Rounds one row to bf16 if asked; whether the result is finite.
+struct Finish<'a> {
+    values: &'a mut [Full],
+    round: bool,
+}
+
+impl Op for Finish<'_> {
+    type Out = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let finite = is_finite(s, self.values);
+        if self.round {
+            for value in self.values.iter_mut() {
+                s.store(s.round_bf16(s.load(&value.0)), &mut value.0);
+            }
+        }
+        finite && is_finite(s, self.values)
+    }
+}
+
+/// Whether one row is finite.
+struct Finite<'a>(&'a [Full]);
+
+impl Op for Finite<'_> {
+    type Out = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        is_finite(s, self.0)
+    }
+}
+
+impl Backend for Cpu {
+    type Matrix = Matrix;
+    type Buffer = Buffer;
+    type Activation = Activation;
+    type Kv = Kv;
+
+    fn describe(&self) -> String {
+        let plural = if self.threads() == 1 { "" } else { "s" };
+        format!("CPU, {}, {} thread{plural}", self.isa(), self.threads())
+    }
+
+    fn matrix(&self, weights: WeightMatrix) -> Result<Matrix, BackendError> {
+        // The bias is 0 or 128, which is the same byte with either sign.
+        Matrix::pack(&weights, self.proof().q8_bias() as u8)
+    }
+
+    fn buffer(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        Buffer::new(rows, width)
+    }
+
+    fn activation(&self, rows: usize, width: usize, profile: Profile) -> Result<Activation, BackendError> {
+        Activation::new(rows, width, profile)
+    }
+
+    fn kv(&self, shape: KvShape) -> Result<Kv, BackendError> {
+        Kv::new(shape)
+    }
+
+    fn upload(&self, values: &[f32], out: &mut Buffer) {
+        for (row, values) in values.chunks_exact(out.width).enumerate() {
+            out.row_mut(row).copy_from_slice(values);
+        }
+    }
+
+    fn download(&self, buffer: &Buffer, rows: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * buffer.width, "the output holds the rows");
+        for (row, out) in rows.zip(out.chunks_exact_mut(buffer.width)) {
+            out.copy_from_slice(buffer.row(row));
+        }
+    }
+
+    fn gather(&self, from: &Buffer, rows: &[u32], out: &mut Buffer) {
+        for (i, &row) in rows.iter().enumerate() {
+            out.row_mut(i).copy_from_slice(from.row(row as usize));
+        }
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32], scale: Option<f32>, profile: Profile, out: &mut Buffer) {
+        let (stride, width) = (out.stride(), out.width);
+        let parallel = self.shared(tokens.len(), width);
+        let rows = Indexed(Runs::new(out.first_mut(tokens.len()), stride));
+        self.pool().split(rows, parallel, |(row, values)| {
+            let (row_values, padding) = floats_mut(values).split_at_mut(width);
+            padding.fill(0.0);
+            table.decode_row(tokens[row] as usize, row_values);
+            if let Some(scale) = scale {
+                row_values.iter_mut().for_each(|value| *value *= scale);
+            }
+            if profile == Profile::Quantised {
+                self.proof().dispatch(Finish { values, round: true });
+            }
+        });
+    }
+
+    fn norm(&self, norm: &RmsNorm, x: &Buffer, rows: usize, out: &mut Activation, faults: &mut Faults) {
+        assert!(x.width == out.width && norm.weight.len() == x.width, "the norm fits its row");
+        let stride = out.stride() * (GROUP / LANES);
+        let parallel = self.shared(rows, x.width);
+        let to = Indexed(Runs::new(&mut out.values[..rows * stride], stride));
+        self.pool().split(to, parallel, |(row, to)| {
+            let to = &mut floats_mut(to)[..x.width];
+            self.proof().dispatch(Norm { norm, from: x.row(row), to });
+        });
+        self.ready(out, rows, faults);
+    }
+
+    fn qkv(
+        &self,
+        weights: &Qkv<Matrix>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        x: &Activation,
+        batch: Batch<'_>,
+        layer: usize,
+        q: &mut Buffer,
+        kv: &mut Kv,
+        faults: &mut Faults,
+    ) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+        assert!(kv.shape.kv_heads == kv_heads && kv.shape.head_dim == head_dim, "the store fits the layer");
+        assert!(q.width == heads * head_dim && weights.q.weight.rows == q.width, "q fits its buffer");
+        let kv_width = kv_heads * head_dim;
+        assert!(weights.k.weight.rows == kv_width && weights.v.weight.rows == kv_width, "k and v fit");
+        let (stride, width, rows) = (q.stride(), q.width, batch.rows.len());
+        let out = Window::new(floats_mut(q.first_mut(rows)), stride * LANES);
+        self.product(Outcome::Store(&product(&weights.q)), x, 0, out, faults);
+        let heads = Heads { head_dim, norm: weights.q_norm.as_ref(), rope, rows: batch.rows };
+        heads.run(self, q.first_mut(rows), stride, width);
+        self.keys_and_values(weights, heads, x, batch, layer, kv, faults);
+    }
+
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        q: &Buffer,
+        kv: &Kv,
+        batch: Batch<'_>,
+        layer: usize,
+        out: &mut Activation,
+        faults: &mut Faults,
+    ) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+        assert!(kv.shape.kv_heads == kv_heads && kv.shape.head_dim == head_dim, "the store fits the layer");
+        assert!(heads.is_multiple_of(kv_heads), "query heads share KV heads evenly");
+        assert!(q.width == heads * head_dim && out.width == q.width, "the heads fill the rows");
+        let rows = batch.rows.len();
+        let stride = out.stride() * (GROUP / LANES);
+        let last = batch.rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        let parallel = rows * q.width * last >= PARALLEL_ATTENTION;
+        let whole = Window::new(floats_mut(&mut out.values[..rows * stride]), stride * LANES);
+        let tiles = Tiles::new(whole.narrow(q.width), TASK_ROWS, heads / kv_heads * head_dim);
+        self.pool().split(tiles, parallel, |out| {
+            self.proof().dispatch(Attend { shape, q, kv, batch, layer, out });
+        });
+        self.ready(out, rows, faults);
+    }
+
+    fn project(
+        &self,
+        linear: &Linear<Matrix>,
+        x: &Activation,
+        rows: usize,
+        h: &mut Buffer,
+        faults: &mut Faults,
+    ) {
+        assert_eq!(linear.weight.rows, h.width, "the projection fits the residual");
+        let stride = h.stride() * LANES;
+        let out = Window::new(floats_mut(h.first_mut(rows)), stride);
+        self.product(Outcome::Add(&product(linear)), x, 0, out, faults);
+    }
+
+    fn gate_up(
+        &self,
+        weights: &GateUp<Matrix>,
+        x: &Activation,
+        rows: usize,
+        out: &mut Activation,
+        faults: &mut Faults,
+    ) {
+        assert_eq!(weights.gate.weight.rows, out.width, "the projection fits its output");
+        let Gate::Silu = weights.activation;
+        let stride = out.stride() * (GROUP / LANES);
+        let window = Window::new(floats_mut(&mut out.values[..rows * stride]), stride * LANES);
+        let gated = (&product(&weights.gate), &product(&weights.up));
+        self.product(Outcome::Gated(gated.0, gated.1), x, 0, window, faults);
+        self.ready(out, rows, faults);
+    }
+
+    fn finish(&self, h: &mut Buffer, rows: usize, profile: Profile, faults: &mut Faults) {
+        // Rows go in sequence: a pass over them is short against the layer, and faults are then in reach.
+        let stride = h.stride();
+        let round = profile == Profile::Quantised;
+        for (row, values) in h.first_mut(rows).chunks_exact_mut(stride).enumerate() {
+            if !self.proof().dispatch(Finish { values, round }) {
+                faults.record(row, Operation::LayerOutput);
+            }
+        }
+    }
+
+    fn logits(
+        &self,
+        head: &Linear<Matrix>,
+        x: &Activation,
+        rows: usize,
+        out: &mut Buffer,
+        faults: &mut Faults,
+    ) {
+        assert_eq!(head.weight.rows, out.width, "the head fits its output");
+        let stride = out.stride();
+        let window = Window::new(floats_mut(out.first_mut(rows)), stride * LANES);
+        self.product(Outcome::Store(&product(head)), x, 0, window, faults);
+        for (row, values) in out.first_mut(rows).chunks_exact(stride).enumerate() {
+            if !self.proof().dispatch(Finite(values)) {
+                faults.record(row, Operation::Logits);
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Paged K and V. A page of one layer and head holds K transposed, `[head_dim][64]`, so that scores run
+//! over keys, and V as `[64][head_dim]` padded to whole vectors, so that outputs run over dimensions.
+
+use super::{
+    rows::{allocate, floats},
+    simd::{Full, LANES, Op, Simd, load_part},
+};
+use crate::backend::{BackendError, KvShape, PAGE, Profile};
+
+/// Largest head, which bounds the stack of an attention task.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+/// Rows whose K and V wait for their page at a time.
+pub(crate) const STAGED_ROWS: usize = 64;
+
+/// An element of the cache.
+pub(crate) trait Element: bytemuck::Pod + Send + Sync {
+    /// Reads sixteen.
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
+    /// Rounds sixteen; false if one of the results is not finite.
+    fn store<S: Simd>(s: S, x: S::F, to: &mut [Self; LANES]) -> bool;
+}
+
+impl Element for u16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
+        s.load_f16(from)
+    }
+
+    #[inline(always)]
+    fn store<S: Simd>(s: S, x: S::F, to: &mut [u16; LANES]) -> bool {
+        s.store_f16(x, to);
+        // 65520 and above round to infinity.
+        s.max_lane_u(s.magnitude(x)) < 65520f32.to_bits()
+    }
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
+        s.load(from)
+    }
+
+    #[inline(always)]
+    fn store<S: Simd>(s: S, x: S::F, to: &mut [f32; LANES]) -> bool {
+        s.store(x, to);
+        s.max_lane_u(s.magnitude(x)) < 0x7f80_0000
+    }
+}
+
+/// K and V in one element type.
+#[derive(Debug)]
+pub(crate) struct Store<E> {
+    pub(crate) keys: Vec<E>,
+    pub(crate) values: Vec<E>,
+}
+
+/// Both element types.
+#[derive(Debug)]
+pub(crate) enum Stores {
+    Half(Store<u16>),
+    Full(Store<f32>),
+}
+
+/// A KV store with the staging rows of its projections.
+#[derive(Debug)]
+pub struct Kv {
+    pub(crate) shape: KvShape,
+    pub(crate) stores: Stores,
+    /// K and V rows on their way to the pages, `[STAGED_ROWS][stride]`.
+    pub(crate) staged: [Vec<Full>; 2],
+}
+
+impl<E: Element> Store<E> {
+    fn new(shape: &KvShape) -> Result<Self, BackendError> {
+        let heads = shape.layers.checked_mul(shape.pages).and_then(|n| n.checked_mul(shape.kv_heads));
+        let size = |width: usize| heads.and_then(|heads| heads.checked_mul(PAGE * width));
+        let what = "the KV pages";
+        let keys = allocate(size(shape.head_dim), what)?;
+        Ok(Self { keys, values: allocate(size(value_stride(shape.head_dim)), what)? })
+    }
+
+    /// K of one page, layer and head, `[head_dim][64]`.
+    pub(crate) fn keys(&self, head: usize, head_dim: usize) -> &[E] {
+        &self.keys[head * head_dim * PAGE..][..head_dim * PAGE]
+    }
+
+    /// V of one page, layer and head, `[64][value_stride]`.
+    pub(crate) fn values(&self, head: usize, head_dim: usize) -> &[E] {
+        let size = value_stride(head_dim) * PAGE;
+        &self.values[head * size..][..size]
+    }
+}
+
+/// Elements from one V row of a page to the next.
+pub(crate) fn value_stride(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES)
+}
+
+impl Kv {
+    pub(crate) fn new(shape: KvShape) -> Result<Self, BackendError> {
+        if shape.head_dim > MAX_HEAD_DIM {
+            let wide = format!("heads of {} are wider than {MAX_HEAD_DIM}", shape.head_dim);
+            return Err(BackendError::Device(wide));
+        }
+        let stores = match shape.profile {
+            Profile::Quantised => Stores::Half(Store::new(&shape)?),
+            Profile::F32 => Stores::Full(Store::new(&shape)?),
+        };
+        let staged = || allocate(Some(STAGED_ROWS * staged_stride(&shape)), "rows of K and V");
+        Ok(Self { shape, stores, staged: [staged()?, staged()?] })
+    }
+
+    /// Index of the K and V of one page, layer and head.
+    pub(crate) fn head(&self, layer: usize, page: u32, kv_head: usize) -> usize {
+        let KvShape { layers, pages, kv_heads, .. } = self.shape;
+        assert!(
+            layer < layers && (page as usize) < pages && kv_head < kv_heads,
+            "the head lies in the store"
+        );
+        (layer * pages + page as usize) * kv_heads + kv_head
+    }
+}
+
+/// Vectors from one staged row to the next.
+pub(crate) fn staged_stride(shape: &KvShape) -> usize {
+    (shape.kv_heads * shape.head_dim).div_ceil(LANES)
+}
+
+/// Rounds staged row `row` into slot `slot` of a page, all heads; tells whether all was finite.
+pub(crate) struct Write<'a> {
+    pub(crate) kv: &'a mut Kv,
+    pub(crate) row: usize,
+    pub(crate) layer: usize,
+    pub(crate) page: u32,
+    pub(crate) slot: usize,
+}
+
+impl Op for Write<'_> {
+    type Out = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let first = self.kv.head(self.layer, self.page, 0);
+        let stride = staged_stride(&self.kv.shape);
+        let [k, v] = &self.kv.staged;
+        let [k, v] = [k, v].map(|staged| floats(&staged[self.row * stride..][..stride]));
+        let shape = &self.kv.shape;
+        match &mut self.kv.stores {
+            Stores::Half(store) => write(s, store, shape, first, self.slot, k, v),
+            Stores::Full(store) => write(s, store, shape, first, self.slot, k, v),
+        }
+    }
+}
+
+#[inline(always)]
+fn write<S: Simd, E: Element>(
+    s: S,
+    store: &mut Store<E>,
+    shape: &KvShape,
+    first: usize,
+    slot: usize,
+    k: &[f32],
+    v: &[f32],
+) -> bool {
+    let head_dim = shape.head_dim;
+    let mut finite = true;
+    let mut rounded = [E::zeroed(); LANES];
+    for kv_head in 0..shape.kv_heads {
+        let keys = &mut store.keys[(first + kv_head) * head_dim * PAGE..][..head_dim * PAGE];
+        for (part, keys) in
+            k[kv_head * head_dim..][..head_dim].chunks(LANES).zip(keys.chunks_mut(LANES * PAGE))
+        {
+            finite &= E::store(s, load_part(s, part), &mut rounded);
+            for (key, keys) in rounded.iter().zip(keys.chunks_exact_mut(PAGE)) {
+                keys[slot] = *key;
+            }
+        }
+        let stride = value_stride(head_dim);
+        let values = &mut store.values[((first + kv_head) * PAGE + slot) * stride..][..stride];
+        for (part, values) in v[kv_head * head_dim..][..head_dim].chunks(LANES).zip(values.as_chunks_mut().0)
+        {
+            finite &= E::store(s, load_part(s, part), values);
+        }
+    }
+    finite
+}

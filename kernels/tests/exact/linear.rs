@@ -1,0 +1,110 @@
+//! Linear layers alone, over every remainder of rows, columns and batch.
+
+use kernels::{
+    backend::{Backend, Faults, Linear, Profile, RmsNorm},
+    reference::Reference,
+    tensor::{Format, WeightMatrix},
+};
+
+use crate::{
+    cpus,
+    rng::{Flavour, Rng},
+};
+
+/// Logits of `x` after a norm with weights of `flavour`, which gives the activations their values.
+fn logits<B: Backend>(
+    backend: &B,
+    weights: &WeightMatrix,
+    norm: &RmsNorm,
+    x: &[f32],
+    profile: Profile,
+) -> Vec<u32> {
+    let (outputs, width) = (weights.rows(), weights.columns());
+    let rows = x.len() / width;
+    let head = Linear { weight: backend.matrix(weights.clone()).unwrap(), bias: None };
+    let mut from = backend.buffer(rows, width).unwrap();
+    let mut to = backend.buffer(rows, outputs).unwrap();
+    let mut normed = backend.activation(rows, width, profile).unwrap();
+    let mut faults = Faults::default();
+    faults.reset(rows);
+    backend.upload(x, &mut from);
+    backend.norm(norm, &from, rows, &mut normed, &mut faults);
+    backend.logits(&head, &normed, rows, &mut to, &mut faults);
+    assert!(!faults.any());
+    let mut out = vec![0.0f32; rows * outputs];
+    backend.download(&to, 0..rows, &mut out);
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn every_remainder() {
+    let cpus = cpus();
+    let mut rng = Rng(7);
+    for (index, columns) in [1, 31, 32, 33, 255, 256, 257, 511, 800].into_iter().enumerate() {
+        for (outputs, rows) in [(1, 1), (15, 2), (16, 3), (17, 5), (33, 9), (48, 13), (40, 140)] {
+            for format in Format::ALL {
+                let flavour = [Flavour::Plain, Flavour::Wide, Flavour::Tiny][(index + rows) % 3];
+                let norm = RmsNorm { weight: rng.values(columns, flavour), eps: 1e-5 };
+                let values = rng.values(outputs * columns, flavour);
+                let weights = WeightMatrix::quantise(format, outputs, columns, &values).unwrap();
+                let x = rng.values(rows * columns, Flavour::Plain);
+                let profiles: &[Profile] = if format.is_float() {
+                    &[Profile::Quantised, Profile::F32]
+                } else {
+                    &[Profile::Quantised]
+                };
+                for &profile in profiles {
+                    let expected = logits(&Reference, &weights, &norm, &x, profile);
+                    for cpu in &cpus {
+                        let actual = logits(cpu, &weights, &norm, &x, profile);
+                        assert!(
+                            expected == actual,
+                            "{cpu:?}: {outputs} x {columns} {format}, {rows} rows, {profile:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Weights and activations at the ends of their range, where a saturating product would show.
+#[test]
+fn extreme_integers() {
+    for value in [127u8, 129] {
+        let mut row = 0x3c00u16.to_le_bytes().to_vec();
+        row.extend([value; 32]);
+        let weights = WeightMatrix::from_bytes(Format::Q8, 16, 32, row.repeat(16)).unwrap();
+        let norm = RmsNorm { weight: vec![1.0; 32], eps: 0.0 };
+        for x in [[1.0; 32], [-1.0; 32]] {
+            let expected = logits(&Reference, &weights, &norm, &x, Profile::Quantised);
+            assert_eq!(f32::from_bits(expected[0]).abs(), 127.0 * 32.0);
+            for cpu in cpus() {
+                assert_eq!(logits(&cpu, &weights, &norm, &x, Profile::Quantised), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_come_back_out_of_the_packed_form() {
+    let mut rng = Rng(3);
+    for format in Format::ALL {
+        for (rows, columns) in [(1, 1), (33, 70), (16, 64)] {
+            let values = rng.values(rows * columns, Flavour::Wide);
+            let weights = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
+            for cpu in cpus() {
+                let table = cpu.matrix(weights.clone()).unwrap();
+                let mut out = cpu.buffer(rows, columns).unwrap();
+                let tokens: Vec<u32> = (0..rows as u32).rev().collect();
+                cpu.embed(&table, &tokens, None, Profile::F32, &mut out);
+                let (mut row, mut expected) = (vec![0.0; columns], vec![0.0; columns]);
+                for (i, &token) in tokens.iter().enumerate() {
+                    cpu.download(&out, i..i + 1, &mut row);
+                    weights.decode_row(token as usize, &mut expected);
+                    assert!(row.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The link an application holds, whatever carries it.
+//!
+//! [`Machine`] is the protocol; a driver task moves bytes between it and a carrier; the
+//! handles here share it. All queues are bounded by credit: see [`Machine`].
+
+mod driver;
+mod error;
+mod machine;
+#[cfg(test)]
+mod machine_tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub(crate) use driver::{Carrier, Opening, Read, Sink, Source, start};
+pub use error::{Fault, LinkError, SendError, TrySendError, Violation};
+pub use machine::{MESSAGE_OVERHEAD_BYTES, Machine, PROTOCOL, cost};
+
+use crate::{CloseReason, NodeId};
+use driver::Shared;
+
+/// One message to send: parts that the peer receives joined, and that are not copied here.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    parts: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Message {
+    /// A message of several parts, such as a header and rows.
+    pub fn from_parts(parts: impl IntoIterator<Item = Bytes>) -> Self {
+        let parts: Vec<Bytes> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        Self { bytes: parts.iter().map(Bytes::len).sum(), parts }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there are no bytes; an empty message is a message all the same.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    fn into_parts(self) -> Vec<Bytes> {
+        self.parts
+    }
+}
+
+impl From<Bytes> for Message {
+    fn from(bytes: Bytes) -> Self {
+        Self::from_parts([bytes])
+    }
+}
+
+impl From<Vec<u8>> for Message {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+/// What has gone over a link, frame headers and protocol included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Bytes handed to the carrier.
+    pub bytes_sent: u64,
+    /// Bytes that arrived.
+    pub bytes_received: u64,
+    /// Messages handed to the carrier.
+    pub messages_sent: u64,
+    /// Messages that arrived whole.
+    pub messages_received: u64,
+}
+
+/// A link to an authenticated peer: ordered, reliable, message-preserving.
+///
+/// Dropping it, or both of its halves, closes the link with [`CloseReason::DROPPED`]; what
+/// was sent before is still delivered while the endpoint lives.
+#[derive(Debug)]
+pub struct Link {
+    sender: LinkSender,
+    receiver: LinkReceiver,
+}
+
+/// Closes the link when the last handle goes.
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close(CloseReason::new(CloseReason::DROPPED, "every handle was dropped"));
+    }
+}
+
+/// The sending half; clones share the link, and their messages interleave whole.
+#[derive(Clone, Debug)]
+pub struct LinkSender {
+    handle: Arc<Handle>,
+}
+
+/// The receiving half. When it is dropped first, the peer runs out of credit: its messages
+/// wait rather than vanish.
+#[derive(Debug)]
+pub struct LinkReceiver {
+    handle: Arc<Handle>,
+}
+
+impl Link {
+    fn new(shared: Arc<Shared>) -> Self {
+        let handle = Arc::new(Handle(shared));
+        Self { sender: LinkSender { handle: handle.clone() }, receiver: LinkReceiver { handle } }
+    }
+
+    /// The peer, proven by its key.
+    pub fn peer(&self) -> NodeId {
+        self.sender.peer()
+    }
+
+    /// See [`LinkSender::send`].
+    pub async fn send(&self, message: impl Into<Message>) -> Result<(), SendError> {
+        self.sender.send(message).await
+    }
+
+    /// See [`LinkSender::try_send`].
+    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), TrySendError> {
+        self.sender.try_send(message)
+    }
+
+    /// See [`LinkReceiver::recv`].
+    pub async fn recv(&mut self) -> Result<Bytes, LinkError> {
+        self.receiver.recv().await
+    }
+
+    /// See [`LinkSender::close`].
+    pub fn close(&self, reason: CloseReason) {
+        self.sender.close(reason);
+    }
+
+    /// See [`LinkSender::closed`].
+    pub async fn closed(&self) -> LinkError {
+        self.sender.closed().await
+    }
+
+    /// See [`LinkSender::rtt`].
+    pub fn rtt(&self) -> Option<Duration> {
+        self.sender.rtt()
+    }
+
+    /// See [`LinkSender::stats`].
+    pub fn stats(&self) -> LinkStats {
+        self.sender.stats()
+    }
+
+    /// The two halves, for two tasks.
+    pub fn split(self) -> (LinkSender, LinkReceiver) {
+        (self.sender, self.receiver)
+    }
+}
+
+impl LinkSender {
+    /// The peer, proven by its key.
+    pub fn peer(&self) -> NodeId {
+        self.handle.0.peer()
+    }
+
+    /// Queues a message, waiting for the peer's credit and for room; first come, first
+    /// served. Cancel-safe: a dropped call has sent all of the message or nothing.
+    pub async fn send(&self, message: impl Into<Message>) -> Result<(), SendError> {
+        self.handle.0.send(message.into()).await
+    }
+
+    /// Queues a message now, or hands it back when it would have to wait.
+    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), TrySendError> {
+        self.handle.0.try_send(message.into())
+    }
+
+    /// Begins to close the link: nothing more is accepted, what was sent is delivered, then
+    /// the peer reads `reason`. Returns at once; [`LinkSender::closed`] waits. Only the first
+    /// close counts.
+    pub fn close(&self, reason: CloseReason) {
+        self.handle.0.close(reason);
+    }
+
+    /// Waits until the link is over and nothing more is exchanged, and says why. After a
+    /// local close, [`LinkError::ClosedLocally`] means that the peer has everything.
+    pub async fn closed(&self) -> LinkError {
+        self.handle.0.closed().await
+    }
+
+    /// Smoothed round trip time, where the carrier measures it.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.handle.0.rtt()
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> LinkStats {
+        self.handle.0.stats()
+    }
+}
+
+impl LinkReceiver {
+    /// The peer, proven by its key.
+    pub fn peer(&self) -> NodeId {
+        self.handle.0.peer()
+    }
+
+    /// The next message, in the order the peer sent them. Messages that arrived before the
+    /// link ended come first, then the same error again and again. Cancel-safe.
+    pub async fn recv(&mut self) -> Result<Bytes, LinkError> {
+        self.handle.0.recv().await
+    }
+
+    /// The next message if one has arrived; `Ok(None)` when none has.
+    pub fn try_recv(&mut self) -> Result<Option<Bytes>, LinkError> {
+        self.handle.0.try_recv()
+    }
+
+    /// See [`LinkSender::rtt`].
+    pub fn rtt(&self) -> Option<Duration> {
+        self.handle.0.rtt()
+    }
+
+    /// See [`LinkSender::stats`].
+    pub fn stats(&self) -> LinkStats {
+        self.handle.0.stats()
+    }
+}

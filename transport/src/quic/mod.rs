@@ -1,0 +1,240 @@
+//! Links over QUIC: one connection and one bidirectional stream per link.
+
+mod accept;
+mod stream;
+mod tls;
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn::{ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig};
+use quinn::{ConnectionError, TransportConfig, VarInt};
+use rustls::sign::CertifiedKey;
+use tokio::sync::{Semaphore, watch};
+
+use crate::backlog::{self, AcceptQueue};
+use crate::limits::{Congestion, LimitsError};
+use crate::link::{self, Link};
+use crate::transport::{AcceptError, BoxFuture, ConnectError, Transport};
+use crate::{Identity, Limits, LinkError, NodeId, PeerAddress};
+use stream::{Connection, GONE, Incoming, Outgoing};
+
+/// What QUIC buffers per link in each direction, below the credit of the link: enough for
+/// 100 ms at 80 MB/s.
+const QUIC_WINDOW_BYTES: u32 = 8 << 20;
+/// What may be in flight before anything was acknowledged: one decode message of a large
+/// batch, so that the first steps of a link need one round trip each.
+const INITIAL_CONGESTION_BYTES: u64 = 128 << 10;
+/// Socket buffers asked of the kernel, which may give less; small ones lose bursts.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Required by the API of QUIC; ids, not names, are verified, and it is not sent.
+const SERVER_NAME: &str = "node.invalid";
+
+/// A UDP socket that dials and accepts links.
+///
+/// Dropping it ends its links at once; [`Endpoint::close`] does so in good order.
+#[derive(Debug)]
+pub struct Endpoint {
+    id: NodeId,
+    local_address: SocketAddr,
+    limits: Arc<Limits>,
+    key: Arc<CertifiedKey>,
+    client_transport: Arc<TransportConfig>,
+    quinn: quinn::Endpoint,
+    /// One permit per link that may still be made.
+    slots: Arc<Semaphore>,
+    accepted: AcceptQueue,
+    closing: watch::Sender<bool>,
+}
+
+/// Why an endpoint could not be made; the fault is local.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The limits cannot work.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// The socket could not be bound.
+    #[error("cannot bind {address}: {source}")]
+    Socket {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// TLS cannot use the identity.
+    #[error("identity: {0}")]
+    Identity(#[from] rustls::Error),
+    /// There is no tokio runtime with I/O and time around the caller.
+    #[error("endpoints need a tokio runtime")]
+    Runtime,
+}
+
+impl Endpoint {
+    /// Opens an endpoint on `address`; port 0 lets the system choose. Call it inside a tokio
+    /// runtime.
+    pub fn bind(identity: &Identity, address: SocketAddr, limits: Limits) -> Result<Self, BindError> {
+        limits.validate()?;
+        tokio::runtime::Handle::try_current().map_err(|_| BindError::Runtime)?;
+        let key = tls::certified_key(identity)?;
+        let mut server = ServerConfig::with_crypto(Arc::new(tls::server_config(key.clone())?));
+        server
+            .transport_config(Arc::new(transport_config(&limits, 1)))
+            .max_incoming(limits.max_pending_handshakes)
+            .migration(true);
+        let mut config = EndpointConfig::default();
+        config.max_udp_payload_size(limits.max_mtu_bytes).map_err(|_| LimitsError::Mtu)?;
+
+        let socket_error = |source| BindError::Socket { address, source };
+        let socket = open_socket(address).map_err(socket_error)?;
+        let local_address = socket.local_addr().map_err(socket_error)?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let quinn = quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(socket_error)?;
+
+        let limits = Arc::new(limits);
+        let slots = Arc::new(Semaphore::new(limits.max_links));
+        let closing = watch::Sender::new(false);
+        let accepted = accept::start(quinn.clone(), limits.clone(), slots.clone(), closing.subscribe());
+        Ok(Self {
+            id: identity.id(),
+            local_address,
+            key,
+            client_transport: Arc::new(transport_config(&limits, 0)),
+            limits,
+            quinn,
+            slots,
+            accepted,
+            closing,
+        })
+    }
+
+    async fn dial(&self, peer: &PeerAddress) -> Result<Link, ConnectError> {
+        if *self.closing.borrow() {
+            return Err(ConnectError::Closed);
+        }
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| ConnectError::TooManyLinks)?;
+        let found = Arc::new(OnceLock::new());
+        let address_error = |error: String| ConnectError::Address(error);
+        let tls = tls::client_config(self.key.clone(), peer.id, found.clone())
+            .map_err(|error| address_error(error.to_string()))?;
+        let mut config = ClientConfig::new(Arc::new(tls));
+        config.transport_config(self.client_transport.clone());
+        let connecting = self
+            .quinn
+            .connect_with(config, peer.address, SERVER_NAME)
+            .map_err(|error| address_error(error.to_string()))?;
+        let connection = connecting.await.map_err(|error| match (found.get(), error) {
+            (Some(found), _) if *found != peer.id => {
+                ConnectError::WrongPeer { expected: peer.id, found: *found }
+            }
+            (_, error) => dial_error(error),
+        })?;
+        let (send, recv) = connection.open_bi().await.map_err(dial_error)?;
+        let streams = (Incoming(recv), Outgoing(send));
+        let closing = self.closing.subscribe();
+        let opening = link::start(peer.id, &self.limits, streams, Connection(connection), closing, slot);
+        opening.opened().await.map_err(|error| match error {
+            // The peer judges our key after our side of the TLS handshake is over.
+            LinkError::PeerLost(cause) => ConnectError::Refused(cause),
+            error => ConnectError::Link(error),
+        })
+    }
+}
+
+impl Transport for Endpoint {
+    fn id(&self) -> NodeId {
+        self.id
+    }
+
+    fn local_address(&self) -> SocketAddr {
+        self.local_address
+    }
+
+    fn connect<'a>(&'a self, peer: &'a PeerAddress) -> BoxFuture<'a, Result<Link, ConnectError>> {
+        Box::pin(async move {
+            let dial = tokio::time::timeout(self.limits.connect_timeout, self.dial(peer));
+            dial.await.unwrap_or(Err(ConnectError::TimedOut))
+        })
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Option<Result<Link, AcceptError>>> {
+        Box::pin(self.accepted.next(self.closing.subscribe()))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.closing.send_replace(true);
+            backlog::drained(&self.slots, &self.limits).await;
+            self.quinn.close(GONE, b"");
+            // The last packets leave; peers that miss them find out by silence.
+            let _ = tokio::time::timeout(Duration::from_millis(200), self.quinn.wait_idle()).await;
+        })
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.quinn.close(GONE, b"");
+    }
+}
+
+fn dial_error(error: ConnectionError) -> ConnectError {
+    match error {
+        ConnectionError::TimedOut => ConnectError::TimedOut,
+        ConnectionError::ConnectionClosed(close) => ConnectError::Refused(close.to_string()),
+        ConnectionError::ApplicationClosed(close) => ConnectError::Refused(close.to_string()),
+        ConnectionError::LocallyClosed => ConnectError::Closed,
+        error => ConnectError::Link(stream::lost(error)),
+    }
+}
+
+fn open_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    let options = socket2::SockRef::from(&socket);
+    for outcome in
+        [options.set_recv_buffer_size(SOCKET_BUFFER_BYTES), options.set_send_buffer_size(SOCKET_BUFFER_BYTES)]
+    {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "the system keeps its socket buffer size");
+        }
+    }
+    Ok(socket)
+}
+
+/// `streams`: how many streams the other side may open.
+fn transport_config(limits: &Limits, streams: u8) -> TransportConfig {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(limits.max_mtu_bytes);
+    let congestion: Arc<dyn ControllerFactory + Send + Sync> = match limits.congestion {
+        Congestion::Cubic => {
+            let mut cubic = CubicConfig::default();
+            cubic.initial_window(INITIAL_CONGESTION_BYTES);
+            Arc::new(cubic)
+        }
+        Congestion::Bbr => {
+            let mut bbr = BbrConfig::default();
+            bbr.initial_window(INITIAL_CONGESTION_BYTES);
+            Arc::new(bbr)
+        }
+    };
+    // The idle timer restarts with the first packet sent after the last one received, which a
+    // silent link sends a keep-alive later: both together are the dead-peer timeout.
+    let keep_alive = limits.dead_peer_timeout / 4;
+    let idle_ms = (limits.dead_peer_timeout - keep_alive).as_millis();
+    let idle = VarInt::from_u32(u32::try_from(idle_ms).unwrap_or(u32::MAX));
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::from(idle)))
+        .keep_alive_interval(Some(keep_alive))
+        .max_concurrent_bidi_streams(VarInt::from(streams))
+        .max_concurrent_uni_streams(VarInt::from(0u8))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(QUIC_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(QUIC_WINDOW_BYTES))
+        .send_window(u64::from(QUIC_WINDOW_BYTES))
+        .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(congestion);
+    config
+}

@@ -1,0 +1,6 @@
+//! One conformance suite for every transport, then what is particular to each.
+
+mod conformance;
+mod over_quic;
+mod over_sim;
+mod world;
