@@ -64,18 +64,17 @@ pub(super) fn join(
 
 type TextFilter = Box<dyn Fn(&mut State, Rest<Value>) -> Result<Value, Error> + Send + Sync>;
 
-/// `text | indent(width, first, blank)`; the width may be a string.
+/// `text | indent(width, first, blank=...)`; the width may be a string.
 pub(super) fn indent(
     state: &State,
     text: &str,
     width: Option<Value>,
     first: Option<bool>,
-    blank: Option<bool>,
     options: Kwargs,
 ) -> Result<String, Error> {
     let width = width.map_or_else(|| options.get::<Option<Value>>("width"), |width| Ok(Some(width)))?;
     let first = first.map_or_else(|| options.get::<Option<bool>>("first"), |first| Ok(Some(first)))?;
-    let blank = blank.map_or_else(|| options.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?;
+    let blank = options.get::<Option<bool>>("blank")?;
     options.assert_all_used()?;
     let (first, blank) = (first.unwrap_or(false), blank.unwrap_or(false));
     let indentation = indentation(&width.unwrap_or_else(|| Value::from(4)))?;
