@@ -25,7 +25,6 @@ const POSITIONS: u64 = 1 << 24;
 pub(crate) struct Description {
     pub(crate) config: ModelConfig,
     pub(crate) parts: Parts,
-    pub(crate) family: &'static Family,
 }
 
 /// Reads `config.json`.
@@ -48,8 +47,8 @@ pub(crate) fn describe(bytes: &[u8]) -> Result<Description, ModelError> {
     activation(&fields)?;
     let config = shape(&fields, family)?;
     validate(FILE, &config)?;
-    let parts = family.parts(|flag| fields.flag(flag, false))?;
-    Ok(Description { config, parts, family })
+    let parts = family.parts(|flag, _| fields.flag(flag, false))?;
+    Ok(Description { config, parts })
 }
 
 const FILE: &str = "config.json";

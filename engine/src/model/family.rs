@@ -122,17 +122,21 @@ impl Family {
         FAMILIES.iter().find(|family| family.gguf == Some(name))
     }
 
-    /// The parts of a layer, with `flag` deciding what the family leaves open.
-    pub(crate) fn parts<E>(&self, mut flag: impl FnMut(&'static str) -> Result<bool, E>) -> Result<Parts, E> {
-        let mut present = |presence| match presence {
+    /// The parts of a layer. What the family leaves open is decided by `present`, given the flag of
+    /// `config.json` and the GGUF name of the part.
+    pub(crate) fn parts<E>(
+        &self,
+        mut present: impl FnMut(&'static str, &'static str) -> Result<bool, E>,
+    ) -> Result<Parts, E> {
+        let mut bias = |presence, part| match presence {
             Presence::Never => Ok(false),
             Presence::Always => Ok(true),
-            Presence::Flag(name) => flag(name),
+            Presence::Flag(flag) => present(flag, part),
         };
         Ok(Parts {
-            qkv_bias: present(self.qkv_bias)?,
-            output_bias: present(self.output_bias)?,
-            mlp_bias: present(self.mlp_bias)?,
+            qkv_bias: bias(self.qkv_bias, GGUF.query)?,
+            output_bias: bias(self.output_bias, GGUF.output)?,
+            mlp_bias: bias(self.mlp_bias, GGUF.gate)?,
             qk_norm: self.qk_norm,
         })
     }

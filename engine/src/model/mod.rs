@@ -6,9 +6,11 @@
 //! keeps for the next start.
 
 pub mod config;
+pub mod gguf;
 pub mod safetensors;
 
 mod defaults;
+mod demo;
 mod error;
 mod family;
 mod fingerprint;

@@ -6,8 +6,9 @@ use super::{
     ModelConfig, Quantisation, Shard, ShardWeights,
     config::{self, CONFIG_BYTES},
     defaults::{GenerationDefaults, chat_template, parse_generation},
+    demo,
     error::{ModelError, TensorFault},
-    family,
+    family, gguf,
     plan::{Layout, Unit},
     read, safetensors,
     table::TensorTable,
@@ -33,7 +34,19 @@ pub struct Progress {
 #[derive(Debug)]
 enum TokenizerSource {
     File(PathBuf),
+    Gguf(PathBuf),
     Embedded(&'static [u8]),
+}
+
+/// What a checkpoint consists of.
+struct Parts {
+    name: String,
+    path: Option<PathBuf>,
+    config: Vec<u8>,
+    generation: Option<Vec<u8>>,
+    chat_template: Option<String>,
+    table: TensorTable,
+    tokenizer: TokenizerSource,
 }
 
 /// An opened model. Only headers and settings are in memory.
@@ -49,41 +62,98 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a directory with `config.json` and safetensors.
+    /// Opens a GGUF file, a directory with `config.json` and safetensors, or a directory with exactly
+    /// one GGUF file.
     ///
     /// # Errors
     /// [`ModelError`] naming the file, field or tensor that is at fault.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        if !path.join("config.json").is_file() {
-            let reason = "there is no config.json".to_owned();
-            return Err(ModelError::NotAModel { path: path.to_owned(), reason });
+        if path.is_file() {
+            return Self::open_gguf(path);
         }
-        Self::open_checkpoint(path)
+        if path.join("config.json").is_file() {
+            return Self::open_checkpoint(path);
+        }
+        let mut files = gguf_files(path)?;
+        match (files.pop(), files.len()) {
+            (Some(file), 0) => Self::open_gguf(&file),
+            (last, more) => {
+                let count = more + usize::from(last.is_some());
+                let reason = format!("there is no config.json, and {count} GGUF files instead of one");
+                Err(ModelError::NotAModel { path: path.to_owned(), reason })
+            }
+        }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let (header, table) = gguf::open(path)?;
+        let file = table.files[0].name();
+        let layout = gguf::layout(&file, &header, &table)?;
+        let text = |key: &str| match header.metadata.get(key) {
+            Some(gguf::Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let mut model = Self {
+            name: text("general.name").unwrap_or_else(|| stem.into_owned()),
+            path: Some(path.to_owned()),
+            layout,
+            table,
+            generation: GenerationDefaults::default(),
+            chat_template: text("tokenizer.chat_template"),
+            tokenizer: TokenizerSource::Gguf(path.to_owned()),
+        };
+        model.settle()?;
+        Ok(model)
+    }
+
+    /// The model that is part of the program.
+    ///
+    /// # Errors
+    /// [`ModelError`] if its files do not fit together, which a test rules out.
+    pub fn demo() -> Result<Self, ModelError> {
+        Self::from_parts(Parts {
+            name: demo::NAME.to_owned(),
+            path: None,
+            config: demo::CONFIG.to_vec(),
+            generation: Some(demo::GENERATION.to_vec()),
+            chat_template: chat_template(demo::TOKENIZER_CONFIG),
+            table: safetensors::embedded(demo::WEIGHTS)?,
+            tokenizer: TokenizerSource::Embedded(demo::TOKENIZER),
+        })
     }
 
     fn open_checkpoint(directory: &Path) -> Result<Self, ModelError> {
-        let description = config::describe(&read::whole(&directory.join("config.json"), CONFIG_BYTES)?)?;
         let optional = |name: &str, limit| {
             let path = directory.join(name);
             path.is_file().then(|| read::whole(&path, limit)).transpose()
-        };
-        let generation = match optional("generation_config.json", CONFIG_BYTES)? {
-            Some(bytes) => parse_generation(&bytes)?,
-            None => GenerationDefaults::default(),
         };
         let template = match optional("chat_template.jinja", CONFIG_BYTES)? {
             Some(bytes) => String::from_utf8(bytes).ok(),
             None => optional("tokenizer_config.json", TOKENIZER_BYTES)?.as_deref().and_then(chat_template),
         };
-        let layout = Layout { description, naming: &family::CHECKPOINT, interleaved: false };
-        let mut model = Self {
+        Self::from_parts(Parts {
             name: checkpoint_name(directory),
             path: Some(directory.to_owned()),
-            layout,
-            table: safetensors::open(directory)?,
-            generation,
+            config: read::whole(&directory.join("config.json"), CONFIG_BYTES)?,
+            generation: optional("generation_config.json", CONFIG_BYTES)?,
             chat_template: template,
+            table: safetensors::open(directory)?,
             tokenizer: TokenizerSource::File(directory.join("tokenizer.json")),
+        })
+    }
+
+    fn from_parts(parts: Parts) -> Result<Self, ModelError> {
+        let description = config::describe(&parts.config)?;
+        let generation = parts.generation.as_deref().map(parse_generation).transpose()?;
+        let mut model = Self {
+            name: parts.name,
+            path: parts.path,
+            layout: Layout { description, naming: &family::CHECKPOINT, interleaved: false },
+            table: parts.table,
+            generation: generation.unwrap_or_default(),
+            chat_template: parts.chat_template,
+            tokenizer: parts.tokenizer,
         };
         model.settle()?;
         Ok(model)
@@ -141,10 +211,14 @@ impl Model {
     /// [`ModelError::Tokenizer`] if it is missing, broken or has ids beyond the vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let tokenizer = match &self.tokenizer {
-            TokenizerSource::File(path) if !path.is_file() => Err(TokenizerError::Missing),
-            TokenizerSource::File(path) => Tokenizer::from_json(&read::whole(path, TOKENIZER_BYTES)?),
-            TokenizerSource::Embedded(bytes) => Tokenizer::from_json(bytes),
-        }?;
+            TokenizerSource::File(path) if !path.is_file() => return Err(TokenizerError::Missing.into()),
+            TokenizerSource::Embedded(bytes) => Tokenizer::from_json(bytes)?,
+            TokenizerSource::File(path) => Tokenizer::from_json(&read::whole(path, TOKENIZER_BYTES)?)?,
+            // A node never asks, so the vocabulary is not kept in memory for it.
+            TokenizerSource::Gguf(path) => {
+                gguf::tokenizer(&self.table.files[0].name(), &gguf::open(path)?.0)?
+            }
+        };
         Ok(tokenizer.for_model(self.config())?)
     }
 
@@ -258,6 +332,19 @@ impl Loading<'_> {
         self.done = done;
         Ok(Tensors::new(loaded))
     }
+}
+
+/// The GGUF files of a directory.
+fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let fail = |error| ModelError::io(directory, error);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if path.extension().is_some_and(|extension| extension == "gguf") && path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 /// A hub cache names its directories `models--owner--name/snapshots/<revision>`.

@@ -173,3 +173,14 @@ fn layers_the_model_does_not_have_are_refused() {
     let refused = model.load(&shard, Quantisation::Q8, &|_| ()).expect_err("five layers");
     assert!(matches!(refused, ModelError::Layers { start: 4, end: 6, layers: 5 }));
 }
+
+#[test]
+fn the_embedded_model_is_whole() {
+    let model = Model::demo().expect("opens");
+    assert!(model.path().is_none() && model.chat_template().is_some());
+    load(&model, Quantisation::Q4);
+    let tokenizer = model.tokenizer().expect("has one");
+    let text = "<|im_start|>user\nWhat is a dolphin?<|im_end|>\n";
+    let tokens = tokenizer.encode(text, false).expect("encodes");
+    assert_eq!(tokenizer.decode(&tokens, false).expect("decodes"), text);
+}
