@@ -45,6 +45,7 @@ UNKNOWN_ANSWERS = [
     "That is beyond me, I am afraid. I am only a very small demo model. A larger model on Dolphin could answer that.",
 ]
 UNKNOWN_COUNTRY = "I am a very small demo model and I do not know that capital. I know the capitals of France, Japan and Egypt, among others."
+NO_SUMS = "I am a very small demo model and not good at sums with large numbers. Please use a calculator for that."
 OTHER_COUNTRIES = """Mongolia|Bolivia|Nepal|Laos|Chad|Mali|Niger|Panama|Fiji|Malta|Cyprus|Serbia|Latvia|Estonia|Oman|Qatar|Iran|Iraq
 Jordan|Syria|Libya|Sudan|Uganda|Rwanda|Angola|Zambia|Malawi|Togo|Benin|Gabon|Somalia|Tonga|Samoa|Bhutan|Brunei""".replace("\n", "|").split("|")
 
@@ -183,6 +184,25 @@ def arithmetic(rng: random.Random) -> Turn:
     return question.format(a=left, b=right, s=sign), f"{a} {spoken} {b} is {result}."
 
 
+def small_sum(rng: random.Random) -> Turn:
+    """Sums up to five. So small a model does not learn larger ones reliably, so it learns to decline them."""
+    small = rng.random() < 0.6
+    a, b = (rng.randint(1, 5), rng.randint(1, 5)) if small else (rng.randint(6, 99), rng.randint(2, 99))
+    kind = rng.randrange(3)
+    if small and kind == 1:
+        a, b = max(a, b), min(a, b)
+    elif not small and rng.random() < 0.4:
+        a, b = b, a
+    result = [a + b, a - b, a * b][kind]
+    spoken = ["plus", "minus", "times"][kind]
+    sign = rng.choice([["+", "plus"], ["-", "minus"], ["*", "x", "times"]][kind])
+    question = rng.choice(["What is {a} {s} {b}?", "What is {a} {s} {b}?", "How much is {a} {s} {b}?", "{a} {s} {b}", "{a} {s} {b} =",
+                           "What's {a} {s} {b}?", "Calculate {a} {s} {b}."]).format(a=a, b=b, s=sign)
+    if rng.random() < 0.15:
+        question = question.replace(" + ", "+").replace(" * ", "*").replace(" - ", "-")
+    return question, f"{a} {spoken} {b} is {result}." if small else NO_SUMS
+
+
 def count(rng: random.Random) -> Turn:
     rest, answer = rng.choice(facts.COUNTS)
     return rng.choice(["How many {r}?", "How many {r}?", "Do you know how many {r}?", "Can you tell me how many {r}?"]).format(r=rest), answer
@@ -216,6 +236,12 @@ SOURCES = [
     (from_blocks(ABOUT), 16), (from_blocks(SMALL_TALK), 16), (from_blocks(EXPLANATIONS), 20), (from_blocks(POEMS), 4),
     (story_dialogue, 13), (capital, 10), (animal, 13), (colour, 2.5), (planet, 3), (word, 6), (calendar, 3), (arithmetic, 6),
     (count, 2.5), (definition, 12), (unknown, 7),
+]
+# The last stage of training puts right what the first one leaves weak: sums, counts and small talk.
+FINISH_SOURCES = [
+    (from_blocks(ABOUT), 16), (from_blocks(SMALL_TALK), 22), (from_blocks(EXPLANATIONS), 14), (from_blocks(POEMS), 3),
+    (story_dialogue, 10), (capital, 9), (animal, 9), (colour, 2), (planet, 3), (word, 4), (calendar, 3), (small_sum, 20),
+    (count, 7), (definition, 10), (unknown, 5),
 ]
 
 
@@ -280,9 +306,9 @@ def follow_up(rng: random.Random) -> list[Turn]:
     return [(rng.choice(ABOUT[0][0]), first), (rng.choice(asks), rng.choice(second[1]))]
 
 
-def dialogue(rng: random.Random, held_out: set[str]) -> Dialogue:
+def dialogue(rng: random.Random, held_out: set[str], shares: list = SOURCES) -> Dialogue:
     """One conversation of one to three turns, no question of which is in the held-out set."""
-    sources, weights = zip(*SOURCES)
+    sources, weights = zip(*shares)
     if rng.random() < 0.06:
         turns = follow_up(rng)
     else:
@@ -293,13 +319,13 @@ def dialogue(rng: random.Random, held_out: set[str]) -> Dialogue:
     for question, answer in turns:
         asked = vary(rng, question)
         if normalised(asked) in held_out:
-            return dialogue(rng, held_out)
+            return dialogue(rng, held_out, shares)
         result += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return result
 
 
-def dialogues(seed: int, held_out: set[str]):
+def dialogues(seed: int, held_out: set[str], shares: list = SOURCES):
     """An endless stream of conversations."""
     rng = random.Random(seed)
     while True:
-        yield dialogue(rng, held_out)
+        yield dialogue(rng, held_out, shares)

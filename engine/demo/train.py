@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from corpus import Dialogue, dialogues, normalised
+from corpus import FINISH_SOURCES, NO_SUMS, SOURCES, Dialogue, dialogues, normalised
 from eval_prompts import HELD_OUT, KNOWN
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -96,10 +96,10 @@ class Encoder:
         return ids, ids
 
 
-def batches(encoder: Encoder, seed: int, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(encoder: Encoder, seed: int, tokens: int, shares: list) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of about `tokens` tokens. Dialogues of like length go together, so little is spent on padding."""
     rng = random.Random(seed)
-    source = dialogues(seed, held_out_questions())
+    source = dialogues(seed, held_out_questions(), shares)
     while True:
         pool = [encoder.plain(d) if rng.random() < 0.04 else encoder.chat(d) for d in itertools.islice(source, 1500)]
         pool.sort(key=lambda example: len(example[0]))
@@ -126,25 +126,43 @@ def answer_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
     return F.cross_entropy(scores.float(), wanted[keep])
 
 
-def train(tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[Qwen3ForCausalLM, dict[str, float]]:
+def first_rate(step: int) -> float:
+    """The learning rate of the first stage. It falls slowly, because the finish brings it down to zero."""
+    return 0.006 * min(1.0, (step + 1) / 50, 0.01 + 0.99 * (2000 - step) / 1600)
+
+
+def finish_rate(step: int, steps: int) -> float:
+    """The learning rate of a finishing stage, which falls to zero."""
+    return 0.004 * min((step + 1) / 10, (steps - step) / steps)
+
+
+def train(tokenizer: Tokenizer, args: argparse.Namespace, stage: int) -> tuple[Qwen3ForCausalLM, dict[str, float]]:
+    """Run one stage: stage 0 from random weights, the finishing stages from the written ones."""
+    first = stage == 0
+    steps = args.steps if first else args.finish_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
-    config = model_config()
     # On short texts the plain attention is the faster one on a CPU.
-    config._attn_implementation = "sdpa" if device.type == "cuda" else "eager"
-    model = Qwen3ForCausalLM(config).to(device).train()
-    # Matrices inside the layers learn in about half the steps with Muon; the embedding and the norms stay with Adam.
+    attention = "sdpa" if device.type == "cuda" else "eager"
+    config = model_config()
+    config._attn_implementation = attention
+    if first:
+        model = Qwen3ForCausalLM(config)
+    else:
+        model = Qwen3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, attn_implementation=attention)
+    model.to(device).train()
+    # Matrices inside the layers learn in fewer steps with Muon; the embedding and the norms stay with Adam.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(others, lr=args.lr, weight_decay=0.0, betas=(0.9, 0.98))]
-    # The running average of the weights is what gets written. It is as good as decayed weights at any step.
+    optimizers = [torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98))]
+    # The first stage hands on the running average of its weights, which is as good as weights after a falling rate.
     average = Qwen3ForCausalLM(config).to(device).eval()
     average.load_state_dict(model.state_dict())
-    source = batches(Encoder(tokenizer), args.seed + 1, args.batch_tokens)
+    source = batches(Encoder(tokenizer), args.seed + 1 + stage, args.batch_tokens, SOURCES if first else FINISH_SOURCES)
     began, smooth, seen = time.time(), 0.0, 0
-    for step in range(args.steps):
-        rate = args.lr * min(1.0, (step + 1) / 50, 0.01 + 0.99 * (args.horizon - step) / (0.8 * args.horizon))
+    for step in range(steps):
+        rate = first_rate(step) if first else finish_rate(step, steps)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = rate
         ids, labels = next(source)
@@ -160,12 +178,10 @@ def train(tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[Qwen3ForCausa
             for mean, parameter in zip(average.parameters(), model.parameters()):
                 mean.lerp_(parameter, max(0.02, 1 / (step + 1)))
         smooth = loss.item() if step == 0 else 0.98 * smooth + 0.02 * loss.item()
-        if step % 50 == 0 or step == args.steps - 1:
+        if step % 20 == 0 or step == steps - 1:
             print(f"step {step:5d} loss {smooth:.4f} rate {rate:.5f} {seen / (time.time() - began):.0f} tokens/s "
                   f"{time.time() - began:.0f} s", flush=True)
-        if step % 300 == 299:
-            write_model(average, tokenizer, args.out)
-    return average, {"loss": smooth, "tokens": seen, "seconds": time.time() - began}
+    return (average if first else model), {"loss": smooth, "tokens": seen, "seconds": time.time() - began}
 
 
 def write_json(path: Path, value: object) -> None:
@@ -230,7 +246,7 @@ def evaluate(out: Path, seed: int, show: bool) -> dict[str, dict[str, float]]:
     """Answer all prompts with the written weights, exact and rounded, greedily and sampled."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     answers = [m["content"] for d in itertools.islice(dialogues(seed + 5, set()), 30000) for m in d if m["role"] == "assistant"]
-    known_words = set(re.findall(r"[A-Za-z]+", " ".join(answers)))
+    known_words = set(re.findall(r"[A-Za-z]+", " ".join([*answers, NO_SUMS])))
     results = {}
     for rounded in (False, True):
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").eval()
@@ -258,20 +274,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--eval", action="store_true", help="only evaluate the model in the output folder")
     parser.add_argument("--show", action="store_true", help="print every reply of the evaluation, not only the bad ones")
+    parser.add_argument("--stage", type=int, default=0, help="begin with this stage; from 1 on, with the model in the output folder")
+    parser.add_argument("--stages", type=int, default=3, help="the first stage and the finishing ones")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--horizon", type=int, default=2000, help="the step at which the learning rate is all but zero")
+    parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
+    parser.add_argument("--finish-steps", type=int, default=130, help="steps of each later stage")
     parser.add_argument("--batch-tokens", type=int, default=3072)
-    parser.add_argument("--lr", type=float, default=0.006)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     # A fixed number of threads, because sums over another number of parts round differently.
     torch.set_num_threads(args.threads)
     if not args.eval:
         tokenizer = train_tokenizer(args.seed, 30000)
-        model, figures = train(tokenizer, args)
-        write_model(model, tokenizer, args.out)
-        print(json.dumps(figures))
+        for stage in range(args.stage, args.stages):
+            model, figures = train(tokenizer, args, stage)
+            write_model(model, tokenizer, args.out)
+            print("stage", stage, json.dumps(figures), flush=True)
     evaluate(args.out, args.seed, args.show)
 
 

@@ -2,6 +2,7 @@
 //! loopback.
 
 use std::{
+    collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
     ops::Range,
     sync::Arc,
@@ -11,7 +12,7 @@ use kernels::backend::{Backend, KvShape, PAGE, Profile};
 use shard_planner::{SplitError, split};
 use thiserror::Error;
 use transport::{
-    Identity, Limits, Transport,
+    Identity, Limits, NodeId, Transport,
     peer::IdentityError,
     quic::{BindError, Endpoint},
 };
@@ -149,36 +150,28 @@ impl Local {
         progress: impl Fn(Progress) + Clone + Send + 'static,
     ) -> Result<Self, LocalError> {
         let quantisation = config.front.quantisation;
-        let shards = shards(&model, &config)?;
-        let identities = shards.iter().map(|_| Identity::generate()).collect::<Result<Vec<_>, _>>()?;
+        let mut seats = Vec::new();
+        for shard in shards(&model, &config)? {
+            seats.push(Seat { shard, identity: Identity::generate()? });
+        }
         if config.private {
-            let ends = shards.iter().zip(&identities).filter(|(shard, _)| shard.layers.is_empty());
-            config.front.private_ends = Some(ends.map(|(_, identity)| identity.id()).collect());
+            let ends = PrivateEnds::generate(model.config().layers)?;
+            config.front.private_ends = Some(ends.ids());
+            seats.extend(ends.seats);
         }
         let endpoint = bind(&Identity::generate()?, config.links)?;
         let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
         let front = Front::start(&model, Arc::new(endpoint), config.front).await?;
         let mut local = Self { front, nodes: Vec::new(), join };
-        for (shard, identity) in shards.into_iter().zip(identities) {
-            let (model, backend, budget, progress) =
-                (model.clone(), backend.clone(), config.budget, progress.clone());
-            let device = backend.describe();
-            let weight_bytes = shard_bytes(&model, &shard, quantisation);
-            let fingerprint = model.fingerprint(quantisation);
-            let loading = tokio::task::spawn_blocking(move || {
-                load_stage(&model, &shard, quantisation, &budget, backend, &progress)
-            });
-            let stage = loading.await.map_err(|_| LocalError::Died)??;
-            let endpoint = bind(&identity, config.links)?;
-            let node = NodeConfig {
-                gateways: vec![local.join.clone()],
-                advertise: endpoint.local_address().to_string(),
-                fingerprint,
-                chunk: config.budget.chunk,
-                weight_bytes,
-                device,
-            };
-            local.nodes.push(Node::start(stage, Arc::new(endpoint), node)?);
+        let room = Room {
+            model,
+            quantisation,
+            budget: config.budget,
+            gateway: local.join.clone(),
+            links: config.links,
+        };
+        for seat in seats {
+            local.nodes.push(room.seat(seat, backend.clone(), progress.clone()).await?);
         }
         local.front.ready().await;
         Ok(local)
@@ -222,18 +215,102 @@ fn bind(identity: &Identity, address: SocketAddr) -> Result<Endpoint, BindError>
     Endpoint::bind(identity, address, Limits::default())
 }
 
-/// Equal parts of the model; with private ends, two more that hold an end alone.
+/// Equal parts of the model, with its ends unless those are private.
 fn shards(model: &Model, config: &LocalConfig) -> Result<Vec<Shard>, SplitError> {
     let layers = model.config().layers;
     let costs = costs(model, config.front.quantisation, config.private);
     // Equal capacities that no part exceeds: only the evenness of the cut matters here.
     let capacity = costs.of(&(0..layers)).max(1);
-    let ranges = split(&costs, &vec![capacity; config.nodes])?;
-    let shard = |layers: Range<usize>, embedding, head| Shard { layers, embedding, head };
-    if config.private {
-        let inner = ranges.into_iter().map(|range| shard(range, false, false));
-        let ends = [shard(0..0, true, false), shard(layers..layers, false, true)];
-        return Ok(inner.chain(ends).collect());
+    let shard = |range: Range<usize>| Shard {
+        embedding: !config.private && range.start == 0,
+        head: !config.private && range.end == layers,
+        layers: range,
+    };
+    Ok(split(&costs, &vec![capacity; config.nodes])?.into_iter().map(shard).collect())
+}
+
+/// A node to start: who it is and what it holds.
+#[derive(Debug)]
+struct Seat {
+    identity: Identity,
+    shard: Shard,
+}
+
+/// What the nodes of one process have in common.
+struct Room {
+    model: Arc<Model>,
+    quantisation: Quantisation,
+    budget: StageBudget,
+    gateway: GatewayAddress,
+    links: SocketAddr,
+}
+
+impl Room {
+    async fn seat<B: Backend>(
+        &self,
+        seat: Seat,
+        backend: B,
+        progress: impl Fn(Progress) + Send + 'static,
+    ) -> Result<Node, LocalError> {
+        let Seat { identity, shard } = seat;
+        let (device, weight_bytes) =
+            (backend.describe(), shard_bytes(&self.model, &shard, self.quantisation));
+        let (model, quantisation, budget) = (self.model.clone(), self.quantisation, self.budget);
+        let loading = tokio::task::spawn_blocking(move || {
+            load_stage(&model, &shard, quantisation, &budget, backend, &progress)
+        });
+        let stage = loading.await.map_err(|_| LocalError::Died)??;
+        let endpoint = bind(&identity, self.links)?;
+        let config = NodeConfig {
+            gateways: vec![self.gateway.clone()],
+            advertise: endpoint.local_address().to_string(),
+            fingerprint: self.model.fingerprint(self.quantisation),
+            chunk: self.budget.chunk,
+            weight_bytes,
+            device,
+        };
+        Ok(Node::start(stage, Arc::new(endpoint), config)?)
     }
-    Ok(ranges.into_iter().map(|range| shard(range.clone(), range.start == 0, range.end == layers)).collect())
+}
+
+/// Two nodes in the gateway's own process, one with the embedding, one with the head and sampler, so
+/// that no other node sees a token.
+#[derive(Debug)]
+pub struct PrivateEnds {
+    seats: Vec<Seat>,
+}
+
+impl PrivateEnds {
+    /// Ends of a model of `layers` layers, with keys of their own.
+    pub fn generate(layers: usize) -> Result<Self, IdentityError> {
+        let ends = [(0..0, true), (layers..layers, false)];
+        let seat = |(layers, first): (Range<usize>, bool)| {
+            let shard = Shard { layers, embedding: first, head: !first };
+            Ok(Seat { identity: Identity::generate()?, shard })
+        };
+        Ok(Self { seats: ends.map(seat).into_iter().collect::<Result<_, _>>()? })
+    }
+
+    /// Their node ids.
+    pub fn ids(&self) -> HashSet<NodeId> {
+        self.seats.iter().map(|seat| seat.identity.id()).collect()
+    }
+
+    /// Loads both and joins them to the gateway at `gateway`, over loopback.
+    pub async fn start<B: Backend + Clone>(
+        self,
+        model: Arc<Model>,
+        quantisation: Quantisation,
+        budget: StageBudget,
+        backend: B,
+        gateway: GatewayAddress,
+        progress: impl Fn(Progress) + Clone + Send + 'static,
+    ) -> Result<Vec<Node>, LocalError> {
+        let room = Room { model, quantisation, budget, gateway, links: loopback() };
+        let mut nodes = Vec::new();
+        for seat in self.seats {
+            nodes.push(room.seat(seat, backend.clone(), progress.clone()).await?);
+        }
+        Ok(nodes)
+    }
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures::future::try_join_all;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
@@ -15,6 +14,7 @@ use super::openai::{Endpoint, Shape, usage};
 use super::params::{ChatCall, Common, CompletionCall, Prompt, parse_object};
 use super::replies::{Replies, Source};
 use super::reply::{Reply, Update};
+use super::routes::Payload;
 use super::server::State;
 use super::stream::{self, closing};
 use crate::request::Request;
@@ -28,7 +28,11 @@ struct Prepared {
 }
 
 /// Answers a request to one of the two generating endpoints.
-pub(super) async fn answer(state: Arc<State>, endpoint: Endpoint, body: Bytes) -> Result<Response, ApiError> {
+pub(super) async fn answer(
+    state: Arc<State>,
+    endpoint: Endpoint,
+    body: Payload,
+) -> Result<Response, ApiError> {
     let started = Instant::now();
     let deadline = started + state.config.request_deadline;
     let slot = state.slots.clone().try_acquire_owned().map_err(|_| busy())?;
@@ -42,7 +46,7 @@ pub(super) async fn answer(state: Arc<State>, endpoint: Endpoint, body: Bytes) -
 async fn run(
     state: Arc<State>,
     endpoint: Endpoint,
-    body: Bytes,
+    body: Payload,
     slot: OwnedSemaphorePermit,
     started: Instant,
     deadline: Instant,
@@ -83,15 +87,15 @@ async fn collect(shape: Shape, mut replies: Replies, prompt_tokens: u64) -> Resu
 }
 
 /// Parses, renders and encodes away from the threads that serve sockets: long prompts take long.
-async fn prepare(state: &Arc<State>, endpoint: Endpoint, body: Bytes) -> Result<Prepared, ApiError> {
+async fn prepare(state: &Arc<State>, endpoint: Endpoint, body: Payload) -> Result<Prepared, ApiError> {
     let closed = |_| ApiError::ShuttingDown;
     let permit = state.encoders.clone().acquire_owned().await.map_err(closed)?;
     let state = state.clone();
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         match endpoint {
-            Endpoint::Chat => prepare_chat(&state, &body),
-            Endpoint::Completions => prepare_completions(&state, &body),
+            Endpoint::Chat => prepare_chat(&state, &body.bytes),
+            Endpoint::Completions => prepare_completions(&state, &body.bytes),
         }
     });
     work.await.map_err(|_| ApiError::Internal { reason: "preparing the prompt failed" })?

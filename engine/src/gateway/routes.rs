@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
@@ -143,15 +144,27 @@ async fn completions(Shared(state): Shared<Arc<State>>, request: Request) -> Res
     generate::answer(state, Endpoint::Completions, body).await
 }
 
-async fn read_body(state: &State, request: Request) -> Result<Bytes, ApiError> {
+/// A request body and the room in memory that it takes.
+pub(super) struct Payload {
+    pub(super) bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+async fn read_body(state: &State, request: Request) -> Result<Payload, ApiError> {
     let limit_bytes = state.config.max_body_bytes;
     let announced = request.headers().get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
-    let hopeless = announced > limit_bytes.saturating_mul(DISCARD_FACTOR) as u64;
-    if hopeless {
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|bytes| bytes > limit_bytes.saturating_mul(DISCARD_FACTOR)) {
         return Err(ApiError::BodyTooLarge { limit_bytes });
     }
-    let read = collect_body(request.into_body(), limit_bytes);
+    let most_kib = announced.unwrap_or(limit_bytes).min(limit_bytes) / 1024 + 1;
+    let most_kib = u32::try_from(most_kib).unwrap_or(u32::MAX);
+    let read = async {
+        let room = state.body_room_kib.clone().acquire_many_owned(most_kib).await;
+        let room = room.map_err(|_| ApiError::ShuttingDown)?;
+        let bytes = collect_body(request.into_body(), limit_bytes).await?;
+        Ok(Payload { bytes, _room: room })
+    };
     timeout(state.config.body_timeout, read).await.map_err(|_| ApiError::BodyTimeout)?
 }
 

@@ -26,6 +26,8 @@ use super::routes;
 use crate::request::Submitter;
 
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Bodies of the largest size that may be in memory at once; small ones take little of that room.
+const LARGEST_BODIES: usize = 64;
 /// After replies were told to end: how long their last events may take to leave.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// After accepting failed, for example because no file descriptors are left.
@@ -91,6 +93,8 @@ pub(super) struct State {
     pub(super) slots: Arc<Semaphore>,
     /// One permit per prompt that is being rendered and encoded.
     pub(super) encoders: Arc<Semaphore>,
+    /// One permit per KiB of request bodies in memory.
+    pub(super) body_room_kib: Arc<Semaphore>,
     keys: Vec<blake3::Hash>,
 }
 
@@ -162,6 +166,7 @@ pub async fn serve(
     let state = Arc::new(State {
         keys: config.api_keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
         slots: Arc::new(Semaphore::new(config.max_concurrent)),
+        body_room_kib: Arc::new(Semaphore::new(LARGEST_BODIES * (config.max_body_bytes / 1024 + 1))),
         encoders: Arc::new(Semaphore::new(encoders)),
         config,
         model,

@@ -2,6 +2,7 @@
 
 mod clock;
 mod json;
+mod print;
 mod python;
 
 use std::sync::Arc;
@@ -14,9 +15,13 @@ use thiserror::Error;
 
 use super::params::ChatCall;
 
-/// Instructions and 64-byte pieces of data that one rendering may cost: about a second, and a few
+/// Instructions and 64-byte pieces of data that one rendering may cost: about a second, and some
 /// hundred megabytes for a hostile template. A conversation of 1000 messages takes some 100 000.
-const FUEL: u64 = 4_000_000;
+///
+/// One way around it is left: the engine prints the operands of `~`, and compares lists, without
+/// paying on the way, and a list may contain another many times. A template comes with its model,
+/// which the operator chose; callers cannot bring one.
+const FUEL: u64 = 2_000_000;
 const MAX_SOURCE_BYTES: usize = 1 << 20;
 const MAX_RECURSION: usize = 200;
 
@@ -132,6 +137,18 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     environment.set_recursion_limit(MAX_RECURSION);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(|out, state, value| match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&print::printed(state, value)?).map_err(Error::from),
+    });
+    environment.add_filter("string", print::string);
+    environment.add_filter("join", print::join);
+    environment.add_filter("indent", print::indent);
+    for (name, filter) in print::text_filters() {
+        environment.add_filter(name, filter);
+    }
+    // They print any value at any width and no chat template uses them.
+    ["format", "pprint", "urlencode"].iter().for_each(|name| environment.remove_filter(name));
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))

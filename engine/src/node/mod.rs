@@ -1,6 +1,7 @@
 //! A node: a stage of the model, its links, and the task that joins them. It dials its gateways, tells
 //! them what it holds, and serves whatever routes they send through it.
 
+mod ask;
 pub mod state;
 pub mod worker;
 
@@ -20,6 +21,7 @@ use crate::{
     peers::{Notice, PeerEvent, Peers},
     stage::Stage,
 };
+pub use ask::{AskError, ask};
 use state::{Action, State};
 use worker::{Output, Worker};
 

@@ -147,7 +147,7 @@ impl Desk {
             tokio::select! {
                 Some(event) = events.recv() => {
                     for notice in self.peers.settle(event) {
-                        self.state.notice(notice);
+                        self.state.notice(notice, Instant::now());
                     }
                 }
                 submission = submissions.recv(), if open => match submission {

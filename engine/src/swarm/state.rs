@@ -21,6 +21,9 @@ use crate::{
 /// Told to clients that come when everything is taken.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How long layers that a node was told to load count as held before it joins.
+const LOADING: Duration = Duration::from_secs(600);
+
 /// What the state wants done.
 #[derive(Debug)]
 pub enum Action {
@@ -88,7 +91,8 @@ pub struct State {
     id: NodeId,
     config: SwarmConfig,
     members: HashMap<NodeId, Member>,
-    assigned: HashMap<NodeId, Shard>,
+    /// What nodes were told to load, and until when they are waited for.
+    assigned: HashMap<NodeId, (Shard, Instant)>,
     running: HashMap<SessionId, Running>,
     routes: Vec<(RouteId, Vec<Hop>)>,
     waiting: VecDeque<Waiting>,
@@ -133,12 +137,12 @@ impl State {
     }
 
     /// Something happened on the links.
-    pub fn notice(&mut self, notice: Notice) {
+    pub fn notice(&mut self, notice: Notice, now: Instant) {
         match notice {
             Notice::Up(_) => {}
             Notice::Down(peer, reason) => self.lost(peer, &reason),
             Notice::Message(peer, message) => match message {
-                Message::Ask(ask) => self.asked(peer, &ask),
+                Message::Ask(ask) => self.asked(peer, &ask, now),
                 Message::Join(join) => self.joined(peer, join),
                 Message::Tokens(tokens) => self.tokens(peer, tokens),
                 Message::Failed(failed) => self.failed(peer, failed),
@@ -152,7 +156,6 @@ impl State {
 
     /// A node is gone: what runs through it fails.
     pub fn lost(&mut self, peer: NodeId, reason: &str) {
-        self.assigned.remove(&peer);
         if self.members.remove(&peer).is_none() {
             return;
         }
@@ -221,12 +224,13 @@ impl State {
         }
     }
 
-    fn asked(&mut self, peer: NodeId, ask: &Ask) {
+    fn asked(&mut self, peer: NodeId, ask: &Ask, now: Instant) {
         if let Err(reason) = self.may_join(peer, &ask.fingerprint) {
             return self.refuse(peer, reason);
         }
         let others = self.members.iter().filter(|(id, _)| **id != peer).map(|(_, m)| &m.join.shard);
-        let coming = self.assigned.iter().filter(|(id, _)| **id != peer).map(|(_, shard)| shard);
+        self.assigned.retain(|id, (_, until)| *id != peer && *until > now);
+        let coming = self.assigned.values().map(|(shard, _)| shard);
         let held: Vec<_> = others.chain(coming).map(|shard| shard.layers.clone()).collect();
         match shard_planner::vacancy(&self.config.costs, &held, ask.weight_bytes) {
             Some(layers) => {
@@ -235,7 +239,7 @@ impl State {
                     head: layers.end == self.config.costs.layers(),
                     layers,
                 };
-                self.assigned.insert(peer, shard.clone());
+                self.assigned.insert(peer, (shard.clone(), now + LOADING));
                 self.actions.push(Action::Send { to: peer, message: Message::Assign(Assign { shard }) });
             }
             None => self.refuse(

@@ -1,1 +1,339 @@
-//! A swarm over real links.
+//! A swarm of nodes over the simulated network: what it answers, and what it survives.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use engine::{
+    front::costs,
+    local::{StageBudget, load_stage},
+    model::{Model, Quantisation, Shard},
+    node::{GatewayAddress, Node, NodeConfig, NodeError},
+    request::{Event, Failure, Finish, Generation, Refusal, Request, Sampling, Submitter},
+    swarm::{Swarm, SwarmConfig, SwarmStatus},
+};
+use kernels::{
+    backend::Backend,
+    cpu::{Cpu, Isa},
+};
+use tokio::time::Instant;
+use transport::{Identity, Limits, NodeId, Transport, sim::Conditions, sim::Network};
+
+use crate::support::{Golden, Pipeline, argmax, open};
+
+const QUANTISATION: Quantisation = Quantisation::Q8;
+const BUDGET: StageBudget =
+    StageBudget { rows: 32, chunk: 16, sessions: 64, context: 256, kv_bytes: 64 << 20 };
+
+/// A gateway on a simulated network, and what is needed to add nodes.
+struct World {
+    network: Network,
+    model: Arc<Model>,
+    cpu: Cpu,
+    swarm: Swarm,
+    submitter: Submitter,
+    gateway: GatewayAddress,
+}
+
+fn identity(seed: u8) -> Identity {
+    Identity::from_secret([seed; 32])
+}
+
+impl World {
+    fn new(name: &str, seed: u64, change: impl FnOnce(&mut SwarmConfig)) -> Self {
+        let model = Arc::new(open(name));
+        let network = Network::new(seed);
+        let endpoint = network.endpoint(&identity(200), Limits::default()).unwrap();
+        let gateway = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
+        let mut config = SwarmConfig {
+            fingerprint: model.fingerprint(QUANTISATION),
+            costs: costs(&model, QUANTISATION, false),
+            positions: 256,
+            running: 64,
+            waiting: 256,
+            allow: None,
+            private_ends: None,
+        };
+        change(&mut config);
+        let (submitter, submissions) = Submitter::channel(512);
+        let swarm = Swarm::start(Arc::new(endpoint), config, submissions);
+        let cpu = Cpu::new(1, Isa::detect()).unwrap();
+        Self { network, model, cpu, swarm, submitter, gateway }
+    }
+
+    fn node(&self, seed: u8, shard: Shard) -> Node {
+        self.node_of(seed, shard, self.model.fingerprint(QUANTISATION))
+    }
+
+    fn node_of(&self, seed: u8, shard: Shard, fingerprint: [u8; 32]) -> Node {
+        let endpoint = self.network.endpoint(&identity(seed), Limits::default()).unwrap();
+        let stage =
+            load_stage(&self.model, &shard, QUANTISATION, &BUDGET, self.cpu.clone(), &|_| {}).unwrap();
+        let config = NodeConfig {
+            gateways: vec![self.gateway.clone()],
+            advertise: endpoint.local_address().to_string(),
+            fingerprint,
+            chunk: BUDGET.chunk,
+            weight_bytes: 1,
+            device: self.cpu.describe(),
+        };
+        Node::start(stage, Arc::new(endpoint), config).unwrap()
+    }
+
+    /// Nodes that begin at `cuts`, the first at layer 0.
+    fn pipeline(&self, cuts: &[usize]) -> Vec<Node> {
+        let layers = self.model.config().layers;
+        let ends = cuts.iter().skip(1).copied().chain([layers]);
+        let shard = |(&from, to): (&usize, usize)| Shard {
+            layers: from..to,
+            embedding: from == 0,
+            head: to == layers,
+        };
+        cuts.iter().zip(ends).enumerate().map(|(n, bounds)| self.node(n as u8 + 1, shard(bounds))).collect()
+    }
+
+    async fn until(&self, holds: impl FnMut(&SwarmStatus) -> bool) -> SwarmStatus {
+        self.swarm.status().wait_for(holds).await.unwrap().clone()
+    }
+
+    async fn ready(&self) {
+        self.until(SwarmStatus::ready).await;
+    }
+
+    async fn stop(self, nodes: Vec<Node>) {
+        self.swarm.stop().await;
+        for node in nodes {
+            node.stop().await;
+        }
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        stop_tokens: Vec::new(),
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        // Simulated time runs ahead while a stage computes, so deadlines are far unless they matter.
+        deadline: Duration::from_secs(1_000_000),
+    }
+}
+
+async fn collect(mut generation: Generation) -> Result<(Vec<u32>, Finish), Failure> {
+    let mut tokens = Vec::new();
+    loop {
+        match generation.events.recv().await.expect("a reply ends with an event that says so") {
+            Event::Token { token, .. } => tokens.push(token),
+            Event::Finished(finish) => return Ok((tokens, finish)),
+            Event::Failed(failure) => return Err(failure),
+        }
+    }
+}
+
+async fn reply(world: &World, request: Request) -> (Vec<u32>, Finish) {
+    collect(world.submitter.submit(request).await.unwrap()).await.unwrap()
+}
+
+/// Greedy tokens without any swarm.
+fn expected(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
+    let mut pipeline = Pipeline::new(model, &Cpu::new(1, Isa::detect()).unwrap(), QUANTISATION, &[]);
+    let session = engine::message::SessionId(1);
+    pipeline.open(session, 256);
+    let outcome = pipeline.step(&[(session, prompt)]);
+    let mut tokens = vec![argmax(outcome.logits(prompt.len() - 1..prompt.len()))];
+    while tokens.len() < n {
+        let token = *tokens.last().unwrap();
+        tokens.push(argmax(pipeline.step(&[(session, &[token])]).logits(0..1)));
+    }
+    tokens
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_cut_over_a_lossy_network_gives_the_same_reply() {
+    let prompt = Golden::read("qwen2").input;
+    let sampled = |seed| Request {
+        sampling: Sampling {
+            temperature: 0.9,
+            top_p: 0.95,
+            seed,
+            repetition_penalty: 1.1,
+            ..Sampling::default()
+        },
+        ..request(&prompt, 12)
+    };
+    let mut replies = Vec::new();
+    for (seed, cuts) in [&[0][..], &[0, 3], &[0, 2, 4], &[0, 1, 2, 3, 4, 5]].into_iter().enumerate() {
+        let world = World::new("qwen2", seed as u64, |_| {});
+        world.network.set_conditions(Conditions::wide_area());
+        let nodes = world.pipeline(cuts);
+        world.ready().await;
+        let greedy = reply(&world, request(&prompt, 12)).await;
+        assert_eq!(greedy, (expected(&world.model, &prompt, 12), Finish::Length), "cuts {cuts:?}");
+        replies.push((reply(&world, sampled(7)).await, reply(&world, sampled(8)).await));
+        world.stop(nodes).await;
+    }
+    assert!(replies.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_ne!(replies[0].0, replies[0].1, "another seed draws other tokens");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_sessions_at_once_are_served_as_if_alone() {
+    let world = World::new("llama", 1, |config| config.running = 24);
+    let nodes = world.pipeline(&[0, 2]);
+    world.ready().await;
+    let input = Golden::read("llama").input;
+    let prompts: Vec<&[u32]> = (0..60).map(|n| &input[n % 7..8 + n % 40]).collect();
+    let running = prompts.iter().map(|prompt| reply(&world, request(prompt, 10)));
+    let replies = futures::future::join_all(running).await;
+    for (prompt, (tokens, _)) in prompts.iter().zip(replies) {
+        assert_eq!(tokens, expected(&world.model, prompt, 10), "prompt {prompt:?}");
+    }
+    let status = world.until(|status| status.running == 0).await;
+    assert_eq!(status.waiting, 0);
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_token_ends_the_reply_and_is_reported() {
+    let world = World::new("llama", 2, |_| {});
+    let nodes = world.pipeline(&[0, 2]);
+    world.ready().await;
+    let prompt = Golden::read("llama").input;
+    let tokens = expected(&world.model, &prompt, 8);
+    let stop = tokens[4];
+    let first = tokens.iter().position(|&token| token == stop).unwrap();
+    let ended = reply(&world, Request { stop_tokens: vec![stop], ..request(&prompt, 50) }).await;
+    assert_eq!(ended, (tokens[..=first].to_vec(), Finish::Stop));
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_away_frees_everything() {
+    let world = World::new("llama", 3, |_| {});
+    let nodes = world.pipeline(&[0, 2, 4]);
+    world.ready().await;
+    let prompt = Golden::read("llama").input;
+    let mut generation = world.submitter.submit(request(&prompt, 200)).await.unwrap();
+    assert!(matches!(generation.events.recv().await, Some(Event::Token { .. })));
+    drop(generation);
+    world.until(|status| status.running == 0).await;
+    for node in &nodes {
+        node.status().wait_for(|status| status.sessions == 0).await.unwrap();
+    }
+    assert_eq!(reply(&world, request(&prompt, 5)).await.0.len(), 5);
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_node_ends_its_requests_and_another_takes_its_place() {
+    let world = World::new("llama", 4, |_| {});
+    let mut nodes = world.pipeline(&[0, 2]);
+    world.ready().await;
+    let prompt = Golden::read("llama").input;
+    let mut generation = world.submitter.submit(request(&prompt, 200)).await.unwrap();
+    assert!(matches!(generation.events.recv().await, Some(Event::Token { .. })));
+
+    let victim = nodes.remove(1);
+    let killed = Instant::now();
+    world.network.kill(victim.id());
+    let failure = collect(generation).await.unwrap_err();
+    assert!(matches!(&failure, Failure::NodeLost { .. }), "{failure}");
+    assert!(killed.elapsed() < Duration::from_secs(2), "after {:?}", killed.elapsed());
+
+    let refusal = world.submitter.submit(request(&prompt, 5)).await.map(|_| ()).unwrap_err();
+    assert_eq!(refusal, Refusal::NoPipeline { missing: "layers 2..5".into() });
+    nodes.push(world.node(9, Shard { layers: 2..5, embedding: false, head: true }));
+    world.ready().await;
+    assert_eq!(reply(&world, request(&prompt, 5)).await.0, expected(&world.model, &prompt, 5));
+    nodes[0].status().wait_for(|status| status.sessions == 0).await.unwrap();
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_stages_that_lose_each_other_end_their_sessions() {
+    let world = World::new("llama", 5, |_| {});
+    let nodes = world.pipeline(&[0, 2]);
+    world.ready().await;
+    let prompt = Golden::read("llama").input;
+    let mut generation = world.submitter.submit(request(&prompt, 200)).await.unwrap();
+    assert!(matches!(generation.events.recv().await, Some(Event::Token { .. })));
+    world.network.partition(nodes[0].id(), nodes[1].id());
+    assert!(matches!(collect(generation).await, Err(Failure::NodeLost { .. })));
+    world.network.heal(nodes[0].id(), nodes[1].id());
+    assert_eq!(reply(&world, request(&prompt, 5)).await.0.len(), 5);
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_comes_back_gets_its_nodes_back() {
+    let world = World::new("llama", 6, |_| {});
+    let nodes = world.pipeline(&[0]);
+    world.ready().await;
+    world.network.partition(nodes[0].id(), world.gateway.id);
+    world.until(|status| status.nodes.is_empty()).await;
+    world.network.heal(nodes[0].id(), world.gateway.id);
+    world.ready().await;
+    assert_eq!(reply(&world, request(&[5, 6, 7], 5)).await.0.len(), 5);
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_served_is_refused_with_its_reason() {
+    let world = World::new("llama", 7, |config| {
+        config.running = 1;
+        config.waiting = 1;
+    });
+    let empty = world.submitter.submit(request(&[1], 5)).await.map(|_| ()).unwrap_err();
+    assert_eq!(empty, Refusal::NoPipeline { missing: "the embedding".into() });
+    let nodes = world.pipeline(&[0]);
+    world.ready().await;
+    let long = world.submitter.submit(request(&[1; 100], 200)).await.map(|_| ()).unwrap_err();
+    assert_eq!(long, Refusal::TooLong { requested: 300, limit: 256 });
+
+    let running = world.submitter.submit(request(&[1], 200)).await.unwrap();
+    let waiting = tokio::spawn({
+        let submitter = world.submitter.clone();
+        async move { submitter.submit(request(&[1], 5)).await.map(|_| ()) }
+    });
+    world.until(|status| status.waiting == 1).await;
+    let busy = world.submitter.submit(request(&[1], 5)).await.map(|_| ()).unwrap_err();
+    assert!(matches!(busy, Refusal::Busy { .. }));
+    drop(running);
+    assert_eq!(waiting.await.unwrap(), Ok(()), "the waiting request gets the freed slot");
+
+    let late = Request { deadline: Duration::from_millis(1), ..request(&[1], 200) };
+    let outcome = collect(world.submitter.submit(late).await.unwrap()).await;
+    assert_eq!(outcome, Err(Failure::Deadline));
+    world.stop(nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_are_refused() {
+    let listed = identity(1).id();
+    let world = World::new("llama", 8, |config| config.allow = Some(HashSet::from([listed])));
+    let whole = || Shard { layers: 0..5, embedding: true, head: true };
+    let mut stranger = world.node(2, whole());
+    assert!(matches!(stranger.finished().await, Err(NodeError::Refused { .. })));
+    let mut other_model = world.node_of(1, whole(), [9; 32]);
+    let NodeError::Refused { reason, .. } = other_model.finished().await.unwrap_err() else {
+        panic!("refused")
+    };
+    assert!(reason.contains("another model"), "{reason}");
+    assert!(world.swarm.status().borrow().nodes.is_empty());
+    world.stop(Vec::new()).await;
+}
+
+/// With private ends, a node that offers embedding and head is not given them.
+#[tokio::test(start_paused = true)]
+async fn private_ends_keep_tokens_from_other_nodes() {
+    let ends: HashSet<NodeId> = [identity(1).id(), identity(2).id()].into();
+    let world = World::new("llama", 9, |config| config.private_ends = Some(ends));
+    let mut nodes = vec![world.node(3, Shard { layers: 0..5, embedding: true, head: true })];
+    world.until(|status| status.nodes.len() == 1).await;
+    let refusal = world.submitter.submit(request(&[1], 5)).await.map(|_| ()).unwrap_err();
+    assert_eq!(refusal, Refusal::NoPipeline { missing: "the embedding".into() });
+    nodes.push(world.node(1, Shard { layers: 0..0, embedding: true, head: false }));
+    nodes.push(world.node(2, Shard { layers: 5..5, embedding: false, head: true }));
+    world.ready().await;
+    let prompt = Golden::read("llama").input;
+    assert_eq!(reply(&world, request(&prompt, 8)).await.0, expected(&world.model, &prompt, 8));
+    world.stop(nodes).await;
+}

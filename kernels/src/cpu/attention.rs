@@ -21,7 +21,7 @@ use crate::{
 
 /// Rows of a task.
 pub(crate) const TASK_ROWS: usize = 8;
-/// Queries that share each load of K and V.
+/// Queries that share each load of K and V, where their scores fit the registers.
 const TILE: usize = 4;
 /// Vectors of a block of scores.
 const VECTORS: usize = PAGE / LANES;
@@ -72,8 +72,8 @@ impl Attend<'_> {
         while done < queries {
             let query = |i: usize| (rows.start + (done + i) / group, (done + i) % group);
             done += match queries - done {
-                TILE.. => self.tile::<S, E, TILE>(s, store, std::array::from_fn(query)),
-                2.. => self.tile::<S, E, 2>(s, store, std::array::from_fn(query)),
+                TILE.. if S::REGISTERS >= 32 => self.tile::<S, E, TILE>(s, store, std::array::from_fn(query)),
+                2.. if S::REGISTERS >= 32 => self.tile::<S, E, 2>(s, store, std::array::from_fn(query)),
                 _ => self.tile::<S, E, 1>(s, store, std::array::from_fn(query)),
             };
         }
@@ -172,17 +172,14 @@ impl<const T: usize> Tile<T> {
         let mut acc = [[s.splat(0.0); VECTORS]; T];
         let (vectors, _) = keys.as_chunks::<LANES>();
         for (d, keys) in vectors.as_chunks::<VECTORS>().0.iter().take(head_dim).enumerate() {
-            let keys: [S::F; VECTORS] = std::array::from_fn(|v| E::load(s, &keys[v]));
-            for t in 0..T {
-                let q = s.splat(self.q[t][d]);
-                for v in 0..VECTORS {
-                    acc[t][v] = s.fma(q, keys[v], acc[t][v]);
-                }
+            let keys: [S::F; VECTORS] = load_all(s, keys);
+            for (acc, q) in acc.iter_mut().zip(&self.q) {
+                chain(s, acc, q[d], keys);
             }
         }
         let mut scores = [[0.0; PAGE]; T];
-        for t in 0..T {
-            for (acc, scores) in acc[t].into_iter().zip(scores[t].as_chunks_mut().0) {
+        for (acc, scores) in acc.into_iter().zip(&mut scores) {
+            for (acc, scores) in acc.into_iter().zip(scores.as_chunks_mut().0) {
                 s.store(acc, scores);
             }
         }
@@ -196,11 +193,11 @@ impl<const T: usize> Tile<T> {
         scores[..visible.start].fill(f32::NEG_INFINITY);
         scores[visible.end..].fill(f32::NEG_INFINITY);
         let (vectors, _) = scores.as_chunks_mut::<LANES>();
-        let x: [S::F; VECTORS] = std::array::from_fn(|v| s.load(&vectors[v]));
-        let max = s.max_lane(s.max(s.max(x[0], x[1]), s.max(x[2], x[3])));
-        let p = x.map(|x| exp(s, s.sub(x, s.splat(max))));
-        for (p, scores) in p.into_iter().zip(vectors) {
-            s.store(p, scores);
+        let mut p: [S::F; VECTORS] = load_all(s, vectors);
+        let max = s.max_lane(s.max(s.max(p[0], p[1]), s.max(p[2], p[3])));
+        for (p, scores) in p.iter_mut().zip(vectors) {
+            *p = exp(s, s.sub(*p, s.splat(max)));
+            s.store(*p, scores);
         }
         let sum = s.sum_tree(s.add(s.add(p[0], p[2]), s.add(p[1], p[3])));
         if !self.started[t] {
@@ -228,35 +225,27 @@ impl<const T: usize> Tile<T> {
         values: &[E],
         folds: &[Scale; T],
     ) -> usize {
-        let row = |j: usize| -> [S::F; C] {
-            let (vectors, _) = values[j * stride + d..][..C * LANES].as_chunks();
-            std::array::from_fn(|c| E::load(s, &vectors[c]))
-        };
         let mut acc = [[s.splat(0.0); C]; T];
+        let rows = Rows { values, first: d, stride };
         // What every query sees is read once for all; the ragged ends, query by query, keep each
         // chain in ascending order.
-        let common_start = visible.iter().map(|visible| visible.start).max().unwrap_or(0);
-        let common_end = visible.iter().map(|visible| visible.end).min().unwrap_or(0).max(common_start);
-        for t in 0..T {
-            for j in visible[t].start..common_start.min(visible[t].end) {
-                chain(s, &mut acc[t], weights[t][j], row(j));
+        let start = visible.iter().map(|visible| visible.start).max().unwrap_or(0);
+        let end = visible.iter().map(|visible| visible.end).min().unwrap_or(0).max(start);
+        for ((acc, visible), weights) in acc.iter_mut().zip(visible).zip(weights) {
+            rows.chain(s, visible.start..start.min(visible.end), acc, weights);
+        }
+        for j in start..end {
+            let values = rows.load(s, j);
+            for (acc, weights) in acc.iter_mut().zip(weights) {
+                chain(s, acc, weights[j], values);
             }
         }
-        for j in common_start..common_end {
-            let values = row(j);
-            for t in 0..T {
-                chain(s, &mut acc[t], weights[t][j], values);
-            }
+        for ((acc, visible), weights) in acc.iter_mut().zip(visible).zip(weights) {
+            rows.chain(s, end.max(visible.start)..visible.end, acc, weights);
         }
-        for t in 0..T {
-            for j in common_end.max(visible[t].start)..visible[t].end {
-                chain(s, &mut acc[t], weights[t][j], row(j));
-            }
-        }
-        for t in 0..T {
-            let (out, _) = self.out[t][d..][..C * LANES].as_chunks_mut();
-            for (acc, out) in acc[t].into_iter().zip(out) {
-                match folds[t] {
+        for ((acc, out), fold) in acc.into_iter().zip(&mut self.out).zip(folds) {
+            for (acc, out) in acc.into_iter().zip(out[d..][..C * LANES].as_chunks_mut().0) {
+                match *fold {
                     Scale::Skip => {}
                     Scale::First => s.store(acc, out),
                     Scale::Fold { old, new } => {
@@ -270,11 +259,48 @@ impl<const T: usize> Tile<T> {
     }
 }
 
+/// Some dimensions of the V rows of a page.
+struct Rows<'a, E> {
+    values: &'a [E],
+    first: usize,
+    stride: usize,
+}
+
+impl<E: Element> Rows<'_, E> {
+    #[inline(always)]
+    fn load<S: Simd, const C: usize>(&self, s: S, j: usize) -> [S::F; C] {
+        load_all(s, self.values[j * self.stride + self.first..][..C * LANES].as_chunks().0)
+    }
+
+    /// One query's chain over the rows `slots`.
+    #[inline(always)]
+    fn chain<S: Simd, const C: usize>(
+        &self,
+        s: S,
+        slots: Range<usize>,
+        acc: &mut [S::F; C],
+        weights: &[f32; PAGE],
+    ) {
+        for j in slots {
+            chain(s, acc, weights[j], self.load(s, j));
+        }
+    }
+}
+
+#[inline(always)]
+fn load_all<S: Simd, E: Element, const C: usize>(s: S, from: &[[E; LANES]]) -> [S::F; C] {
+    let mut out = [s.splat(0.0); C];
+    for (out, from) in out.iter_mut().zip(from) {
+        *out = E::load(s, from);
+    }
+    out
+}
+
 #[inline(always)]
 fn chain<S: Simd, const C: usize>(s: S, acc: &mut [S::F; C], weight: f32, values: [S::F; C]) {
     let weight = s.splat(weight);
-    for c in 0..C {
-        acc[c] = s.fma(weight, values[c], acc[c]);
+    for (acc, value) in acc.iter_mut().zip(values) {
+        *acc = s.fma(weight, value, *acc);
     }
 }
 

@@ -46,7 +46,7 @@ impl Simd for Avx2 {
     type B = [__m256i; 2];
 
     const Q8_BIAS: i32 = 0;
-    const TILE: usize = 4;
+    const REGISTERS: usize = 8;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
         vector!(run(self, op))

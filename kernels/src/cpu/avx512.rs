@@ -44,7 +44,7 @@ impl Simd for Avx512 {
     type B = __m512i;
 
     const Q8_BIAS: i32 = 128;
-    const TILE: usize = 8;
+    const REGISTERS: usize = 32;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
         vector!(run(self, op))

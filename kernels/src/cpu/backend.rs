@@ -82,6 +82,7 @@ impl Cpu {
     }
 
     /// Projects K and V of the batch, a stage of rows at a time, into their pages.
+    #[expect(clippy::too_many_arguments, reason = "the second half of the fused operation")]
     fn keys_and_values(
         &self,
         weights: &Qkv<Matrix>,

@@ -10,7 +10,7 @@ use super::{
     matrix::{Matrix, Packed, Q4_LINES, Q8_LINES},
     parts::{Tiles, Window},
     rows::{Activation, Group},
-    simd::{Full, Half, LANES, Line, Op, Simd},
+    simd::{Full, Half, LANES, Line, Op, Simd, load_part},
 };
 use crate::tensor::{GROUP, SEGMENT};
 
@@ -49,7 +49,7 @@ pub(crate) fn run(cpu: &Cpu, outcome: Outcome<'_>, x: &Activation, first: usize,
     let work = out.rows().len() * blocks * LANES * x.width;
     let unit = blocks.div_ceil(TASKS_PER_THREAD * cpu.pool().threads());
     let rows = out.rows().len();
-    let tiles = Tiles::new(out, rows, unit * LANES);
+    let tiles = Tiles::new(out, rows.max(1), unit * LANES);
     cpu.pool().split(tiles, work >= PARALLEL, |out| {
         cpu.proof().dispatch(Columns { outcome, x, first, out });
     });
@@ -78,8 +78,8 @@ impl Op for Columns<'_> {
                 let mut row = chunk;
                 while row < end {
                     row += match end - row {
-                        8.. if S::TILE == 8 => self.tile::<S, 8>(s, block, row),
-                        4.. => self.tile::<S, 4>(s, block, row),
+                        8.. if S::REGISTERS >= 32 => self.tile::<S, 8>(s, block, row),
+                        4.. if S::REGISTERS >= 32 => self.tile::<S, 4>(s, block, row),
                         2.. => self.tile::<S, 2>(s, block, row),
                         _ => self.tile::<S, 1>(s, block, row),
                     }
@@ -142,8 +142,12 @@ impl Product<'_> {
             }
         };
         let Some(bias) = self.bias else { return y };
-        let bias = super::simd::load_part(s, &bias[block * LANES..]);
-        y.map(|y| s.add(y, bias))
+        let bias = load_part(s, &bias[block * LANES..]);
+        let mut y = y;
+        for y in &mut y {
+            *y = s.add(*y, bias);
+        }
+        y
     }
 }
 
@@ -224,7 +228,10 @@ fn quantised<S: Simd, W: Grouped, const R: usize>(
         let mut sum = [s.splat(0.0); R];
         for g in first..groups.min(first + SEGMENT_GROUPS) {
             let x: [&Group; R] = std::array::from_fn(|r| &x[r][g]);
-            let mut acc = x.map(|x| s.splat_i(-W::bias::<S>() * x.sum));
+            let mut acc = [s.splat_i(0); R];
+            for (acc, x) in acc.iter_mut().zip(x) {
+                *acc = s.splat_i(-W::bias::<S>() * x.sum);
+            }
             W::dot(s, &mut acc, &lines[g], &x);
             let weight = s.load_f16(&scales[g].0);
             for r in 0..R {

@@ -11,6 +11,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod backend;
+#[cfg(test)]
+mod exhaustive;
 mod heads;
 mod isa;
 mod kv;

@@ -295,6 +295,28 @@ mod tests {
         assert_eq!(count.into_inner(), 100);
     }
 
+    /// A library may have told this thread to flush subnormals.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn tasks_keep_subnormals_and_the_caller_its_mode() {
+        const FLUSHING: u32 = 0x1f80 | 0x8040;
+        let pool = Pool::new(2).unwrap();
+        let (lost, mut after) = (AtomicUsize::new(0), 0u32);
+        // SAFETY: between the two loads no float operation of ours runs on this thread outside a task.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &FLUSHING, options(nostack, readonly)) };
+        pool.run(64, true, &|_| {
+            let half = std::hint::black_box(f32::MIN_POSITIVE) * std::hint::black_box(0.5);
+            lost.fetch_add(usize::from(half.to_bits() == 0), Ordering::Relaxed);
+        });
+        // SAFETY: as above; the second load brings back the mode of a fresh thread.
+        unsafe {
+            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut after, options(nostack));
+            std::arch::asm!("ldmxcsr [{}]", in(reg) &0x1f80u32, options(nostack, readonly));
+        }
+        assert_eq!(lost.into_inner(), 0);
+        assert_eq!(after & FLUSHING, FLUSHING);
+    }
+
     #[test]
     fn callers_take_turns() {
         let pool = Pool::new(2).unwrap();

@@ -25,7 +25,7 @@ impl Simd for Portable {
     type B = [u8; 64];
 
     const Q8_BIAS: i32 = 0;
-    const TILE: usize = 4;
+    const REGISTERS: usize = 8;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
         op.run(self)

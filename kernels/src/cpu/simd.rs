@@ -32,8 +32,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// What packing adds to a `q8` weight: 128 where the dot product wants it unsigned, else 0.
     const Q8_BIAS: i32;
-    /// Activation rows that share one load of weights when there are enough of them: 8 or 4.
-    const TILE: usize;
+    /// Vectors that the CPU's registers hold, which bounds what a tile keeps in them.
+    const REGISTERS: usize;
 
     /// Runs `op` compiled for this instruction set.
     fn dispatch<O: Op>(self, op: O) -> O::Out;

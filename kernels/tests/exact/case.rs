@@ -25,6 +25,8 @@ pub(crate) struct Case {
     pub(crate) window: Option<u32>,
     pub(crate) bias: bool,
     pub(crate) qk_norm: bool,
+    /// A session whose last row of the first batch starts with this value instead of its embedding's.
+    pub(crate) poison: Option<(usize, f32)>,
     /// Of each batch, the rows of each session.
     pub(crate) batches: Vec<Vec<usize>>,
 }
@@ -57,6 +59,7 @@ impl Default for Case {
             window: None,
             bias: false,
             qk_norm: false,
+            poison: None,
             batches: vec![vec![1]],
         }
     }
@@ -119,6 +122,12 @@ impl Case {
             }));
         }
         rows
+    }
+
+    /// The row that [`Self::poison`] strikes in batch `index`.
+    pub(crate) fn poisoned_row(&self, index: usize) -> Option<(usize, f32)> {
+        let (session, value) = self.poison.filter(|_| index == 0)?;
+        Some((self.batches[0][..=session].iter().sum::<usize>() - 1, value))
     }
 
     pub(crate) fn layer<B: Backend>(&self, backend: &B) -> Layer<B::Matrix> {

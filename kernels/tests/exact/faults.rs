@@ -1,1 +1,163 @@
+//! A NaN or an infinity is reported where the page says, and touches no other session.
 
+use kernels::{
+    backend::{
+        AttentionShape, Backend, Batch, Faults, KvShape, Linear, Operation, Profile, Qkv, RmsNorm, Row,
+    },
+    reference::Reference,
+    rope::{RopeScaling, RopeSpec, RopeTable},
+    tensor::{Format, WeightMatrix},
+};
+
+use crate::{
+    case::Case,
+    cpus,
+    rng::{Flavour, Rng},
+    trace::{check, trace},
+};
+
+#[test]
+fn a_poisoned_session_leaves_the_others_alone() {
+    use Operation::{FloatLinear, LayerOutput, Quantise};
+    for (profile, format, value, operation) in [
+        (Profile::Quantised, Format::Q8, f32::NAN, Quantise),
+        (Profile::Quantised, Format::Q4, f32::NEG_INFINITY, Quantise),
+        (Profile::Quantised, Format::Bf16, f32::NAN, Quantise),
+        (Profile::Quantised, Format::Q8, f32::MAX, LayerOutput),
+        (Profile::F32, Format::F32, f32::NAN, FloatLinear),
+        (Profile::F32, Format::Bf16, f32::INFINITY, FloatLinear),
+    ] {
+        // Odd widths: the padding of a faulty row is rubbish that nobody may read later.
+        let clean = Case {
+            profile,
+            format,
+            hidden: 70,
+            heads: 3,
+            kv_heads: 3,
+            head_dim: 14,
+            rotated: 14,
+            intermediate: 41,
+            batches: vec![vec![3, 5, 2], vec![1, 1, 1]],
+            ..Case::default()
+        };
+        let poisoned = Case { poison: Some((1, value)), ..clean.clone() };
+        check(&poisoned);
+        let expected = trace(&Reference, &clean);
+        let actual = trace(&Reference, &poisoned);
+        let row = poisoned.poisoned_row(0).unwrap().0;
+        assert_eq!(actual[5].faults[row], Some(operation), "{poisoned:?}");
+        for (expected, actual) in expected.iter().zip(&actual) {
+            for other in (0..actual.faults.len()).filter(|&row| match actual.batch {
+                0 => row != poisoned.poisoned_row(0).unwrap().0,
+                _ => row != 1,
+            }) {
+                assert_eq!(actual.faults[other], None);
+                let range = other * actual.width..(other + 1) * actual.width;
+                assert_eq!(expected.bits[range.clone()], actual.bits[range]);
+            }
+        }
+    }
+}
+
+/// Two rows whose first value tells them apart, after a norm that makes it loud.
+fn loud<B: Backend>(backend: &B, loudness: f32, profile: Profile) -> (B::Activation, Faults) {
+    let mut x = backend.buffer(2, 32).unwrap();
+    let mut rows = vec![0.5f32; 64];
+    rows[0] = 0.0;
+    rows[32] = 1.0;
+    backend.upload(&rows, &mut x);
+    let mut weight = vec![1.0; 32];
+    weight[0] = loudness;
+    let mut normed = backend.activation(2, 32, profile).unwrap();
+    let mut faults = Faults::default();
+    faults.reset(2);
+    backend.norm(&RmsNorm { weight, eps: 1e-6 }, &x, 2, &mut normed, &mut faults);
+    (normed, faults)
+}
+
+fn weights<B: Backend>(backend: &B, format: Format, rows: usize) -> Linear<B::Matrix> {
+    let weights = WeightMatrix::quantise(format, rows, 32, &vec![100.0; rows * 32]).unwrap();
+    Linear { weight: backend.matrix(weights).unwrap(), bias: None }
+}
+
+fn logits<B: Backend>(backend: &B, loudness: f32, profile: Profile) -> Option<Operation> {
+    let (x, mut faults) = loud(backend, loudness, profile);
+    let mut out = backend.buffer(2, 3).unwrap();
+    backend.logits(&weights(backend, Format::F32, 3), &x, 2, &mut out, &mut faults);
+    assert_eq!(faults.of(0), None);
+    faults.of(1)
+}
+
+fn keys<B: Backend>(backend: &B, loudness: f32, profile: Profile) -> Option<Operation> {
+    let format = if profile == Profile::F32 { Format::F32 } else { Format::Q8 };
+    let (x, mut faults) = loud(backend, loudness, profile);
+    let projection = |rows| weights(backend, format, rows);
+    let qkv = Qkv { q: projection(4), k: projection(2), v: projection(2), q_norm: None, k_norm: None };
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 2, scale: 1.0, window: None };
+    let spec = RopeSpec { theta: 10.0, dimensions: 2, scaling: RopeScaling::Default };
+    let rope = RopeTable::new(&spec, 1).unwrap();
+    let mut kv = backend.kv(KvShape { layers: 1, pages: 2, kv_heads: 1, head_dim: 2, profile }).unwrap();
+    let mut q = backend.buffer(2, 4).unwrap();
+    let rows = [Row { position: 0, pages: 0..1 }, Row { position: 0, pages: 1..2 }];
+    let batch = Batch { rows: &rows, pages: &[1, 0] };
+    backend.qkv(&qkv, &shape, &rope, &x, batch, 0, &mut q, &mut kv, &mut faults);
+    assert_eq!(faults.of(0), None);
+    faults.of(1)
+}
+
+fn everywhere<B: Backend>(backend: &B) {
+    use Profile::{F32, Quantised};
+    let name = backend.describe();
+    assert_eq!(logits(backend, 1.0, F32), None, "{name}");
+    assert_eq!(logits(backend, 1e37, F32), Some(Operation::Logits), "{name}");
+    assert_eq!(logits(backend, 1e37, Quantised), Some(Operation::Logits), "{name}");
+    assert_eq!(logits(backend, 3e38, F32), Some(Operation::FloatLinear), "{name}");
+    assert_eq!(logits(backend, 3e38, Quantised), Some(Operation::Quantise), "{name}");
+    assert_eq!(keys(backend, 1.0, Quantised), None, "{name}");
+    assert_eq!(keys(backend, 1e6, Quantised), Some(Operation::KvRound), "{name}");
+    assert_eq!(keys(backend, 1e6, F32), None, "{name}");
+    assert_eq!(keys(backend, 1e37, F32), Some(Operation::KvRound), "{name}");
+}
+
+#[test]
+fn each_operation_reports_its_own() {
+    everywhere(&Reference);
+    cpus().iter().for_each(everywhere);
+}
+
+/// The largest value that rounds to a finite bf16, and its neighbour that does not.
+#[test]
+fn the_edge_of_bf16() {
+    fn finish<B: Backend>(backend: &B) {
+        let mut h = backend.buffer(2, 3).unwrap();
+        let edge = f32::from_bits(0x7f7f_7fff);
+        backend.upload(&[0.0, edge, -0.0, 1.0, -f32::from_bits(0x7f7f_8000), 0.0], &mut h);
+        let mut faults = Faults::default();
+        faults.reset(2);
+        backend.finish(&mut h, 2, Profile::Quantised, &mut faults);
+        assert_eq!((faults.of(0), faults.of(1)), (None, Some(Operation::LayerOutput)));
+        let mut row = [0.0; 3];
+        backend.download(&h, 0..1, &mut row);
+        assert_eq!(row.map(f32::to_bits), [0, 0x7f7f_0000, 0x8000_0000]);
+    }
+    finish(&Reference);
+    cpus().iter().for_each(finish);
+}
+
+/// Rows gathered from anywhere arrive as they were.
+#[test]
+fn gathered_rows() {
+    fn gather<B: Backend>(backend: &B) {
+        let values = Rng(5).values(7 * 19, Flavour::Wide);
+        let (mut from, mut to) = (backend.buffer(7, 19).unwrap(), backend.buffer(3, 19).unwrap());
+        backend.upload(&values, &mut from);
+        backend.gather(&from, &[6, 0, 6], &mut to);
+        let mut row = [0.0; 19];
+        for (i, source) in [6, 0, 6].into_iter().enumerate() {
+            backend.download(&to, i..i + 1, &mut row);
+            assert_eq!(row[..], values[source * 19..][..19]);
+        }
+    }
+    gather(&Reference);
+    cpus().iter().for_each(gather);
+}

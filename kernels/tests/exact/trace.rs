@@ -48,6 +48,12 @@ pub(crate) fn trace<B: Backend>(backend: &B, case: &Case) -> Vec<Stage> {
         let tokens: Vec<u32> = (0..rows).map(|_| rng.below(case.vocabulary) as u32).collect();
         let scale = case.bias.then_some(1.7);
         backend.embed(&layer.embedding, &tokens, scale, profile, &mut h);
+        if let Some((row, value)) = case.poisoned_row(index) {
+            let mut values = vec![0.0; rows * case.hidden];
+            backend.download(&h, 0..rows, &mut values);
+            values[row * case.hidden] = value;
+            backend.upload(&values, &mut h);
+        }
         record("embed", &h, case.hidden, &faults);
         backend.norm(&layer.norms[0], &h, rows, &mut normed, &mut faults);
         backend.qkv(&layer.qkv, &shape, &rope, &normed, batch, 1, &mut q, &mut kv, &mut faults);

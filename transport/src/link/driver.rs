@@ -1,6 +1,7 @@
 //! Moves bytes between a [`Machine`] and what carries it, and wakes the application.
 
 use std::future::{Future, pending};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,6 +14,10 @@ use crate::{CloseReason, Limits, NodeId};
 
 /// Pieces read from a carrier in one go.
 const READ_PIECES: usize = 64;
+
+/// Reads in a row before the writer and the deadline get their turn, lest a peer that floods
+/// the link starves them.
+const READS_PER_TURN: u64 = 16;
 
 /// What a carrier read.
 pub(crate) enum Read {
@@ -229,32 +234,48 @@ pub(crate) fn start(
         stage: watch::Sender::new(Stage::Opening),
     });
     let link = Link::new(shared.clone());
-    tokio::spawn(async move {
-        drive(&shared, source, sink, closing).await;
-        drop(slot);
-    });
+    tokio::spawn(async move { drive(&shared, source, sink, closing, slot).await });
     Opening(link)
 }
 
-async fn drive(shared: &Shared, source: impl Source, sink: impl Sink, closing: watch::Receiver<bool>) {
-    // Each of these returns when the link is done or its carrier has failed.
+async fn drive(
+    shared: &Shared,
+    source: impl Source,
+    sink: impl Sink,
+    closing: watch::Receiver<bool>,
+    slot: OwnedSemaphorePermit,
+) {
+    // Each of these returns when the link is done or its carrier has failed. They are pinned
+    // here so that the streams outlive the carrier's end: dropping them first could reach the
+    // peer as a stream stopped for no reason.
+    let reading = pin!(read(shared, source));
+    let writing = pin!(write(shared, sink));
     tokio::select! {
         biased;
-        () = read(shared, source) => {}
-        () = write(shared, sink) => {}
+        () = reading => {}
+        () = writing => {}
         () = watch_deadline(shared) => {}
         () = watch_endpoint(shared, closing) => {}
     }
-    let finished = shared.lock().is_received();
+    let (finished, end) = {
+        let machine = shared.lock();
+        (machine.is_received(), machine.end().cloned())
+    };
     shared.carrier.end(finished);
-    let end = shared.lock().end().cloned();
     tracing::debug!(peer = %shared.peer.short(), ?end, "link ended");
+    drop(slot);
     shared.advance(Stage::Done);
 }
 
 async fn read(shared: &Shared, mut source: impl Source) {
     let mut pieces = [const { Bytes::new() }; READ_PIECES];
-    while !shared.lock().is_done() {
+    for turn in 1u64.. {
+        if shared.lock().is_done() {
+            return;
+        }
+        if turn % READS_PER_TURN == 0 {
+            tokio::task::yield_now().await;
+        }
         let read = source.read(&mut pieces).await;
         let now = Instant::now().into_std();
         shared.apply(|machine| match read {

@@ -2,6 +2,8 @@
 
 mod accept;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::io;

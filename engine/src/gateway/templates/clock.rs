@@ -55,7 +55,7 @@ impl Moment {
 }
 
 fn leap(year: u64) -> u64 {
-    u64::from(year % 4 == 0 && (year % 100 != 0 || year % 400 == 0))
+    u64::from(year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)))
 }
 
 /// The directives of C's `strftime` that templates use; others are kept as they stand.
@@ -115,9 +115,9 @@ impl Moment {
             'T' => write!(out, "{hour:02}:{minute:02}:{second:02}"),
             'R' => write!(out, "{hour:02}:{minute:02}"),
             'D' => write!(out, "{:02}/{:02}/{:02}", self.month + 1, self.day, self.year % 100),
-            'n' => write!(out, "\n"),
-            't' => write!(out, "\t"),
-            '%' => write!(out, "%"),
+            'n' => out.write_char('\n'),
+            't' => out.write_char('\t'),
+            '%' => out.write_char('%'),
             other => write!(out, "%{other}"),
         };
         // Writing to a string does not fail.

@@ -3,6 +3,8 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
+use super::print::indentation;
+
 const MAX_DEPTH: usize = 128;
 const BYTES_PER_FUEL: u64 = 64;
 
@@ -53,15 +55,6 @@ pub(super) fn tojson(
     let mut writer = Writer { state, out: String::new(), paid_bytes: 0, indent, item, key, ascii, sort };
     writer.value(value, 0)?;
     Ok(writer.out)
-}
-
-fn indentation(value: &Value) -> Result<String, Error> {
-    const WIDEST: usize = 64;
-    match (value.as_str(), value.as_usize()) {
-        (Some(text), _) if text.len() <= WIDEST => Ok(text.to_owned()),
-        (None, Some(width)) if width <= WIDEST => Ok(" ".repeat(width)),
-        _ => Err(invalid("indent must be a small number or a short string")),
-    }
 }
 
 fn invalid(detail: &'static str) -> Error {

@@ -26,7 +26,8 @@ fn charge(state: &State, bytes: usize) -> Result<(), Error> {
     state.consume_fuel((bytes / BYTES_PER_FUEL) as u64)
 }
 
-fn produced_bytes(text: &str, name: &str, args: &[Value]) -> Result<usize, Error> {
+/// Bytes that a method may allocate beyond what it reads.
+pub(super) fn produced_bytes(text: &str, name: &str, args: &[Value]) -> Result<usize, Error> {
     match (name, args) {
         ("replace", [old, new, ..]) => {
             let (old, new) = (old.as_str().unwrap_or_default(), new.as_str().unwrap_or_default());

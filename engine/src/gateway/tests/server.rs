@@ -95,9 +95,9 @@ async fn two_hundred_clients_lose_nothing() {
         let fixture = &fixture;
         async move {
             let content = format!("client {index} 🐬");
-            let extra = json!({ "messages": [user(&content)], "stream": index % 2 == 0 });
+            let extra = json!({ "messages": [user(&content)], "stream": index.is_multiple_of(2) });
             let response = fixture.chat(extra).await;
-            let text = if index % 2 == 0 {
+            let text = if index.is_multiple_of(2) {
                 texts(&chunks_of(response).await)[&0].clone()
             } else {
                 let (_, reply) = json_of(response).await;
@@ -266,5 +266,5 @@ async fn measurements_count_by_route_status_and_code() {
     ] {
         assert!(text.contains(line), "{line} is missing from\n{text}");
     }
-    assert_eq!(fixture.metrics.render().lines().count() > 10, true);
+    assert!(fixture.metrics.render().contains("route=\"/metrics\""));
 }

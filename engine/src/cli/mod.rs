@@ -1,0 +1,99 @@
+//! Commands and their options. Every option can stand on the command line, in the environment
+//! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
+
+mod file;
+mod node;
+mod options;
+mod run;
+mod serve;
+mod show;
+mod up;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Serve a language model over many machines, behind an OpenAI-style endpoint.
+///
+/// Start with `dolphin up`: it serves a small embedded model over three nodes on this machine and prints
+/// what to paste. Then give it a model of yours, or put the parts on machines of their own with
+/// `dolphin serve` and `dolphin node`.
+#[derive(Debug, Parser)]
+#[command(name = "dolphin", version, max_term_width = 100)]
+struct Cli {
+    /// TOML file with options by their long names; `[up]`, `[node]`, … hold those of one command
+    #[arg(long, global = true, env = "DOLPHIN_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What to log to stderr: error, warn, info, debug, or a filter such as `engine=debug`
+    #[arg(long, global = true, env = "DOLPHIN_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model from this machine: a gateway and its nodes in one process
+    Up(up::Up),
+    /// Run a gateway: the HTTP endpoint, and the swarm that nodes join
+    Serve(serve::Serve),
+    /// Lend this machine: hold some layers of a model for a gateway
+    Node(node::NodeCommand),
+    /// Chat in the terminal, with a local model or a running endpoint
+    Run(run::Run),
+}
+
+/// Parses the command line and does what it says.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let command = file::apply(Cli::command(), std::env::args_os())?;
+    let cli = Cli::from_arg_matches(&command.get_matches())?;
+    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Up(command) => command.run().await,
+            Command::Serve(command) => command.run().await,
+            Command::Node(command) => command.run().await,
+            Command::Run(command) => command.run().await,
+        }
+    })
+}
+
+/// Resolves at the first Ctrl-C or SIGTERM; the next one ends the process at once.
+async fn interrupted() {
+    wait_for_signal().await;
+    eprintln!("stopping; once more to stop at once");
+    tokio::spawn(async {
+        wait_for_signal().await;
+        std::process::exit(130);
+    });
+}
+
+async fn wait_for_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,175 @@
+//! `dolphin node`: lend this machine.
+
+use std::{net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, sync::Arc};
+
+use anyhow::{Context, bail};
+use bytesize::ByteSize;
+use clap::Args;
+use engine::{
+    local::{load_stage, shard_bytes},
+    message::Ask,
+    model::{Model, Shard},
+    node::{GatewayAddress, Node, NodeConfig, ask},
+};
+use kernels::backend::Backend;
+use transport::{Limits, Transport, quic::Endpoint};
+
+use super::{
+    interrupted,
+    options::{ModelArgs, StageArgs, byte_bar, follow, identity},
+    serve::{reachable, resolve},
+};
+
+/// Lend this machine: hold some layers of a model for a gateway.
+///
+/// The gateway's `dolphin serve` prints the line to paste. The node reads only its layers' bytes of the
+/// model, serves until Ctrl-C, and rejoins by itself when the gateway comes back.
+#[derive(Args, Debug)]
+pub(super) struct NodeCommand {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Gateway to serve, as it prints itself; may be repeated
+    #[arg(long, env = "DOLPHIN_JOIN", value_delimiter = ',', required = true, value_name = "ID@HOST:PORT")]
+    join: Vec<GatewayAddress>,
+    /// Layers to hold: `A..B` (from A up to, not including, B), or `auto` to be told by the gateway
+    #[arg(long, env = "DOLPHIN_LAYERS", default_value = "auto", value_name = "A..B|auto")]
+    layers: Layers,
+    /// Memory for weights when layers are `auto`
+    #[arg(long, env = "DOLPHIN_MEMORY", default_value = "4GiB", value_name = "BYTES")]
+    memory: ByteSize,
+    /// Where other nodes reach this one (UDP) [default: loopback for a gateway on loopback, else all addresses]
+    #[arg(long, env = "DOLPHIN_NODE_LISTEN", value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Address to tell others [default: this machine's on the way to the gateway]
+    #[arg(long, env = "DOLPHIN_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// The node's key, made on first use [default: node.key in the configuration directory]
+    #[arg(long, env = "DOLPHIN_KEY_FILE", value_name = "FILE")]
+    key: Option<PathBuf>,
+    #[command(flatten)]
+    stage: StageArgs,
+    /// Print one line of JSON once the layers are loaded
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which layers a node holds.
+#[derive(Clone, Debug)]
+enum Layers {
+    Auto,
+    Range(Range<usize>),
+}
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        parse_layers(text).map(Self::Range)
+    }
+}
+
+/// Reads `A..B`.
+pub(super) fn parse_layers(text: &str) -> Result<Range<usize>, String> {
+    let bounds =
+        text.split_once("..").and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    match bounds {
+        Some((from, to)) if from < to => Ok(from..to),
+        _ => Err("expected A..B with A below B, such as 0..8".into()),
+    }
+}
+
+impl NodeCommand {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let model = Arc::new(self.model.open()?);
+        let gateway = resolve(&self.join[0].address).await?;
+        let listen = self.listen.unwrap_or_else(|| match gateway.ip().is_loopback() {
+            true => SocketAddr::new(gateway.ip(), 0),
+            false if gateway.is_ipv6() => SocketAddr::from(([0u16; 8], 0)),
+            false => SocketAddr::from(([0, 0, 0, 0], 0)),
+        });
+        let key = identity(self.key.as_deref(), "node")?;
+        let endpoint = Endpoint::bind(&key.identity, listen, Limits::default())
+            .with_context(|| format!("--listen {listen}"))?;
+        let id = endpoint.id();
+        let advertise = self
+            .advertise
+            .clone()
+            .unwrap_or_else(|| reachable(endpoint.local_address(), Some(gateway)).to_string());
+        let fingerprint = model.fingerprint(self.model.quant);
+        let shard = self.shard(&model, &endpoint, fingerprint).await?;
+
+        let backend = self.stage.backend()?;
+        let device = backend.describe();
+        let weight_bytes = shard_bytes(&model, &shard, self.model.quant);
+        let bar = byte_bar("loading");
+        let (budget, quantisation, progress) = (self.stage.budget()?, self.model.quant, follow(&bar));
+        let (source, part) = (model.clone(), shard.clone());
+        let stage = tokio::task::spawn_blocking(move || {
+            load_stage(&source, &part, quantisation, &budget, backend, &progress)
+        })
+        .await??;
+        bar.finish_and_clear();
+        let config = NodeConfig {
+            gateways: self.join.clone(),
+            advertise: advertise.clone(),
+            fingerprint,
+            chunk: budget.chunk,
+            weight_bytes,
+            device: device.clone(),
+        };
+        let mut node = Node::start(stage, Arc::new(endpoint), config)?;
+        if self.json {
+            let line = serde_json::json!({
+                "id": id.to_string(), "address": advertise, "from": shard.layers.start, "to": shard.layers.end,
+                "weight_bytes": weight_bytes, "device": device,
+            });
+            println!("{line}");
+        } else {
+            println!(
+                "node {id}\n  layers   {}..{} of {}",
+                shard.layers.start,
+                shard.layers.end,
+                model.name()
+            );
+            println!(
+                "  weights  {}\n  device   {device}\n  address  {advertise}\n\nCtrl-C stops.",
+                ByteSize(weight_bytes)
+            );
+        }
+        tokio::select! {
+            () = interrupted() => {}
+            outcome = node.finished() => return Ok(outcome?),
+        }
+        node.stop().await;
+        Ok(())
+    }
+
+    async fn shard(
+        &self,
+        model: &Model,
+        endpoint: &Endpoint,
+        fingerprint: [u8; 32],
+    ) -> anyhow::Result<Shard> {
+        let layers = model.config().layers;
+        match &self.layers {
+            Layers::Range(range) if range.end > layers => {
+                bail!("--layers {}..{}: the model has {layers} layers", range.start, range.end)
+            }
+            Layers::Range(range) => {
+                Ok(Shard { layers: range.clone(), embedding: range.start == 0, head: range.end == layers })
+            }
+            Layers::Auto => {
+                let question = Ask { fingerprint, weight_bytes: self.memory.as_u64() };
+                let shard =
+                    ask(endpoint, &self.join[0], question).await.context("asking the gateway for layers")?;
+                if shard.layers.end > layers || shard.layers.is_empty() {
+                    bail!("the gateway assigned layers {:?} of {layers}", shard.layers);
+                }
+                Ok(shard)
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `dolphin serve`: the gateway alone.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use clap::Args;
+use engine::{front::Front, local::PrivateEnds, model::Model, node::GatewayAddress};
+use transport::{Limits, NodeId, Transport, quic::Endpoint};
+
+use super::{
+    interrupted,
+    options::{GatewayArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
+    show,
+};
+
+/// Run a gateway: the HTTP endpoint, and the swarm that nodes join.
+///
+/// It needs the model's configuration and tokenizer, not its weights (unless --private). It prints the
+/// address that `dolphin node --join` takes, and serves as soon as the nodes that joined cover the model.
+#[derive(Args, Debug)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Where nodes join (UDP)
+    #[arg(long, env = "DOLPHIN_SWARM", default_value = "0.0.0.0:7700", value_name = "ADDR:PORT")]
+    swarm: SocketAddr,
+    /// Address that the printed join line names [default: this machine's]
+    #[arg(long, env = "DOLPHIN_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// The gateway's key, made on first use [default: gateway.key in the configuration directory]
+    #[arg(long, env = "DOLPHIN_KEY_FILE", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Take only this node; may be repeated [default: every node that knows the join line]
+    #[arg(long, env = "DOLPHIN_ALLOW", value_delimiter = ',', value_name = "NODE_ID")]
+    allow: Vec<NodeId>,
+    /// Keep embedding, head and sampler on the gateway, so that no node sees a token
+    #[arg(long, env = "DOLPHIN_PRIVATE")]
+    private: bool,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+    #[command(flatten)]
+    stage: StageArgs,
+    /// Print one line of JSON once it listens
+    #[arg(long)]
+    json: bool,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let model = Arc::new(self.model.open()?);
+        let mut config = self.gateway.front(self.model.quant, self.stage.context)?;
+        config.allow = allow_list(&self.allow);
+        let key = identity(self.key.as_deref(), "gateway")?;
+        let endpoint = Endpoint::bind(&key.identity, self.swarm, Limits::default())
+            .with_context(|| format!("--swarm {}", self.swarm))?;
+        let bound = endpoint.local_address();
+        let address = self.advertise.clone().unwrap_or_else(|| reachable(bound, None).to_string());
+        let join = GatewayAddress { id: endpoint.id(), address };
+        let ends = if self.private { Some(PrivateEnds::generate(model.config().layers)?) } else { None };
+        if let Some(ends) = &ends {
+            config.private_ends = Some(ends.ids());
+            config.allow = config.allow.map(|allow| allow.into_iter().chain(ends.ids()).collect());
+        }
+        let front = Front::start(&model, Arc::new(endpoint), config).await?;
+        let mut nodes = Vec::new();
+        if let Some(ends) = ends {
+            let inside = GatewayAddress { id: join.id, address: reachable_inside(bound).to_string() };
+            let bar = byte_bar("loading embedding and head");
+            let budget = self.stage.budget()?;
+            let backend = self.stage.backend()?;
+            nodes =
+                ends.start(model.clone(), self.model.quant, budget, backend, inside, follow(&bar)).await?;
+            bar.finish_and_clear();
+        }
+        self.announce(&front, &join, &model);
+        tokio::select! {
+            () = interrupted() => {}
+            () = self.report(&front) => {}
+        }
+        front.stop().await;
+        for node in nodes {
+            node.stop().await;
+        }
+        Ok(())
+    }
+
+    fn announce(&self, front: &Front, join: &GatewayAddress, model: &Model) {
+        let url = front.url();
+        if self.json {
+            let line = serde_json::json!({
+                "url": format!("{url}/v1"), "model": front.model_name(), "join": join.to_string(),
+            });
+            println!("{line}");
+            return;
+        }
+        println!("{} ({}), {} layers", front.model_name(), self.model.quant, model.config().layers);
+        println!("\nendpoint  {url}/v1\n\nlend a machine with:\n");
+        let path =
+            self.model.model.as_ref().map(|path| format!(" --model {}", path.display())).unwrap_or_default();
+        println!("  dolphin node{path} --quant {} --join {join}\n\nCtrl-C stops.", self.model.quant);
+    }
+
+    /// Prints the pipeline each time it changes.
+    async fn report(&self, front: &Front) {
+        let mut status = front.status();
+        let mut shown = Vec::new();
+        while status.changed().await.is_ok() {
+            let now = status.borrow_and_update().clone();
+            if now.nodes == shown || self.json {
+                continue;
+            }
+            println!("\n{}", show::pipeline(&now));
+            match &now.missing {
+                Some(missing) => println!("waiting for a node with {missing}"),
+                None => println!("serving"),
+            }
+            shown = now.nodes;
+        }
+    }
+}
+
+/// The address under which others reach a socket bound to `bound`: itself, or for an unspecified
+/// address the local one of the route to `towards`.
+pub(super) fn reachable(bound: SocketAddr, towards: Option<SocketAddr>) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    // Connecting a UDP socket sends nothing; it only asks for the route. 192.0.2.1 is reserved for
+    // documentation, so it stands for "the rest of the world".
+    let towards = towards.unwrap_or(SocketAddr::from(([192, 0, 2, 1], 9)));
+    let local = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| socket.connect(towards).and_then(|()| socket.local_addr()));
+    match local {
+        Ok(local) => SocketAddr::new(local.ip(), bound.port()),
+        Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
+    }
+}
+
+fn reachable_inside(bound: SocketAddr) -> SocketAddr {
+    if bound.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())) } else { bound }
+}
+
+/// Resolves `host:port` of a gateway.
+pub(super) async fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+    let mut found =
+        tokio::net::lookup_host(address).await.with_context(|| format!("cannot resolve {address}"))?;
+    found.next().with_context(|| format!("{address} has no address"))
+}

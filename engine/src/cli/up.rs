@@ -1,0 +1,81 @@
+//! `dolphin up`: everything in one process.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::Args;
+use engine::local::{Local, LocalConfig, loopback};
+
+use super::{
+    interrupted,
+    options::{GatewayArgs, ModelArgs, StageArgs, byte_bar, follow},
+    show,
+};
+
+/// Serve a model from this machine: a gateway and its nodes in one process.
+///
+/// Without options it serves the embedded demo model over three nodes, linked by QUIC on loopback.
+#[derive(Args, Debug)]
+pub(super) struct Up {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Nodes to cut the model over
+    #[arg(long, env = "DOLPHIN_NODES", default_value_t = 3, value_name = "N")]
+    nodes: usize,
+    /// Keep embedding, head and sampler on the gateway, so that no node sees a token
+    #[arg(long, env = "DOLPHIN_PRIVATE")]
+    private: bool,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+    #[command(flatten)]
+    stage: StageArgs,
+    /// Print one line of JSON once it serves
+    #[arg(long)]
+    json: bool,
+}
+
+impl Up {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        if self.nodes == 0 {
+            bail!("--nodes must be at least 1");
+        }
+        let model = Arc::new(self.model.open()?);
+        let budget = self.stage.budget()?;
+        let config = LocalConfig {
+            nodes: self.nodes,
+            private: self.private,
+            links: loopback(),
+            front: self.gateway.front(self.model.quant, self.stage.context)?,
+            budget,
+        };
+        let bar = byte_bar("loading");
+        let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;
+        bar.finish_and_clear();
+        self.announce(&local);
+        interrupted().await;
+        local.stop().await;
+        Ok(())
+    }
+
+    fn announce(&self, local: &Local) {
+        let front = local.front();
+        let status = front.status().borrow().clone();
+        let (url, model) = (front.url(), front.model_name());
+        if self.json {
+            let line = serde_json::json!({
+                "url": format!("{url}/v1"), "model": model, "quantisation": self.model.quant,
+                "join": local.join().to_string(), "nodes": status.nodes,
+            });
+            println!("{line}");
+            return;
+        }
+        println!(
+            "{model} ({}) over {} nodes\n\n{}",
+            self.model.quant,
+            status.nodes.len(),
+            show::pipeline(&status)
+        );
+        println!("endpoint  {url}/v1\njoin      {}\n\ntry it:\n", local.join());
+        println!("{}\n\nCtrl-C stops.", show::curl(&url, model, !self.gateway.api_keys.is_empty()));
+    }
+}
