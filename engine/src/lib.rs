@@ -9,11 +9,13 @@
 
 pub mod front;
 pub mod gateway;
+pub mod inspect;
 pub mod local;
 pub mod message;
 pub mod model;
 pub mod node;
 pub mod peers;
+pub mod pull;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;

@@ -7,6 +7,7 @@ mod options;
 mod run;
 mod serve;
 mod show;
+mod tools;
 mod up;
 
 use std::path::PathBuf;
@@ -43,6 +44,8 @@ enum Command {
     Node(node::NodeCommand),
     /// Chat in the terminal, with a local model or a running endpoint
     Run(run::Run),
+    /// Show what a model is made of, and what each layer weighs at each quantisation
+    Inspect(tools::Inspect),
 }
 
 /// Parses the command line and does what it says.
@@ -58,6 +61,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Serve(command) => command.run().await,
             Command::Node(command) => command.run().await,
             Command::Run(command) => command.run().await,
+            Command::Inspect(command) => command.run(),
         }
     })
 }

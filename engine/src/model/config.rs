@@ -386,3 +386,154 @@ impl<'a> Fields<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn base() -> Value {
+        json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+            "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 100, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 256, "hidden_act": "silu", "eos_token_id": [2, 3], "bos_token_id": 1,
+        })
+    }
+
+    fn with(changes: Value) -> Result<Description, ModelError> {
+        let mut config = base();
+        for (key, value) in changes.as_object().expect("an object") {
+            config[key] = value.clone();
+        }
+        describe(config.to_string().as_bytes())
+    }
+
+    fn refused(changes: Value) -> String {
+        with(changes).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        for (key, value) in [
+            ("hidden_size", json!(0)),
+            ("hidden_size", json!(-1)),
+            ("hidden_size", json!("64")),
+            ("hidden_size", json!(1_u64 << 40)),
+            ("intermediate_size", json!(null)),
+            ("vocab_size", json!(1.5)),
+            ("num_hidden_layers", json!(1_000_000)),
+            ("rms_norm_eps", json!(2)),
+            ("rms_norm_eps", json!("small")),
+            ("head_dim", json!(1024)),
+            ("max_position_embeddings", json!(0)),
+            ("eos_token_id", json!("end")),
+            ("rope_theta", json!(-1)),
+            ("rope_scaling", json!(3)),
+            ("layer_types", json!(["full_attention"])),
+            ("tie_word_embeddings", json!(1)),
+        ] {
+            let error = refused(json!({ key: value }));
+            assert!(error.contains(key), "{key}: {error}");
+        }
+        assert!(refused(json!({"head_dim": 15})).contains("even"));
+        assert!(refused(json!({"num_key_value_heads": 3})).contains("divide"));
+        assert!(refused(json!({"eos_token_id": 100})).contains("beyond the vocabulary"));
+        assert!(refused(json!({"rms_norm_eps": 0})).contains("above 0"));
+        assert!(refused(json!({"num_attention_heads": 7, "num_key_value_heads": 7})).contains("head_dim"));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_said_with_what_is() {
+        let gemma = refused(json!({"model_type": "gemma3"}));
+        assert!(gemma.contains("gemma3") && gemma.contains("llama, mistral, qwen2, qwen3"), "{gemma}");
+        assert!(refused(json!({"hidden_act": "gelu"})).contains("silu"));
+        let rope = refused(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}));
+        assert!(rope.contains("dynamic") && rope.contains("yarn"), "{rope}");
+        assert!(
+            refused(json!({"partial_rotary_factor": 0.5, "rope_scaling": {"type": "default"}}))
+                .contains("whole heads")
+        );
+        let nested = json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}});
+        assert!(refused(nested).contains("per layer type"));
+        let kinds = json!({"layer_types": ["full_attention", "full_attention", "full_attention", "linear_attention"]});
+        assert!(refused(kinds).contains("linear_attention"));
+    }
+
+    #[test]
+    fn families_differ_in_their_parts() {
+        let parts = |changes| with(changes).expect("valid").parts;
+        let plain = Parts { qkv_bias: false, output_bias: false, mlp_bias: false, qk_norm: false };
+        assert_eq!(parts(json!({})), plain);
+        assert_eq!(
+            parts(json!({"attention_bias": true})),
+            Parts { qkv_bias: true, output_bias: true, ..plain }
+        );
+        assert_eq!(parts(json!({"mlp_bias": true})), Parts { mlp_bias: true, ..plain });
+        assert_eq!(parts(json!({"model_type": "mistral", "attention_bias": true})), plain);
+        assert_eq!(parts(json!({"model_type": "qwen2"})), Parts { qkv_bias: true, ..plain });
+        assert_eq!(parts(json!({"model_type": "qwen3"})), Parts { qk_norm: true, ..plain });
+    }
+
+    #[test]
+    fn windows_follow_the_family() {
+        let windows = |changes| with(changes).expect("valid").config.windows;
+        assert_eq!(windows(json!({"sliding_window": 16})), [None; 4], "llama has none");
+        assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 4]);
+        assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), [None; 4]);
+        let qwen = json!({
+            "model_type": "qwen2", "sliding_window": 32, "max_window_layers": 3, "use_sliding_window": true
+        });
+        assert_eq!(windows(qwen), [None, None, None, Some(32)]);
+        let typed = json!({
+            "model_type": "mistral", "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        });
+        assert_eq!(windows(typed), [Some(8), None, Some(8), None]);
+    }
+
+    #[test]
+    fn yarn_reaches_further_than_the_model_states() {
+        let yarn = |scaling: Value| with(json!({"rope_scaling": scaling})).expect("valid").config;
+        let scaled = yarn(json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}));
+        assert_eq!(scaled.max_positions, 1024);
+        let stated = yarn(json!({"rope_type": "yarn", "original_max_position_embeddings": 64}));
+        assert_eq!(stated.max_positions, 256);
+        assert!(matches!(stated.rope.scaling, RopeScaling::Yarn { factor: 4.0, .. }));
+        let deep = yarn(json!({"type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}));
+        assert!(matches!(deep.rope.scaling, RopeScaling::Yarn { attention_factor: Some(1.0), .. }));
+    }
+
+    #[test]
+    fn ends_of_replies_come_alone_or_in_lists() {
+        let ends = |changes| with(changes).expect("valid").config.eos;
+        assert_eq!(ends(json!({})), [2, 3]);
+        assert_eq!(ends(json!({"eos_token_id": 7})), [7]);
+        assert!(ends(json!({"eos_token_id": null})).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_at_any_key_never_panics(
+            key in 0_usize..14,
+            value in prop_oneof![
+                any::<i64>().prop_map(Value::from), any::<f64>().prop_map(Value::from),
+                ".{0,8}".prop_map(Value::from), Just(Value::Null), Just(json!([])), Just(json!({})),
+                Just(json!([[1], {"a": 2}])), Just(json!({"rope_type": "yarn", "factor": 1e308})),
+            ],
+        ) {
+            let keys = [
+                "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "head_dim", "vocab_size", "rms_norm_eps", "max_position_embeddings",
+                "rope_scaling", "rope_parameters", "layer_types", "eos_token_id",
+            ];
+            let _ = with(json!({ keys[key]: value }));
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+    }
+}

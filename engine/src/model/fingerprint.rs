@@ -2,12 +2,7 @@
 
 use kernels::rope::{RopeScaling, RopeSpec};
 
-use super::{
-    Quantisation,
-    open::NUMERICS,
-    plan::Layout,
-    table::{TensorInfo, TensorTable},
-};
+use super::{Quantisation, open::NUMERICS, plan::Layout, table::TensorTable};
 
 /// Feeds values to a hash so that no two sequences of values give the same bytes.
 struct Writer(blake3::Hasher);
@@ -75,12 +70,17 @@ impl Writer {
         }
     }
 
-    fn tensor(&mut self, name: &str, info: Option<&TensorInfo>) {
+    /// A tensor that lies elsewhere counts like one that is here, if its format is known.
+    fn tensor(&mut self, name: &str, table: &TensorTable) {
+        let here = table.tensors.get(name).map(|info| (info.dtype, &info.shape));
+        let elsewhere = table.absent.get(name).and_then(|absent| absent.stored.as_ref());
         self.text(name);
-        let Some(info) = info else { return self.text("absent") };
-        self.text(&info.dtype.to_string());
-        self.size(info.shape.len());
-        info.shape.iter().for_each(|&n| self.size(n));
+        let Some((dtype, shape)) = here.or(elsewhere.map(|(dtype, shape)| (*dtype, shape))) else {
+            return self.text("absent");
+        };
+        self.text(&dtype.to_string());
+        self.size(shape.len());
+        shape.iter().for_each(|&n| self.size(n));
     }
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn of(layout: &Layout, table: &TensorTable, quantisation: Quantisatio
     writer.number(u64::from(config.tied));
     for unit in layout.units() {
         for item in layout.items(unit, quantisation) {
-            writer.tensor(&item.name, table.tensors.get(&item.name));
+            writer.tensor(&item.name, table);
         }
     }
     *writer.0.finalize().as_bytes()

@@ -2,19 +2,21 @@
 //!
 //! In the order of the work: a [`Model`] is opened (`open`) from [`safetensors`] or [`gguf`] files,
 //! whose tensors form a `table`; [`config`] and `family` say what the tensors should be; `plan` lists
-//! those of a shard; `read` and `weights` turn their bytes into canonical weights, which [`cache`]
+//! those of a shard; `read` and `weights` turn their bytes into canonical weights, which `cache`
 //! keeps for the next start.
 
 pub mod config;
 pub mod gguf;
 pub mod safetensors;
 
+mod cache;
 mod defaults;
 mod demo;
 mod error;
 mod family;
 mod fingerprint;
 mod open;
+pub(crate) mod partial;
 mod plan;
 mod read;
 mod table;
@@ -32,6 +34,7 @@ use kernels::{
 };
 
 pub use self::{
+    cache::{LIMIT_BYTES, ShardCache, cache_root},
     defaults::{GenerationDefaults, chat_template, parse_generation},
     error::{ModelError, TensorFault},
     open::{Model, NUMERICS, Progress},

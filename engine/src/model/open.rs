@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::{
     ModelConfig, Quantisation, Shard, ShardWeights,
+    cache::{self, ShardCache},
     config::{self, CONFIG_BYTES},
     defaults::{GenerationDefaults, chat_template, parse_generation},
     demo,
     error::{ModelError, TensorFault},
-    family, gguf,
+    family, gguf, partial,
     plan::{Layout, Unit},
     read, safetensors,
-    table::TensorTable,
+    table::{Dtype, TensorTable},
     weights::{self, Loaded, Tensors},
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -59,6 +60,7 @@ pub struct Model {
     generation: GenerationDefaults,
     chat_template: Option<String>,
     tokenizer: TokenizerSource,
+    cache: Option<ShardCache>,
 }
 
 impl Model {
@@ -102,6 +104,7 @@ impl Model {
             generation: GenerationDefaults::default(),
             chat_template: text("tokenizer.chat_template"),
             tokenizer: TokenizerSource::Gguf(path.to_owned()),
+            cache: None,
         };
         model.settle()?;
         Ok(model)
@@ -138,7 +141,7 @@ impl Model {
             config: read::whole(&directory.join("config.json"), CONFIG_BYTES)?,
             generation: optional("generation_config.json", CONFIG_BYTES)?,
             chat_template: template,
-            table: safetensors::open(directory)?,
+            table: partial::complete(safetensors::open(directory)?, directory)?,
             tokenizer: TokenizerSource::File(directory.join("tokenizer.json")),
         })
     }
@@ -154,6 +157,7 @@ impl Model {
             generation: generation.unwrap_or_default(),
             chat_template: parts.chat_template,
             tokenizer: parts.tokenizer,
+            cache: None,
         };
         model.settle()?;
         Ok(model)
@@ -178,6 +182,12 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Keeps quantised weights in `cache` (see [`ShardCache::of_user`]); the default is to keep none.
+    pub fn with_cache(mut self, cache: Option<ShardCache>) -> Self {
+        self.cache = cache;
+        self
     }
 
     /// What the forward pass needs to know.
@@ -249,6 +259,36 @@ impl Model {
         self.layout.unit_bytes(Unit::FinalNorm, quantisation) + self.layout.unit_bytes(head, quantisation)
     }
 
+    /// Number of weights. A tied head is counted once.
+    pub fn parameters(&self) -> u64 {
+        let items =
+            self.layout.units().into_iter().flat_map(|unit| self.layout.items(unit, Quantisation::F32));
+        items.map(|item| item.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Bytes in the files: of the embedding, of each layer, of the final norm and the head together.
+    /// Tensors that are not here count as nothing.
+    pub fn stored_bytes(&self) -> (u64, Vec<u64>, u64) {
+        let of = |unit: Unit| -> u64 {
+            let items = self.layout.items(unit, Quantisation::F32);
+            items.iter().filter_map(|item| self.table.tensors.get(&item.name)).map(|info| info.bytes).sum()
+        };
+        let head = if self.config().tied { 0 } else { of(Unit::Head) };
+        let layers = (0..self.config().layers).map(|layer| of(Unit::Layer(layer))).collect();
+        (of(Unit::Embedding), layers, of(Unit::FinalNorm) + head)
+    }
+
+    /// Formats of the stored matrices, each once.
+    pub fn stored_formats(&self) -> Vec<Dtype> {
+        let mut formats = Vec::new();
+        for info in self.table.tensors.values().filter(|info| info.shape.len() == 2) {
+            if !formats.contains(&info.dtype) {
+                formats.push(info.dtype);
+            }
+        }
+        formats
+    }
+
     /// Reads and quantises the weights of `shard`. Only its bytes are read.
     ///
     /// # Errors
@@ -303,7 +343,10 @@ impl Model {
         seen: &mut dyn FnMut(&[u8]),
     ) -> Result<Vec<Loaded>, ModelError> {
         let items = self.layout.placed(unit, quantisation, &self.table)?;
-        weights::load(&self.table, &items, seen)
+        match &self.cache {
+            Some(cache) if cache::worthwhile(&self.table, &items) => cache.load(&self.table, &items, seen),
+            _ => weights::load(&self.table, &items, seen),
+        }
     }
 }
 
@@ -324,12 +367,15 @@ impl Loading<'_> {
 
     fn unit(&mut self, unit: Unit) -> Result<Tensors, ModelError> {
         let (total, progress) = (self.total, self.progress);
-        let mut done = self.done;
+        let end = self.done + self.stored_bytes(unit)?;
         let loaded = self.model.load_unit(unit, self.quantisation, &mut |bytes| {
-            done += bytes.len() as u64;
-            progress(Progress { done, total });
+            self.done += bytes.len() as u64;
+            progress(Progress { done: self.done, total });
         })?;
-        self.done = done;
+        if self.done < end {
+            self.done = end;
+            progress(Progress { done: end, total });
+        }
         Ok(Tensors::new(loaded))
     }
 }

@@ -36,7 +36,7 @@ pub(crate) fn stream(
     sink: &mut dyn FnMut(Vec<u8>) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
     #[cfg(target_os = "linux")]
-    if ranges.iter().any(|range| matches!(files[range.file], Storage::File { .. })) && uring::allowed() {
+    if ranges.iter().any(|range| matches!(files[range.file], Storage::File(_))) && uring::allowed() {
         return uring::stream(files, ranges, sink);
     }
     plain(files, ranges, sink)
@@ -51,7 +51,7 @@ fn plain(
     for range in ranges {
         match &files[range.file] {
             Storage::Embedded(bytes) => sink(embedded(bytes, range)?)?,
-            Storage::File { path, .. } => {
+            Storage::File(path) => {
                 if opened.as_ref().is_none_or(|(index, _)| *index != range.file) {
                     opened =
                         Some((range.file, File::open(path).map_err(|error| ModelError::io(path, error))?));
@@ -167,7 +167,7 @@ mod uring {
                     let piece = embedded(bytes, &range);
                     tokio_uring::spawn(async move { piece })
                 }
-                Storage::File { path, .. } => {
+                Storage::File(path) => {
                     let file = match opened.get(&range.file) {
                         Some(file) => file.clone(),
                         None => {

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     error::{ModelError, TensorFault},
-    table::{Dtype, Storage, TensorInfo, TensorTable},
+    table::{Absent, Dtype, Storage, TensorInfo, TensorTable},
 };
 
 /// Largest header that is read.
@@ -176,7 +176,7 @@ fn add_file(table: &mut TensorTable, path: &Path) -> Result<(), ModelError> {
     let storage = |error| ModelError::io(path, error);
     let mut file = File::open(path).map_err(storage)?;
     let size = file.metadata().map_err(storage)?.len();
-    let entry = Storage::File { path: path.to_owned(), size };
+    let entry = Storage::File(path.to_owned());
     let name = entry.name();
     let mut prefix = [0; 8];
     if size < 8 {
@@ -226,17 +226,167 @@ pub fn parse_index(bytes: &[u8]) -> Result<HashMap<String, String>, ModelError> 
 fn check_index(
     table: &TensorTable,
     weight_map: &HashMap<String, String>,
-) -> Result<BTreeMap<String, String>, ModelError> {
+) -> Result<BTreeMap<String, Absent>, ModelError> {
     let names: Vec<String> = table.files.iter().map(Storage::name).collect();
     let mut absent = BTreeMap::new();
     for (tensor, file) in weight_map {
         match table.tensors.get(tensor) {
             Some(info) if names[info.file] == *file => {}
             None if !names.contains(file) => {
-                absent.insert(tensor.clone(), file.clone());
+                absent.insert(tensor.clone(), Absent { file: file.clone(), stored: None });
             }
             _ => return Err(ModelError::tensor(file, tensor, TensorFault::Missing)),
         }
     }
     Ok(absent)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{Model, tests::golden};
+
+    /// A file of this header and `data` bytes.
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
+    }
+
+    fn refused(header: &str, data: usize) -> String {
+        let size = 8 + header.len() + data;
+        parse_header("test", header.as_bytes(), size as u64, 0).expect_err("refused").to_string()
+    }
+
+    /// The golden model in a directory of its own, with its weights changed.
+    fn with_weights(change: impl FnOnce(&mut Vec<u8>)) -> Result<Model, ModelError> {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        std::fs::copy(golden("llama").join("config.json"), directory.path().join("config.json"))
+            .expect("a copy");
+        let mut bytes = std::fs::read(golden("llama").join("model.safetensors")).expect("golden file");
+        change(&mut bytes);
+        std::fs::write(directory.path().join("model.safetensors"), bytes).expect("a copy");
+        let model = Model::open(directory.path())?;
+        let config = model.config();
+        let all = crate::model::tests::everything(config);
+        model.load(&all, crate::model::Quantisation::Q8, &|_| ())?;
+        Ok(model)
+    }
+
+    fn replace(bytes: &mut Vec<u8>, from: &str, to: &str) {
+        assert_eq!(from.len(), to.len(), "the header keeps its length");
+        let at =
+            bytes.windows(from.len()).position(|window| window == from.as_bytes()).expect("in the header");
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused_by_name() {
+        let entry = |dtype: &str, shape: &str, offsets: &str| {
+            format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        assert!(refused(&entry("F32", "[2]", "[0,8]"), 4).contains("`w`"), "past the end");
+        assert!(refused(&entry("F32", "[3]", "[0,8]"), 8).contains("`w`"), "wrong size");
+        assert!(refused(&entry("F32", "[2]", "[8,0]"), 8).contains("`w`"), "backwards");
+        assert!(refused(&entry("F32", "[2]", "[4,12]"), 12).contains("`w`"), "a gap");
+        assert!(refused(&entry("F32", "[4294967296,4294967296,4294967296]", "[0,8]"), 8).contains("`w`"));
+        assert!(refused(&entry("F99", "[2]", "[0,8]"), 8).contains("`w`"), "unknown format");
+        assert!(refused(&entry("F32", "[-1]", "[0,8]"), 8).contains("`w`"));
+        assert!(refused(&entry("F32", "[2]", "[0,18446744073709551615]"), 8).contains("`w`"));
+        let two = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
+        assert!(refused(two, 12).contains("`b`"), "overlap");
+        for broken in ["", "{", "[]", "null", "\u{0}", "{\"w\":1}"] {
+            assert!(refused(broken, 0).starts_with("test: "), "{broken}");
+        }
+    }
+
+    #[test]
+    fn header_lengths_are_bounded() {
+        for (claimed, size) in [(u64::MAX, 1 << 40), (HEADER_BYTES + 1, 1 << 40), (100, 107), (1, 8), (0, 7)]
+        {
+            assert!(header_length("test", u64::to_le_bytes(claimed), size).is_err(), "{claimed} of {size}");
+        }
+        assert_eq!(header_length("test", u64::to_le_bytes(100), 108).expect("fits"), 100);
+    }
+
+    #[test]
+    fn files_cut_short_are_refused() {
+        let whole = std::fs::read(golden("llama").join("model.safetensors")).expect("golden file").len();
+        for length in [0, 1, 7, 8, 9, 1000, whole - 1] {
+            assert!(with_weights(|bytes| bytes.truncate(length)).is_err(), "{length} bytes");
+        }
+        assert!(with_weights(|_| ()).is_ok());
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_the_model_are_named() {
+        let error =
+            |from: &str, to: &str| with_weights(|bytes| replace(bytes, from, to)).expect_err(to).to_string();
+        let missing = error("model.layers.2.mlp.up_proj.weight", "model.layers.2.mlp.xx_proj.weight");
+        assert!(
+            missing.contains("model.layers.2.mlp.up_proj.weight") && missing.contains("missing"),
+            "{missing}"
+        );
+        let shape = error("\"shape\":[192,96]", "\"shape\":[96,192]");
+        assert!(shape.contains("[96, 192]") && shape.contains("[192, 96]"), "{shape}");
+        let dtype = with_weights(|bytes| {
+            while bytes.windows(5).any(|window| window == b"\"F32\"") {
+                replace(bytes, "\"F32\"", "\"I32\"");
+            }
+        });
+        let dtype = dtype.expect_err("integers").to_string();
+        assert!(dtype.contains("I32") && dtype.contains("convert"), "{dtype}");
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_found() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = with_weights(|bytes| {
+                let end = bytes.len() - 12;
+                bytes[end..end + 4].copy_from_slice(&value.to_le_bytes());
+            });
+            let error = error.expect_err("not finite").to_string();
+            assert!(error.contains("not finite at row") && error.contains("model."), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_index_names_files_beside_it_only() {
+        let index =
+            |file: &str| parse_index(serde_json::json!({"weight_map": {"w": file}}).to_string().as_bytes());
+        assert!(index("model-1.safetensors").is_ok());
+        for file in [
+            "../m.safetensors",
+            "/m.safetensors",
+            "a/m.safetensors",
+            "a\\m.safetensors",
+            "m.bin",
+            "",
+            "C:m.safetensors",
+        ] {
+            assert!(index(file).is_err(), "{file}");
+        }
+        assert!(parse_index(b"{}").is_err() && parse_index(b"").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_headers_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), size in any::<u64>()) {
+            let _ = parse_header("test", &bytes, size, 0);
+            let _ = parse_index(&bytes);
+        }
+
+        #[test]
+        fn flipped_bits_never_panic(at in 0_usize..200, bit in 0_u8..8) {
+            let header = r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[8,16]}}"#;
+            let mut bytes = file(header, 16);
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            let size = bytes.len() as u64;
+            let prefix = *bytes.first_chunk().expect("longer");
+            if let Ok(length) = header_length("test", prefix, size) {
+                let _ = parse_header("test", &bytes[8..8 + length as usize], size, 0);
+            }
+        }
+    }
 }

@@ -48,6 +48,17 @@ impl Dtype {
     }
 }
 
+impl Dtype {
+    /// The format that [`fmt::Display`] spells `name`.
+    pub(crate) fn named(name: &str) -> Self {
+        let known = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
+        known
+            .into_iter()
+            .find(|dtype| dtype.to_string() == name)
+            .unwrap_or(Dtype::Other("another element type"))
+    }
+}
+
 impl fmt::Display for Dtype {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
@@ -79,13 +90,8 @@ pub struct TensorInfo {
 /// Bytes that tensors lie in.
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
-    /// A file and its size when it was opened.
-    File {
-        /// Where it is.
-        path: PathBuf,
-        /// Size in bytes.
-        size: u64,
-    },
+    /// A file.
+    File(PathBuf),
     /// Part of the program.
     Embedded(&'static [u8]),
 }
@@ -94,7 +100,7 @@ impl Storage {
     /// Name for messages.
     pub(crate) fn name(&self) -> String {
         match self {
-            Storage::File { path, .. } => {
+            Storage::File(path) => {
                 path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
             }
             Storage::Embedded(_) => "embedded model".to_owned(),
@@ -109,8 +115,17 @@ pub struct TensorTable {
     pub(crate) files: Vec<Storage>,
     /// By name.
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
-    /// Tensors that an index places in a file that is not here, with that file.
-    pub(crate) absent: BTreeMap<String, String>,
+    /// Tensors that the model has, but in bytes that are not here.
+    pub(crate) absent: BTreeMap<String, Absent>,
+}
+
+/// A tensor of the model that is not here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Absent {
+    /// Where it is.
+    pub(crate) file: String,
+    /// Format and shape, where they are known.
+    pub(crate) stored: Option<(Dtype, Vec<usize>)>,
 }
 
 impl TensorTable {
@@ -122,7 +137,7 @@ impl TensorTable {
         let fail = |file: &str, fault| Err(ModelError::tensor(file, name, fault));
         let Some(info) = self.tensors.get(name) else {
             let first = || self.files.first().map(Storage::name).unwrap_or_default();
-            let file = self.absent.get(name).cloned().unwrap_or_else(first);
+            let file = self.absent.get(name).map(|absent| absent.file.clone()).unwrap_or_else(first);
             return fail(&file, TensorFault::Missing);
         };
         let file = self.files[info.file].name();

@@ -79,7 +79,7 @@ pub(crate) fn open(path: &Path) -> Result<(Header, TensorTable), ModelError> {
     let fail = |error| ModelError::io(path, error);
     let mut source = File::open(path).map_err(fail)?;
     let size = source.metadata().map_err(fail)?.len();
-    let storage = Storage::File { path: path.to_owned(), size };
+    let storage = Storage::File(path.to_owned());
     let name = storage.name();
     let most = size.min(HEADER_BYTES);
     let mut length = FIRST_BYTES.min(most);
