@@ -9,6 +9,8 @@
 mod config;
 mod error;
 mod fields;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod generate;
 mod messages;
 mod metrics;
