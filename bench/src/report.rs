@@ -143,7 +143,11 @@ fn cells(figure: &Figure) -> [String; 4] {
     };
     let against = figure.against.as_ref().map_or(String::new(), |against| {
         let Against { what, ratio } = against;
-        if *ratio < 1.0 { format!("{:.1}% of {what}", ratio * 100.0) } else { format!("{ratio:.2} x {what}") }
+        if *ratio <= 1.0 {
+            format!("{:.1}% of {what}", ratio * 100.0)
+        } else {
+            format!("{ratio:.2} x {what}")
+        }
     });
     [figure.name.clone(), format!("{value} {}", figure.unit).trim_end().to_owned(), range, against]
 }

@@ -1,34 +1,29 @@
 //! Prefill and decoding of one stage that holds the whole model, without HTTP and links.
 //!
 //! A decoding step reads every weight once whatever the batch, so its limit is the read bandwidth of
-//! main memory, measured before each repetition with as many threads.
+//! main memory, measured around each repetition with as many threads.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use engine::{
-    message::{Segment, SessionId},
     model::{Model, ModelConfig, Quantisation, Shard},
-    stage::{Input, Stage, StageLimits, kv::pages_for},
+    stage::{Stage, StageLimits, kv::pages_for},
 };
 use indicatif::ProgressBar;
 use kernels::{
     backend::{Backend, KvShape, PAGE},
     cpu::{Cpu, Isa},
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     bandwidth::Probe,
     machine::cores,
     meter::{Metered, Timed},
     report::{Figure, Report},
+    rig::{Rig, positions},
     stats::{Summary, median},
 };
 
@@ -67,12 +62,28 @@ pub struct DecodeArgs {
 /// Repetitions at one batch.
 struct Decoded {
     batch: usize,
-    /// Tokens per second over all sessions.
-    rates: Vec<f64>,
-    /// Weight bytes per second divided by the bandwidth of the same repetition.
-    shares: Vec<f64>,
+    repetitions: Vec<Repetition>,
+}
+
+/// One measurement of decoding, with what the machine gave at the same time.
+struct Repetition {
+    /// Bytes per second, the mean of right before and right after.
+    bandwidth: f64,
+    /// Seconds of one step.
+    step_s: f64,
     /// Seconds of one step spent in each of [`Timed::ALL`].
-    operations: Vec<[f64; Timed::ALL.len()]>,
+    spent_s: [f64; Timed::ALL.len()],
+}
+
+impl Decoded {
+    fn each(&self, value: impl Fn(&Repetition) -> f64) -> Vec<f64> {
+        self.repetitions.iter().map(value).collect()
+    }
+
+    /// Tokens per second over all sessions.
+    fn rates(&self) -> Vec<f64> {
+        self.each(|one| self.batch as f64 / one.step_s)
+    }
 }
 
 impl DecodeArgs {
@@ -94,17 +105,17 @@ impl DecodeArgs {
         let weights = Weights::of(&model, self.quant);
         let rounds = (self.batch.len() + 1) * (self.repetitions + 1);
         let bar = ProgressBar::new(rounds as u64).with_message("measuring");
-        let mut bandwidth = Vec::new();
         let prefill = self.prefill(&mut rig, &bar)?;
         let mut decoded = Vec::new();
         for &batch in &self.batch {
-            decoded.push(self.decode(&mut rig, batch, &weights, &probe, &mut bandwidth, &bar)?);
+            decoded.push(self.decode(&mut rig, batch, &probe, &bar)?);
         }
         bar.finish_and_clear();
-        let figures = self.figures(&weights, &bandwidth, &prefill, &decoded);
+        let figures = self.figures(&weights, &prefill, &decoded);
         let details = json!({
             "model": model.name(), "device": rig.meter.describe(), "weight_bytes_per_step": weights.step,
             "kv_bytes_per_session_and_step": self.kv_bytes(model.config()),
+            "operation_ms": decoded.iter().map(milliseconds).collect::<Vec<_>>(),
         });
         Ok(Report::new("decode", self.parameters(threads), figures, details))
     }
@@ -151,64 +162,54 @@ impl DecodeArgs {
         &self,
         rig: &mut Rig,
         batch: usize,
-        weights: &Weights,
         probe: &Probe,
-        bandwidth: &mut Vec<f64>,
         bar: &ProgressBar,
     ) -> anyhow::Result<Decoded> {
-        let mut out = Decoded { batch, rates: Vec::new(), shares: Vec::new(), operations: Vec::new() };
+        let mut repetitions = Vec::new();
         rig.open(batch, self.context + self.tokens)?;
         for session in 0..batch {
             rig.prefill(session, self.context)?;
         }
         rig.decode(batch, self.context, self.tokens)?;
         bar.inc(1);
+        let steps = self.tokens as f64;
         for _ in 0..self.repetitions {
-            let limit = probe.measure();
+            let before = probe.measure();
             rig.operations();
-            let seconds = rig.decode(batch, self.context, self.tokens)?.as_secs_f64();
-            let step = seconds / self.tokens as f64;
-            bandwidth.push(limit);
-            out.rates.push(batch as f64 / step);
-            out.shares.push(weights.step as f64 / step / limit);
-            out.operations.push(rig.operations().map(|spent| spent.as_secs_f64() / self.tokens as f64));
+            let elapsed = rig.decode(batch, self.context, self.tokens)?;
+            let spent_s = rig.operations().map(|spent| spent.as_secs_f64() / steps);
+            let bandwidth = f64::midpoint(before, probe.measure());
+            repetitions.push(Repetition { bandwidth, step_s: elapsed.as_secs_f64() / steps, spent_s });
             bar.inc(1);
         }
         rig.close(batch);
-        Ok(out)
+        Ok(Decoded { batch, repetitions })
     }
 
-    fn figures(
-        &self,
-        weights: &Weights,
-        bandwidth: &[f64],
-        prefill: &[f64],
-        decoded: &[Decoded],
-    ) -> Vec<Figure> {
-        let giga: Vec<f64> = bandwidth.iter().map(|bytes| bytes / 1e9).collect();
-        let single = decoded.iter().find(|decoded| decoded.batch == 1);
-        let alone = single.and_then(|single| median(&single.rates));
-        let summary = Summary::of(prefill);
-        let ratio = summary.zip(alone).map(|(prefill, alone)| prefill.median / alone);
+    fn figures(&self, weights: &Weights, prefill: &[f64], decoded: &[Decoded]) -> Vec<Figure> {
+        let step = weights.step as f64;
+        let bandwidth: Vec<f64> =
+            decoded.iter().flat_map(|one| one.each(|one| one.bandwidth / 1e9)).collect();
+        let alone = decoded.iter().find(|one| one.batch == 1).and_then(|one| median(&one.rates()));
+        let beside = |rate: Option<f64>| rate.zip(alone).map(|(rate, alone)| rate / alone);
         let mut figures = vec![
-            Figure::summary("read bandwidth", Summary::of(&giga), "GB/s"),
-            Figure::new("weights read per step", Some(weights.step as f64 / 1e6), "MB", 1),
-            Figure::summary(format!("prefill of {} tokens", self.prompt), summary, "tokens/s")
-                .against("decode at batch 1", ratio),
+            Figure::summary("read bandwidth", Summary::of(&bandwidth), "GB/s"),
+            Figure::new("weights read per step", Some(step / 1e6), "MB", 1),
+            Figure::summary(format!("prefill of {} tokens", self.prompt), Summary::of(prefill), "tokens/s")
+                .against("decode at batch 1", beside(median(prefill))),
         ];
-        for Decoded { batch, rates, shares, .. } in decoded {
-            let name = format!("decode at batch {batch}");
-            let figure = Figure::summary(name, Summary::of(rates), "tokens/s");
-            figures.push(figure.against("read bandwidth (weights alone)", median(shares)));
-            let read: Vec<f64> =
-                rates.iter().map(|rate| rate / *batch as f64 * weights.step as f64 / 1e9).collect();
-            let figure =
-                Figure::summary(format!("weights read at batch {batch}"), Summary::of(&read), "GB/s");
-            figures.push(figure.against("read bandwidth", median(shares)));
+        for one in decoded {
+            let (batch, rates) = (one.batch, one.rates());
+            let share = median(&one.each(|one| step / one.step_s / one.bandwidth));
+            let read = one.each(|one| step / one.step_s / 1e9);
+            figures.extend([
+                Figure::summary(format!("decode at batch {batch}"), Summary::of(&rates), "tokens/s")
+                    .against("decode at batch 1", beside(median(&rates))),
+                Figure::summary(format!("weights read at batch {batch}"), Summary::of(&read), "GB/s")
+                    .against("read bandwidth", share),
+            ]);
         }
-        for decoded in decoded {
-            figures.extend(operations(decoded, weights, median(bandwidth)));
-        }
+        figures.extend(decoded.first().into_iter().flat_map(|one| operations(one, weights)));
         figures
     }
 
@@ -234,30 +235,30 @@ impl DecodeArgs {
     }
 }
 
-fn positions(count: usize) -> anyhow::Result<u32> {
-    u32::try_from(count).context("no model has so many positions")
+/// Time of each operation in a step: beside the bandwidth where it reads weights, else beside the step.
+fn operations(decoded: &Decoded, weights: &Weights) -> Vec<Figure> {
+    let figure = |operation: Timed| {
+        let spent = |one: &Repetition| one.spent_s[operation as usize];
+        let name = format!("{} in a step of batch {}", operation.name(), decoded.batch);
+        let figure = Figure::summary(name, Summary::of(&decoded.each(|one| spent(one) * 1e3)), "ms");
+        match weights.read_by(operation) as f64 {
+            0.0 => figure.against("the step", median(&decoded.each(|one| spent(one) / one.step_s))),
+            bytes => figure
+                .against("read bandwidth", median(&decoded.each(|one| bytes / spent(one) / one.bandwidth))),
+        }
+    };
+    Timed::ALL.into_iter().map(figure).collect()
 }
 
-/// Time of each operation in a step: beside the bandwidth where it reads weights, else beside the step.
-fn operations(decoded: &Decoded, weights: &Weights, bandwidth: Option<f64>) -> Vec<Figure> {
-    let batch = decoded.batch;
-    let step = median(&decoded.rates).map(|rate| batch as f64 / rate);
-    let mut figures = Vec::new();
-    for operation in Timed::ALL {
-        let seconds: Vec<f64> = decoded.operations.iter().map(|spent| spent[operation as usize]).collect();
-        let spent = median(&seconds);
-        let milliseconds: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e3).collect();
-        let name = format!("{} in a step of batch {batch}", operation.name());
-        let figure = Figure::summary(name, Summary::of(&milliseconds), "ms");
-        figures.push(match weights.read_by(operation) {
-            0 => figure.against("the step", spent.zip(step).map(|(spent, step)| spent / step)),
-            bytes => figure.against(
-                "read bandwidth",
-                spent.zip(bandwidth).map(|(spent, bandwidth)| bytes as f64 / spent / bandwidth),
-            ),
-        });
-    }
-    figures
+/// Median times of all operations at one batch.
+fn milliseconds(decoded: &Decoded) -> Value {
+    let time = |operation: Timed| {
+        let spent = decoded.each(|one| one.spent_s[operation as usize] * 1e3);
+        (operation.name().to_owned(), median(&spent).into())
+    };
+    let mut times: Map<String, Value> = Timed::ALL.into_iter().map(time).collect();
+    times.insert("batch".to_owned(), decoded.batch.into());
+    times.into()
 }
 
 /// Bytes of weights that a step reads.
@@ -298,102 +299,6 @@ impl Weights {
     }
 }
 
-/// A stage with sessions `0..n`, driven the way a node drives it.
-struct Rig {
-    stage: Stage<Metered<Cpu>>,
-    meter: Metered<Cpu>,
-    layers: usize,
-    vocabulary: usize,
-    /// Most rows of one step of prefill.
-    chunk: usize,
-    rng: ChaCha8Rng,
-    logits: Vec<f32>,
-    /// The next token of each session.
-    next: Vec<u32>,
-}
-
-impl Rig {
-    fn new(stage: Stage<Metered<Cpu>>, meter: Metered<Cpu>, config: &ModelConfig, chunk: usize) -> Self {
-        let rng = ChaCha8Rng::seed_from_u64(1);
-        let (layers, vocabulary) = (config.layers, config.vocabulary);
-        Self { stage, meter, layers, vocabulary, chunk, rng, logits: Vec::new(), next: Vec::new() }
-    }
-
-    fn open(&mut self, sessions: usize, reach: usize) -> anyhow::Result<()> {
-        for session in 0..sessions {
-            self.stage.open(SessionId(session as u128), positions(reach)?)?;
-        }
-        self.next = vec![0; sessions];
-        Ok(())
-    }
-
-    fn close(&mut self, sessions: usize) {
-        (0..sessions).for_each(|session| self.stage.close(SessionId(session as u128)));
-    }
-
-    /// Takes a random prompt through the model and draws the token after it.
-    fn prefill(&mut self, session: usize, length: usize) -> anyhow::Result<()> {
-        let prompt: Vec<u32> =
-            (0..length).map(|_| self.rng.random_range(0..self.vocabulary as u32)).collect();
-        let mut from = 0;
-        for tokens in prompt.chunks(self.chunk) {
-            let draw = from + tokens.len() == length;
-            let id = SessionId(session as u128);
-            let segment = Segment { session: id, from: from as u32, rows: tokens.len() as u32, draw };
-            let last = [tokens.len() as u32 - 1];
-            self.step(&[segment], tokens, if draw { &last } else { &[] })?;
-            from += tokens.len();
-        }
-        self.next[session] = argmax(&self.logits);
-        Ok(())
-    }
-
-    /// Decodes greedily from position `from` on, which may lie before the sessions' ends.
-    fn decode(&mut self, batch: usize, from: usize, steps: usize) -> anyhow::Result<Duration> {
-        let rows: Vec<u32> = (0..batch as u32).collect();
-        let mut next = self.next.clone();
-        let start = Instant::now();
-        for position in from..from + steps {
-            let segment = |session: usize| Segment {
-                session: SessionId(session as u128),
-                from: position as u32,
-                rows: 1,
-                draw: true,
-            };
-            let segments: Vec<Segment> = (0..batch).map(segment).collect();
-            self.step(&segments, &next, &rows)?;
-            for (next, logits) in next.iter_mut().zip(self.logits.chunks_exact(self.vocabulary)) {
-                *next = argmax(logits);
-            }
-        }
-        Ok(start.elapsed())
-    }
-
-    /// One step; the logits of rows `drawn` are in `self.logits` afterwards.
-    fn step(&mut self, segments: &[Segment], tokens: &[u32], drawn: &[u32]) -> anyhow::Result<()> {
-        let mut faults = Vec::new();
-        self.stage.step(0..self.layers, segments, Input::Tokens(tokens), &mut faults)?;
-        if !drawn.is_empty() && faults.is_empty() {
-            self.stage.logits(segments, drawn, &mut self.logits, &mut faults);
-        }
-        match faults.first() {
-            Some(fault) => bail!("a value of layer {} is not finite ({:?})", fault.layer, fault.operation),
-            None => Ok(()),
-        }
-    }
-
-    /// Time spent in each operation since the last call.
-    fn operations(&self) -> [Duration; Timed::ALL.len()] {
-        Timed::ALL.map(|operation| self.meter.take(operation))
-    }
-}
-
-/// The lowest id of the largest logit.
-fn argmax(logits: &[f32]) -> u32 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -421,11 +326,5 @@ mod tests {
         let matrices: u64 = Timed::ALL.iter().map(|&operation| weights.read_by(operation)).sum();
         let norms = weights.step - matrices;
         assert!(norms < weights.step / 100, "{norms} of {} bytes are no matrix", weights.step);
-    }
-
-    #[test]
-    fn the_first_of_the_largest_wins() {
-        assert_eq!(argmax(&[1.0, 3.0, 2.0, 3.0]), 1);
-        assert_eq!(argmax(&[]), 0);
     }
 }

@@ -114,11 +114,12 @@ impl ServeArgs {
             Some(path) => Workload::from_file(path)?,
             None => Workload::Random { tokens: self.prompt_tokens, seed: self.seed },
         };
-        let local = if self.url.is_none() { Some(self.local().await?) } else { None };
-        let base = match (&self.url, &local) {
-            (Some(url), _) => url.clone(),
-            (None, Some(local)) => format!("{}/v1", local.front().url()),
-            (None, None) => unreachable!("without an address there is a swarm"),
+        let (base, local) = match &self.url {
+            Some(url) => (url.clone(), None),
+            None => {
+                let local = self.local().await?;
+                (format!("{}/v1", local.front().url()), Some(local))
+            }
         };
         let outcome = match Client::new(&base, self.api_key.clone(), self.style()).await {
             Ok(client) => Ok(self.drive(client, workload).await),
@@ -154,9 +155,10 @@ impl ServeArgs {
                     let mut outcomes = Vec::with_capacity(requests);
                     for request in index * requests..(index + 1) * requests {
                         let outcome = client.reply(workload.prompt(request)).await;
-                        let failures = failed.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed)
-                            + usize::from(outcome.is_err());
-                        bar.set_message(format!("{failures} failed"));
+                        if outcome.is_err() {
+                            let before = failed.fetch_add(1, Ordering::Relaxed);
+                            bar.set_message(format!("{} failed", before + 1));
+                        }
                         bar.inc(1);
                         outcomes.push(outcome);
                     }
