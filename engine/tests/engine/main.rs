@@ -3,5 +3,6 @@
 
 mod bits;
 mod parity;
+mod process;
 mod support;
 mod swarm;

@@ -1,0 +1,205 @@
+//! The binary as people run it: processes of their own, real QUIC, real HTTP.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+/// A running `dolphin`, killed when dropped.
+struct Dolphin {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// The line of JSON it printed when it was ready.
+    announced: Value,
+}
+
+impl Dolphin {
+    fn start(home: &Path, args: &[&str]) -> Self {
+        let mut child = command(home, args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let announced = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{args:?} printed {line:?}"));
+        Self { child, stdout, announced }
+    }
+
+    fn text(&self, key: &str) -> &str {
+        self.announced[key].as_str().unwrap()
+    }
+
+    #[cfg(unix)]
+    fn interrupt(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    }
+}
+
+impl Drop for Dolphin {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `dolphin` with a home of its own, so that no settings or keys of the user are touched.
+fn command(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dolphin"));
+    command.args(args).env("XDG_CONFIG_HOME", home).env("XDG_CACHE_HOME", home).env("DOLPHIN_LOG", "error");
+    command.env("DOLPHIN_THREADS", "1");
+    command
+}
+
+fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
+    let mut full =
+        json!({"model": "dolphin-demo", "messages": [{"role": "user", "content": "What is Dolphin?"}]});
+    full.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+    reqwest::Client::new()
+        .post(format!("{url}/chat/completions"))
+        .json(&full)
+        .timeout(Duration::from_secs(120))
+}
+
+async fn answer(url: &str) -> String {
+    let reply: Value = chat(url, json!({"temperature": 0})).send().await.unwrap().json().await.unwrap();
+    reply["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
+}
+
+async fn healthy(url: &str) -> bool {
+    let health = url.trim_end_matches("/v1").to_owned() + "/health";
+    reqwest::get(health).await.unwrap().status().is_success()
+}
+
+async fn until_healthy(url: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !healthy(url).await {
+        assert!(Instant::now() < deadline, "the swarm did not become ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Three nodes in processes of their own, told their layers by the gateway; one is killed in the middle
+/// of a reply, and a new one takes its place.
+#[tokio::test]
+async fn a_killed_process_ends_its_requests_within_two_seconds() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--json"];
+    let gateway = Dolphin::start(home.path(), &args);
+    let (url, join) = (gateway.text("url"), gateway.text("join"));
+    assert!(!healthy(url).await);
+    let node = |layers: &str, memory: &str| {
+        let args = ["node", "--join", join, "--layers", layers, "--memory", memory, "--json"];
+        Dolphin::start(home.path(), &args)
+    };
+    let first = node("0..2", "1GiB");
+    let second = node("2..4", "1GiB");
+    let third = node("auto", "1GiB");
+    assert_eq!((&third.announced["from"], &third.announced["to"]), (&json!(4), &json!(6)));
+    until_healthy(url).await;
+    let before = answer(url).await;
+    assert!(before.starts_with("Dolphin is an open network"), "{before}");
+
+    let long = json!({"stream": true, "ignore_eos": true, "max_tokens": 900});
+    let mut stream = chat(url, long).send().await.unwrap().bytes_stream();
+    let mut received = stream.next().await.unwrap().unwrap().to_vec();
+    drop(second);
+    let killed = Instant::now();
+    while let Some(chunk) = stream.next().await {
+        received.extend_from_slice(&chunk.unwrap());
+    }
+    let received = String::from_utf8(received).unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(2), "after {:?}", killed.elapsed());
+    assert!(received.contains("\"error\""), "the stream ended without an error: {received}");
+
+    let refused = chat(url, json!({})).send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    let again = node("auto", "1GiB");
+    assert_eq!((&again.announced["from"], &again.announced["to"]), (&json!(2), &json!(4)));
+    until_healthy(url).await;
+    assert_eq!(answer(url).await, before);
+    drop((first, third, again));
+}
+
+#[tokio::test]
+async fn two_hundred_clients_at_once_lose_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let mut up = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--json"]);
+    let url = up.text("url").to_owned();
+    let request = |n: u64| {
+        let url = url.clone();
+        async move {
+            let body =
+                json!({"stream": n.is_multiple_of(2), "seed": n % 5, "max_tokens": 16, "ignore_eos": true});
+            let response = chat(&url, body).send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            (n, response.text().await.unwrap())
+        }
+    };
+    let replies = futures::future::join_all((0..200).map(request)).await;
+    let mut by_seed: std::collections::HashMap<u64, Vec<String>> = std::collections::HashMap::new();
+    for (n, reply) in &replies {
+        by_seed.entry(n % 5).or_default().push(text_of(reply, n.is_multiple_of(2)));
+    }
+    for (seed, texts) in by_seed {
+        assert_eq!(texts.len(), 40);
+        assert!(!texts[0].is_empty());
+        assert!(texts.iter().all(|text| *text == texts[0]), "seed {seed} gave different replies: {texts:?}");
+    }
+    #[cfg(unix)]
+    {
+        up.interrupt();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut up.stdout, &mut rest).unwrap();
+        assert!(up.child.wait().unwrap().success(), "Ctrl-C ends it cleanly");
+    }
+}
+
+fn text_of(reply: &str, streamed: bool) -> String {
+    if !streamed {
+        let reply: Value = serde_json::from_str(reply).unwrap();
+        return reply["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    }
+    assert!(reply.trim_end().ends_with("data: [DONE]"), "{reply}");
+    let events =
+        reply.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    events
+        .map(|data| serde_json::from_str::<Value>(data).unwrap())
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn run_prints_a_reply_and_inspect_describes_the_model() {
+    let home = tempfile::tempdir().unwrap();
+    let output =
+        command(home.path(), &["run", "What is the capital of France?", "--temperature", "0"]).output();
+    assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), "The capital of France is Paris.\n");
+    let output = command(home.path(), &["inspect", "--json"]).output().unwrap();
+    let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(inspection["layers"], 6);
+    let output = command(home.path(), &["inspect", "no-such-model"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("no-such-model"));
+}
+
+#[test]
+fn mistakes_on_the_command_line_say_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let complaint = |args: &[&str]| {
+        let output = command(home.path(), args).output().unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(complaint(&["up", "--nodes", "7"]).contains("6 layers cannot be cut over 7 nodes"));
+    assert!(complaint(&["up", "--quant", "q3"]).contains("q8, q4 or f32"));
+    assert!(complaint(&["node", "--join", "nonsense"]).contains("id@host:port"));
+    assert!(complaint(&["node"]).contains("--join"));
+    let file = home.path().join("config.toml");
+    std::fs::write(&file, "nods = 4\n").unwrap();
+    assert!(complaint(&["--config", file.to_str().unwrap(), "up"]).contains("nods"));
+}
