@@ -1,7 +1,10 @@
 //! Text to token ids and back, for whole texts and for streams.
 
-use std::collections::HashSet;
 use std::ops::Deref;
+use std::{
+    collections::HashSet,
+    panic::{self, AssertUnwindSafe},
+};
 
 use thiserror::Error;
 
@@ -68,8 +71,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Invalid`].
     pub fn from_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        let mut inner =
+            guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(TokenizerError::Invalid)?;
         // Truncation and padding are settings of training; a prompt is taken as it is.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| TokenizerError::Invalid(error.to_string()))?;
@@ -114,10 +117,8 @@ impl Tokenizer {
         if text.len() > TEXT_BYTES {
             return Err(TokenizerError::TooLong { bytes: text.len() });
         }
-        let encoding = self.inner.encode_fast(text, add_special);
-        encoding
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| TokenizerError::Encode(error.to_string()))
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special));
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(TokenizerError::Encode)
     }
 
     /// Text of `tokens`; ids that the tokenizer does not know are left out.
@@ -125,7 +126,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Decode`].
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(tokens, skip_special).map_err(|error| TokenizerError::Decode(error.to_string()))
+        guarded(|| self.inner.decode(tokens, skip_special)).map_err(TokenizerError::Decode)
     }
 
     /// Bytes that `token` adds to a text, which need not be whole characters. Empty for an id that the
@@ -185,6 +186,15 @@ impl Tokenizer {
     /// Decodes a reply token by token.
     pub fn stream(&self, skip_special: bool) -> StreamDecoder<&Self> {
         StreamDecoder::new(self, skip_special)
+    }
+}
+
+/// Calls the tokenizers library, which panics on some files that are JSON but no tokenizer (its
+/// `DecoderWrapper`, for one). The file is not ours, so that must not take the caller down.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizer's file is beyond the tokenizers library".to_owned()),
     }
 }
 

@@ -75,7 +75,7 @@ impl fmt::Display for Dtype {
 /// One tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Index into [`TensorTable::files`].
+    /// Index into the files of the table.
     pub file: usize,
     /// Element format.
     pub dtype: Dtype,
