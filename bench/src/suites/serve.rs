@@ -207,7 +207,8 @@ impl ServeArgs {
         let budget = StageBudget {
             rows: STEP_ROWS,
             chunk: STEP_ROWS,
-            sessions: self.clients,
+            // A stage hears of a session's end after the client, which may ask again in between.
+            sessions: 2 * self.clients,
             context: self.context,
             kv_bytes: KV_BYTES,
         };
