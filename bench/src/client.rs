@@ -36,8 +36,30 @@ pub struct Reply {
     pub latency_s: f64,
 }
 
-/// Why there is no reply, in few words that are the same for the same reason: errors are counted by it.
-pub type Kind = String;
+/// Why there is no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Few words that are the same for the same reason: failures are counted by them.
+    pub kind: String,
+    /// What the server said, if it said anything.
+    pub message: Option<String>,
+}
+
+impl Failure {
+    /// A failure of `kind`.
+    pub fn new(kind: impl Into<String>) -> Self {
+        Self { kind: kind.into(), message: None }
+    }
+
+    /// A failure after `kind`, if there is a code, and its message, both from the error of a JSON answer.
+    fn told(kind: String, error: &Value) -> Self {
+        let kind = match error["code"].as_str() {
+            Some(code) => format!("{kind}: {code}"),
+            None => kind,
+        };
+        Self { kind, message: error["message"].as_str().map(str::to_owned) }
+    }
+}
 
 /// A connection pool to one endpoint.
 #[derive(Clone, Debug)]
@@ -86,12 +108,12 @@ impl Client {
     /// Streams one reply.
     ///
     /// # Errors
-    /// The kind of failure, to be counted.
-    pub async fn reply(&self, prompt: Value) -> Result<Reply, Kind> {
+    /// [`Failure`], to be counted.
+    pub async fn reply(&self, prompt: Value) -> Result<Reply, Failure> {
         let body = self.body(prompt);
         match tokio::time::timeout(self.style.timeout, self.stream(&body)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err("timeout".to_owned()),
+            Err(_) => Err(Failure::new("timeout")),
         }
     }
 
@@ -111,7 +133,7 @@ impl Client {
         body
     }
 
-    async fn stream(&self, body: &Value) -> Result<Reply, Kind> {
+    async fn stream(&self, body: &Value) -> Result<Reply, Failure> {
         let start = Instant::now();
         let request = self.http.post(format!("{}/completions", self.base)).json(body);
         let response = self.signed(request).send().await.map_err(|error| unsent(&error))?;
@@ -122,30 +144,26 @@ impl Client {
         let (mut parser, mut events) = (Parser::default(), Vec::new());
         let mut progress = Progress::new(start);
         while let Some(piece) = bytes.next().await {
-            let piece = piece.map_err(|_| "stream: connection lost")?;
-            parser.push(&piece, &mut events).map_err(|_| "stream: an event is too long")?;
+            let piece = piece.map_err(|_| Failure::new("stream: connection lost"))?;
+            parser.push(&piece, &mut events).map_err(|_| Failure::new("stream: an event is too long"))?;
             for event in events.drain(..) {
                 if progress.take(&event, Instant::now())? {
                     return progress.reply();
                 }
             }
         }
-        Err("stream: ended early".to_owned())
+        Err(Failure::new("stream: ended early"))
     }
 }
 
-fn unsent(error: &reqwest::Error) -> Kind {
-    let kind = if error.is_connect() { "connect" } else { "request" };
-    format!("{kind}: not answered")
+fn unsent(error: &reqwest::Error) -> Failure {
+    Failure::new(if error.is_connect() { "connect" } else { "request: not answered" })
 }
 
-async fn refused(response: reqwest::Response) -> Kind {
+async fn refused(response: reqwest::Response) -> Failure {
     let status = response.status().as_u16();
     let body = response.json::<Value>().await.unwrap_or_default();
-    match body["error"]["code"].as_str() {
-        Some(code) => format!("http {status}: {code}"),
-        None => format!("http {status}"),
-    }
+    Failure::told(format!("http {status}"), &body["error"])
 }
 
 /// A reply under way.
@@ -164,14 +182,15 @@ impl Progress {
     }
 
     /// Takes an event that arrived at `now`; whether it was the last.
-    fn take(&mut self, event: &[u8], now: Instant) -> Result<bool, Kind> {
+    fn take(&mut self, event: &[u8], now: Instant) -> Result<bool, Failure> {
         self.end = now;
         if event == b"[DONE]" {
             return Ok(true);
         }
-        let event: Value = serde_json::from_slice(event).map_err(|_| "stream: an event is not JSON")?;
+        let event: Value =
+            serde_json::from_slice(event).map_err(|_| Failure::new("stream: an event is not JSON"))?;
         if let Some(error) = event.get("error").filter(|error| !error.is_null()) {
-            return Err(format!("stream: {}", error["code"].as_str().unwrap_or("error")));
+            return Err(Failure::told("stream".to_owned(), error));
         }
         if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
             match self.last.replace(now) {
@@ -184,8 +203,8 @@ impl Progress {
         Ok(false)
     }
 
-    fn reply(self) -> Result<Reply, Kind> {
-        let (prompt_tokens, tokens) = self.usage.ok_or("stream: no usage")?;
+    fn reply(self) -> Result<Reply, Failure> {
+        let (prompt_tokens, tokens) = self.usage.ok_or_else(|| Failure::new("stream: no usage"))?;
         Ok(Reply {
             prompt_tokens,
             tokens,
@@ -200,7 +219,7 @@ impl Progress {
 mod tests {
     use super::*;
 
-    fn follow(events: &[Value]) -> Result<Progress, Kind> {
+    fn follow(events: &[Value]) -> Result<Progress, Failure> {
         let start = Instant::now();
         let mut progress = Progress::new(start);
         for (index, event) in (1..).zip(events) {
@@ -230,11 +249,13 @@ mod tests {
 
     #[test]
     fn failures_have_kinds() {
-        let failed = follow(&[text("a"), json!({ "error": { "code": "pipeline_failed" } })]);
-        assert_eq!(failed.err().as_deref(), Some("stream: pipeline_failed"));
+        let broken = json!({ "error": { "code": "pipeline_failed", "message": "node 7 left" } });
+        let failure = follow(&[text("a"), broken]).err().expect("a failure");
+        assert_eq!(failure.kind, "stream: pipeline_failed");
+        assert_eq!(failure.message.as_deref(), Some("node 7 left"));
         let uncounted = follow(&[text("a")]).and_then(Progress::reply);
-        assert_eq!(uncounted.err().as_deref(), Some("stream: no usage"));
+        assert_eq!(uncounted, Err(Failure::new("stream: no usage")));
         let garbage = Progress::new(Instant::now()).take(b"{", Instant::now());
-        assert_eq!(garbage.err().as_deref(), Some("stream: an event is not JSON"));
+        assert_eq!(garbage, Err(Failure::new("stream: an event is not JSON")));
     }
 }

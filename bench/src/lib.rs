@@ -3,8 +3,8 @@
 //! [`cli`] leads to a suite ([`suites::serve`], [`suites::decode`], [`suites::transport`]) or to
 //! [`checkpoint`], which writes random-weight models of true shapes. A suite gives a [`report`]; what it
 //! is made of: [`stats`], [`machine`], [`bandwidth`] (the limit of decoding), [`meter`] (time per
-//! operation of a backend), `rig` (a stage without its
-//! node), [`workload`] (prompts), [`client`] and [`sse`] (one streamed reply).
+//! operation of a backend), `rig` (a stage without its node), [`workload`] (prompts), [`client`] and
+//! [`sse`] (one streamed reply).
 
 #![forbid(unsafe_code)]
 

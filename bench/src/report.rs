@@ -117,7 +117,8 @@ impl Report {
         }
         let errors = self.details.get("errors").and_then(Value::as_object);
         for (kind, count) in errors.into_iter().flatten() {
-            let _ = writeln!(out, "error: {kind}: {count}");
+            let said = self.details["messages"][kind].as_str().unwrap_or_default();
+            let _ = writeln!(out, "{count} x {kind}  {said}");
         }
         out
     }
@@ -176,7 +177,12 @@ mod tests {
                 .against("read bandwidth", Some(0.4567)),
             Figure::new("latency", None, "ms", 0).against("nothing", Some(f64::NAN)),
         ];
-        Report::new("decode", json!({ "batch": 1 }), figures, json!({ "errors": { "http 429": 3 } }))
+        Report::new(
+            "decode",
+            json!({ "batch": 1 }),
+            figures,
+            json!({ "errors": { "http 429": 3 }, "messages": { "http 429": "busy" } }),
+        )
     }
 
     #[test]
@@ -186,7 +192,7 @@ mod tests {
             table.contains("decode   21.5 tokens/s  20 to 23.2 of 3  45.7% of read bandwidth"),
             "{table}"
         );
-        assert!(table.contains("error: http 429: 3"), "{table}");
+        assert!(table.contains("3 x http 429  busy"), "{table}");
     }
 
     #[test]

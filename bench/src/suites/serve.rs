@@ -24,7 +24,7 @@ use kernels::cpu::{Cpu, Isa};
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Client, Kind, Reply, Style},
+    client::{Client, Failure, Reply, Style},
     machine::cores,
     report::{Figure, Report},
     stats::percentile,
@@ -97,7 +97,9 @@ pub struct Outcome {
     /// Replies that ended as they should.
     pub replies: Vec<Reply>,
     /// Failures, counted by kind.
-    pub errors: BTreeMap<Kind, usize>,
+    pub errors: BTreeMap<String, usize>,
+    /// What the server said at the first failure of a kind.
+    pub messages: BTreeMap<String, String>,
     /// From the first request to the last answer.
     pub elapsed_s: f64,
 }
@@ -170,7 +172,7 @@ impl ServeArgs {
         for client in clients {
             match client.await {
                 Ok(outcomes) => outcomes.into_iter().for_each(|one| outcome.count(one)),
-                Err(_) => outcome.count(Err("client: died".to_owned())),
+                Err(_) => outcome.count(Err(Failure::new("client: died"))),
             }
         }
         outcome.elapsed_s = start.elapsed().as_secs_f64();
@@ -205,7 +207,8 @@ impl ServeArgs {
         let budget = StageBudget {
             rows: STEP_ROWS,
             chunk: STEP_ROWS,
-            sessions: self.clients,
+            // A stage hears of a session's end after the client, which may ask again in between.
+            sessions: 2 * self.clients,
             context: self.context,
             kv_bytes: KV_BYTES,
         };
@@ -242,10 +245,15 @@ impl ServeArgs {
 }
 
 impl Outcome {
-    fn count(&mut self, outcome: Result<Reply, Kind>) {
+    fn count(&mut self, outcome: Result<Reply, Failure>) {
         match outcome {
             Ok(reply) => self.replies.push(reply),
-            Err(kind) => *self.errors.entry(kind).or_default() += 1,
+            Err(Failure { kind, message }) => {
+                if let Some(message) = message {
+                    self.messages.entry(kind.clone()).or_insert(message);
+                }
+                *self.errors.entry(kind).or_default() += 1;
+            }
         }
     }
 
@@ -285,6 +293,7 @@ impl Outcome {
         figures.extend(quantiles("request latency", &latency));
         let details = json!({
             "model": self.model, "answered": replies, "failed": self.failed(), "errors": self.errors,
+            "messages": self.messages,
             "prompt_tokens": prompt_tokens, "output_tokens": self.tokens(), "elapsed_s": self.elapsed_s,
         });
         Report::new("serve", args.parameters(), figures, details)
