@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures::future::join_all;
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
 use transport::{NodeId, Transport};
@@ -12,6 +13,7 @@ use crate::{
         ServedModel, TemplateError, serve,
     },
     model::{Model, ModelError, Quantisation},
+    node::Node,
     request::Submitter,
     swarm::{Costs, Swarm, SwarmConfig, SwarmStatus},
 };
@@ -108,12 +110,13 @@ impl Front {
         self.status().wait_for(SwarmStatus::ready).await.is_ok()
     }
 
-    /// Lets running replies finish within the drain time, then stops.
-    pub async fn stop(self) {
+    /// Lets running replies finish within the drain time, then stops together with the nodes of this
+    /// process, so that neither takes the other's end for a loss.
+    pub async fn stop(self, nodes: Vec<Node>) {
         let _ = self.stop.send(true);
         self.gateway.stopped().await;
-        self.swarm.stop().await;
         self.bridge.abort();
+        tokio::join!(self.swarm.stop(), join_all(nodes.into_iter().map(Node::stop)));
     }
 }
 

@@ -199,10 +199,7 @@ impl Local {
 
     /// Lets running replies finish, then stops everything.
     pub async fn stop(self) {
-        self.front.stop().await;
-        for node in self.nodes {
-            node.stop().await;
-        }
+        self.front.stop(self.nodes).await;
     }
 }
 

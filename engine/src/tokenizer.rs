@@ -383,6 +383,16 @@ mod tests {
         }
 
         #[test]
+        fn broken_files_never_panic(at in 0_usize..19_000, byte in any::<u8>(), text in "\\PC{0,10}") {
+            let path = crate::model::tests::golden("stories260K").join("tokenizer.json");
+            let mut json = std::fs::read(path).expect("golden file");
+            json[at] = byte;
+            if let Ok(tokenizer) = Tokenizer::from_json(&json) {
+                let _ = tokenizer.encode(&text, true);
+            }
+        }
+
+        #[test]
         fn any_tokens_can_be_streamed(tokens in prop::collection::vec(0_u32..600, 0..60)) {
             for tokenizer in [stories(), bytes_only()] {
                 let whole = tokenizer.decode(&tokens, true).expect("decodes");

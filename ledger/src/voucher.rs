@@ -29,8 +29,10 @@ pub struct Voucher {
     pub commitments: [u8; 32],
 }
 
-const DOMAIN_TYPE: &str = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
-const VOUCHER_TYPE: &str = "Voucher(bytes32 session,bytes32 plan,uint256 total,uint64 chunk,bytes32 commitments)";
+const DOMAIN_TYPE: &str =
+    "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
+const VOUCHER_TYPE: &str =
+    "Voucher(bytes32 session,bytes32 plan,uint256 total,uint64 chunk,bytes32 commitments)";
 
 fn keccak(bytes: &[u8]) -> [u8; 32] {
     Keccak256::digest(bytes).into()
@@ -47,8 +49,13 @@ impl Domain {
     pub fn separator(&self) -> [u8; 32] {
         let mut address = [0; 32];
         address[12..].copy_from_slice(&self.collector);
-        let parts =
-            [keccak(DOMAIN_TYPE.as_bytes()), keccak(b"Dolphin"), keccak(b"1"), word(self.chain_id.into()), address];
+        let parts = [
+            keccak(DOMAIN_TYPE.as_bytes()),
+            keccak(b"Dolphin"),
+            keccak(b"1"),
+            word(self.chain_id.into()),
+            address,
+        ];
         keccak(parts.as_flattened())
     }
 }
@@ -143,7 +150,13 @@ mod tests {
     use super::*;
 
     fn voucher() -> Voucher {
-        Voucher { session: [1; 32], plan: [2; 32], total: 1_000_000_000_000_000_000, chunk: 7, commitments: [3; 32] }
+        Voucher {
+            session: [1; 32],
+            plan: [2; 32],
+            total: 1_000_000_000_000_000_000,
+            chunk: 7,
+            commitments: [3; 32],
+        }
     }
 
     fn domain() -> Domain {

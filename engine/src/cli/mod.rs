@@ -46,6 +46,8 @@ enum Command {
     Run(run::Run),
     /// Show what a model is made of, and what each layer weighs at each quantisation
     Inspect(tools::Inspect),
+    /// Download a model from a hub
+    Pull(tools::PullCommand),
 }
 
 /// Parses the command line and does what it says.
@@ -62,6 +64,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Node(command) => command.run().await,
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
+            Command::Pull(command) => command.run().await,
         }
     })
 }

@@ -81,10 +81,7 @@ impl Serve {
             () = interrupted() => {}
             () = self.report(&front) => {}
         }
-        front.stop().await;
-        for node in nodes {
-            node.stop().await;
-        }
+        front.stop(nodes).await;
         Ok(())
     }
 

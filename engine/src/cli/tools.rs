@@ -1,11 +1,17 @@
 //! `dolphin inspect` and `dolphin pull`: models on disk.
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
 use clap::Args;
-use engine::inspect::Inspection;
+use engine::{
+    inspect::Inspection,
+    pull::{Event, Pull, Reference, pull},
+};
 
-use super::options::open_model;
+use super::{
+    node::parse_layers,
+    options::{byte_bar, open_model},
+};
 
 /// Show what a model is made of, and what each layer weighs at each quantisation.
 ///
@@ -26,6 +32,71 @@ impl Inspect {
             println!("{}", serde_json::to_string_pretty(&inspection)?);
         } else {
             print!("{inspection}");
+        }
+        Ok(())
+    }
+}
+
+/// Download a model from a hub.
+///
+/// An interrupted download continues where it stopped; every file is checked. `HF_ENDPOINT` and
+/// `HF_TOKEN` are used as the hub's own tools use them.
+#[derive(Args, Debug)]
+pub(super) struct PullCommand {
+    /// `OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, tag or commit
+    #[arg(value_name = "REPO[@REV]")]
+    reference: Reference,
+    /// Directory for the files [default: models/ in Dolphin's cache]
+    #[arg(long, env = "DOLPHIN_PULL_TO", value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Only the tensors of these layers: A..B
+    #[arg(long, value_name = "A..B", value_parser = parse_layers)]
+    layers: Option<Range<usize>>,
+    /// Which GGUF file, if the repository has several
+    #[arg(long, value_name = "NAME")]
+    file: Option<String>,
+    /// Print one line of JSON when done
+    #[arg(long)]
+    json: bool,
+}
+
+impl PullCommand {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let mut request = Pull::new(self.reference, self.to)?;
+        request.layers = self.layers;
+        request.file = self.file;
+        let bar = byte_bar("");
+        let show = bar.clone();
+        let mut report = move |event: Event<'_>| match event {
+            Event::Started { file, bytes, present } => {
+                show.set_message(file.to_owned());
+                show.set_length(bytes);
+                show.set_position(present);
+                show.reset_eta();
+            }
+            Event::Advanced { done, .. } => show.set_position(done),
+            Event::Waiting { file, delay, error } => {
+                show.println(format!("{file}: {error}; trying again in {:.0} s", delay.as_secs_f64().ceil()));
+            }
+            Event::Finished { .. } => {}
+        };
+        let pulled = tokio::select! {
+            outcome = pull(&request, &mut report) => outcome?,
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted; the same command continues where this stopped"),
+        };
+        bar.finish_and_clear();
+        if self.json {
+            let line = serde_json::json!({
+                "path": pulled.path, "commit": pulled.commit, "files": pulled.files,
+            });
+            println!("{line}");
+        } else {
+            println!(
+                "{} at {}\n\n  dolphin up --model {}",
+                request.reference,
+                pulled.commit,
+                pulled.path.display()
+            );
         }
         Ok(())
     }

@@ -203,3 +203,90 @@ mod uring {
         Ok(sender.send(Ok(piece?)).is_ok())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Stream = fn(
+        &[Storage],
+        &[ByteRange],
+        &mut dyn FnMut(Vec<u8>) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError>;
+
+    /// The ways of reading that this machine allows.
+    fn ways() -> Vec<(&'static str, Stream)> {
+        #[cfg(target_os = "linux")]
+        if uring::allowed() {
+            return vec![("pread", plain), ("io_uring", uring::stream)];
+        }
+        eprintln!("skipped: no io_uring");
+        vec![("pread", plain)]
+    }
+
+    /// Two files and part of the program, with their contents.
+    fn storages(directory: &Path) -> (Vec<Storage>, Vec<Vec<u8>>) {
+        static PROGRAM: [u8; 100] = [42; 100];
+        let contents: Vec<Vec<u8>> =
+            [200_000_u32, 70_000].map(|n| (0..n).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect()).to_vec();
+        let mut storages = Vec::new();
+        for (number, bytes) in contents.iter().enumerate() {
+            let path = directory.join(number.to_string());
+            std::fs::write(&path, bytes).expect("a file");
+            storages.push(Storage::File(path));
+        }
+        storages.push(Storage::Embedded(&PROGRAM));
+        (storages, contents.into_iter().chain([PROGRAM.to_vec()]).collect())
+    }
+
+    #[test]
+    fn pieces_come_in_order() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (storages, contents) = storages(directory.path());
+        let range =
+            |i: usize| ByteRange { file: i % 3, offset: (i * 7 % 50) as u64, length: 1 + i * 13 % 50 };
+        let ranges: Vec<_> = (0..100).map(range).collect();
+        for (way, stream) in ways() {
+            let mut read = Vec::new();
+            stream(&storages, &ranges, &mut |bytes| {
+                read.push(bytes);
+                Ok(())
+            })
+            .expect(way);
+            let piece =
+                |range: &ByteRange| contents[range.file][range.offset as usize..][..range.length].to_vec();
+            assert_eq!(read, ranges.iter().map(piece).collect::<Vec<_>>(), "{way}");
+        }
+    }
+
+    #[test]
+    fn failures_on_either_side_end_the_reading() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (mut storages, _) = storages(directory.path());
+        let range = ByteRange { file: 0, offset: 0, length: 1000 };
+        for (way, stream) in ways() {
+            let mut count = 0;
+            let stopped = stream(&storages, &[range; 64], &mut |_| {
+                count += 1;
+                if count == 3 { Err(ModelError::malformed("test", "enough")) } else { Ok(()) }
+            });
+            assert!(stopped.is_err() && count == 3, "{way}");
+            let beyond = ByteRange { offset: 199_500, ..range };
+            let short = stream(&storages, &[range, beyond, range], &mut |_| Ok(())).expect_err(way);
+            assert!(matches!(short, ModelError::Io { .. }), "{way}: {short}");
+        }
+        storages[0] = Storage::File(directory.path().join("nowhere"));
+        for (way, stream) in ways() {
+            assert!(stream(&storages, &[range], &mut |_| Ok(())).is_err(), "{way}");
+        }
+    }
+
+    #[test]
+    fn files_larger_than_allowed_are_refused() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("file");
+        std::fs::write(&path, [0; 100]).expect("a file");
+        assert_eq!(whole(&path, 100).expect("fits").len(), 100);
+        assert!(whole(&path, 99).is_err());
+    }
+}

@@ -273,7 +273,7 @@ mod tests {
         Ok(model)
     }
 
-    fn replace(bytes: &mut Vec<u8>, from: &str, to: &str) {
+    fn replace(bytes: &mut [u8], from: &str, to: &str) {
         assert_eq!(from.len(), to.len(), "the header keeps its length");
         let at =
             bytes.windows(from.len()).position(|window| window == from.as_bytes()).expect("in the header");

@@ -146,7 +146,8 @@ impl TensorTable {
             return fail(&file, fault);
         }
         if let Dtype::Other(dtype) = info.dtype {
-            let advice = "convert the model to F32, F16 or BF16 safetensors, or to a Q8_0 or Q4_0 GGUF";
+            let advice = "convert the model to F32, F16 or BF16 safetensors, or to a GGUF that is \
+                          Q8_0 (or, with --pure, Q4_0) throughout";
             return fail(&file, TensorFault::Dtype { dtype: dtype.to_owned(), advice });
         }
         Ok(info)

@@ -132,11 +132,11 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::Bf16 => bytes.as_chunks().0.iter().map(|&word| bf16::from_le_bytes(word).to_f32()).collect(),
         Dtype::Q8_0 => {
             let (groups, _) = bytes.as_chunks::<34>();
-            groups.iter().flat_map(|group| q8_group(group)).collect()
+            groups.iter().flat_map(q8_group).collect()
         }
         Dtype::Q4_0 => {
             let (groups, _) = bytes.as_chunks::<18>();
-            groups.iter().flat_map(|group| q4_group(group)).collect()
+            groups.iter().flat_map(q4_group).collect()
         }
         Dtype::Other(_) => Vec::new(),
     }

@@ -216,6 +216,8 @@ impl Desk {
         let outcome = loop {
             let redial = self.gateways.values().filter_map(|gateway| gateway.redial).min();
             tokio::select! {
+                biased;
+                _ = stopping.changed() => break Ok(()),
                 output = outputs.recv() => match output {
                     Some(output) => self.state.worked(output),
                     None => break Err(NodeError::StageDied),
@@ -226,7 +228,6 @@ impl Desk {
                     }
                 }
                 () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
-                _ = stopping.changed() => break Ok(()),
             }
             self.act();
             self.publish();

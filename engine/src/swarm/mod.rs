@@ -145,6 +145,8 @@ impl Desk {
         loop {
             let deadline = self.state.next_deadline();
             tokio::select! {
+                biased;
+                _ = stopping.changed() => break,
                 Some(event) = events.recv() => {
                     for notice in self.peers.settle(event) {
                         self.state.notice(notice, Instant::now());
@@ -158,7 +160,6 @@ impl Desk {
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
                     self.state.expire(Instant::now());
                 }
-                _ = stopping.changed() => break,
             }
             self.act();
         }

@@ -17,7 +17,9 @@ use super::{
     table::{Dtype, Storage, TensorInfo, TensorTable},
 };
 
-pub(crate) use self::{describe::layout, tokenizer::tokenizer};
+pub use self::tokenizer::tokenizer;
+
+pub(crate) use self::describe::layout;
 
 /// Largest header (metadata and tensor directory) that is read.
 pub const HEADER_BYTES: u64 = 512 << 20;

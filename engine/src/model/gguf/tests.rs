@@ -213,7 +213,8 @@ fn grouped_tensors_are_taken_as_they_are() {
     for (quantisation, format, kind) in [(Quantisation::Q8, Q8, 8), (Quantisation::Q4, Q4, 2)] {
         // Rows of 172 are no whole groups, so GGUF leaves ffn_down in f32.
         let grouped = |name: &str, info: &TensorInfo, data: &[u8]| {
-            let fits = info.shape.len() == 2 && info.shape[1] % 32 == 0 && name != "token_embd.weight";
+            let fits =
+                info.shape.len() == 2 && info.shape[1].is_multiple_of(32) && name != "token_embd.weight";
             fits.then(|| (kind, quantise(format, info, data)))
         };
         let directory = tempfile::tempdir().expect("temporary directory");

@@ -84,7 +84,7 @@ const SPLITS: [Split; 6] = [
 /// # Errors
 /// [`ModelError::Unsupported`] for a tokenizer model or a split that is not known,
 /// [`ModelError::Field`] for metadata that does not fit together, [`ModelError::Tokenizer`].
-pub(crate) fn tokenizer(file: &str, header: &Header) -> Result<Tokenizer, ModelError> {
+pub fn tokenizer(file: &str, header: &Header) -> Result<Tokenizer, ModelError> {
     let json = tokenizer_json(file, header)?;
     Ok(Tokenizer::from_json(json.to_string().as_bytes())?)
 }

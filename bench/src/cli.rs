@@ -1,0 +1,97 @@
+//! The command line: which suite, and where its report goes.
+
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::{
+    checkpoint::MakeModelArgs,
+    report::Report,
+    suites::{decode::DecodeArgs, serve::ServeArgs, transport::TransportArgs},
+};
+
+/// Measure Dolphin.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+pub struct Cli {
+    /// What to measure
+    #[command(subcommand)]
+    pub suite: Suite,
+    /// Write the report as JSON; `-` is standard output, in place of the table
+    #[arg(long, global = true, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Append the report as a Markdown section
+    #[arg(long, global = true, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+}
+
+/// What can be measured, and what it needs.
+#[derive(Debug, Subcommand)]
+pub enum Suite {
+    /// Streamed requests of a closed loop of clients over HTTP
+    Serve(ServeArgs),
+    /// Prefill and decoding of one stage that holds the whole model, without HTTP
+    Decode(DecodeArgs),
+    /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
+    Transport(TransportArgs),
+    /// Write a random-weight checkpoint in the shape of a known model
+    MakeModel(MakeModelArgs),
+}
+
+impl Cli {
+    /// Runs the suite and writes its report.
+    ///
+    /// # Errors
+    /// Whatever keeps the suite from running or the report from being written. Failed requests are
+    /// part of a report, not an error.
+    pub fn run(self) -> anyhow::Result<()> {
+        let report = match &self.suite {
+            Suite::Serve(args) => runtime()?.block_on(args.run())?.report(args),
+            Suite::Decode(args) => args.run()?,
+            Suite::Transport(args) => runtime()?.block_on(args.run())?,
+            Suite::MakeModel(args) => return args.run(),
+        };
+        self.write(&report)
+    }
+
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        let json = serde_json::to_string_pretty(report)?;
+        match self.json.as_deref() {
+            Some(path) if path == Path::new("-") => println!("{json}"),
+            other => {
+                print!("{}", report.table());
+                if let Some(path) = other {
+                    let written = std::fs::write(path, json + "\n");
+                    written.with_context(|| format!("{} cannot be written", path.display()))?;
+                }
+            }
+        }
+        if let Some(path) = &self.markdown {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            let written = file.and_then(|mut file| file.write_all(report.markdown().as_bytes()));
+            written.with_context(|| format!("{} cannot be written", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,18 @@
+//! `bench`: the command line.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use bench::cli::Cli;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

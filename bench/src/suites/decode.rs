@@ -1,0 +1,330 @@
+//! Prefill and decoding of one stage that holds the whole model, without HTTP and links.
+//!
+//! A decoding step reads every weight once whatever the batch, so its limit is the read bandwidth of
+//! main memory, measured around each repetition with as many threads.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use engine::{
+    model::{Model, ModelConfig, Quantisation, Shard},
+    stage::{Stage, StageLimits, kv::pages_for},
+};
+use indicatif::ProgressBar;
+use kernels::{
+    backend::{Backend, KvShape, PAGE},
+    cpu::{Cpu, Isa},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    bandwidth::Probe,
+    machine::cores,
+    meter::{Metered, Timed},
+    report::{Figure, Report},
+    rig::{Rig, positions},
+    stats::{Summary, median},
+};
+
+/// What to run.
+#[derive(Args, Clone, Debug)]
+pub struct DecodeArgs {
+    /// Model [default: the embedded demo model]
+    #[arg(long, value_name = "DIR|FILE")]
+    pub model: Option<PathBuf>,
+    /// How its weights are held
+    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
+    pub quant: Quantisation,
+    /// Threads that compute, and that read where bandwidth is measured [default: one per core]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Sessions that decode together
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
+    pub batch: Vec<usize>,
+    /// Tokens of the prompt that is prefilled
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Positions that a session has before it decodes
+    #[arg(long, default_value_t = 128)]
+    pub context: usize,
+    /// Tokens that a session decodes in a repetition
+    #[arg(long, default_value_t = 32)]
+    pub tokens: usize,
+    /// Repetitions of each measurement, after one that does not count
+    #[arg(long, default_value_t = 5)]
+    pub repetitions: usize,
+    /// Most rows of one step of prefill
+    #[arg(long, default_value_t = 256)]
+    pub rows: usize,
+}
+
+/// Repetitions at one batch.
+struct Decoded {
+    batch: usize,
+    repetitions: Vec<Repetition>,
+}
+
+/// One measurement of decoding, with what the machine gave at the same time.
+struct Repetition {
+    /// Bytes per second, the mean of right before and right after.
+    bandwidth: f64,
+    /// Seconds of one step.
+    step_s: f64,
+    /// Seconds of one step spent in each of [`Timed::ALL`].
+    spent_s: [f64; Timed::ALL.len()],
+}
+
+impl Decoded {
+    fn each(&self, value: impl Fn(&Repetition) -> f64) -> Vec<f64> {
+        self.repetitions.iter().map(value).collect()
+    }
+
+    /// Tokens per second over all sessions.
+    fn rates(&self) -> Vec<f64> {
+        self.each(|one| self.batch as f64 / one.step_s)
+    }
+}
+
+impl DecodeArgs {
+    /// Runs everything.
+    ///
+    /// # Errors
+    /// If the model cannot be loaded, or a value of it is not finite.
+    pub fn run(&self) -> anyhow::Result<Report> {
+        let counts = [self.prompt, self.context, self.tokens, self.repetitions, self.rows];
+        ensure!(!counts.contains(&0) && !self.batch.contains(&0), "every count must be at least 1");
+        ensure!(!self.batch.is_empty(), "--batch needs a number");
+        let model = match &self.model {
+            Some(path) => Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?,
+            None => Model::demo()?,
+        };
+        let threads = self.threads.unwrap_or_else(cores);
+        let mut rig = self.rig(&model, threads)?;
+        let probe = Probe::new(threads);
+        let weights = Weights::of(&model, self.quant);
+        let rounds = (self.batch.len() + 1) * (self.repetitions + 1);
+        let bar = ProgressBar::new(rounds as u64).with_message("measuring");
+        let prefill = self.prefill(&mut rig, &bar)?;
+        let mut decoded = Vec::new();
+        for &batch in &self.batch {
+            decoded.push(self.decode(&mut rig, batch, &probe, &bar)?);
+        }
+        bar.finish_and_clear();
+        let figures = self.figures(&weights, &prefill, &decoded);
+        let details = json!({
+            "model": model.name(), "device": rig.meter.describe(), "weight_bytes_per_step": weights.step,
+            "kv_bytes_per_session_and_step": self.kv_bytes(model.config()),
+            "operation_ms": decoded.iter().map(milliseconds).collect::<Vec<_>>(),
+        });
+        Ok(Report::new("decode", self.parameters(threads), figures, details))
+    }
+
+    fn rig(&self, model: &Model, threads: usize) -> anyhow::Result<Rig> {
+        let config = model.config();
+        let sessions = self.batch.iter().copied().max().unwrap_or(1);
+        let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
+        let limits = StageLimits {
+            rows: self.rows.max(sessions),
+            pages: (sessions * pages_for(decoding)).max(pages_for(prompt)),
+            sessions,
+            positions: decoding.max(prompt),
+        };
+        ensure!(limits.positions <= config.max_positions, "the model has {} positions", config.max_positions);
+        let shard = Shard { layers: 0..config.layers, embedding: true, head: true };
+        let bar = ProgressBar::new(0).with_message("loading");
+        let weights = model.load(&shard, self.quant, &|progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+        })?;
+        bar.finish_and_clear();
+        let meter = Metered::new(Cpu::new(threads, Isa::detect())?);
+        let stage = Stage::new(meter.clone(), config, &shard, weights, self.quant.profile(), limits)?;
+        Ok(Rig::new(stage, meter, config, self.rows))
+    }
+
+    /// Prompt tokens per second.
+    fn prefill(&self, rig: &mut Rig, bar: &ProgressBar) -> anyhow::Result<Vec<f64>> {
+        let mut rates = Vec::new();
+        for _ in 0..=self.repetitions {
+            rig.open(1, self.prompt)?;
+            let start = Instant::now();
+            rig.prefill(0, self.prompt)?;
+            rates.push(self.prompt as f64 / start.elapsed().as_secs_f64());
+            rig.close(1);
+            bar.inc(1);
+        }
+        rates.remove(0);
+        Ok(rates)
+    }
+
+    fn decode(
+        &self,
+        rig: &mut Rig,
+        batch: usize,
+        probe: &Probe,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<Decoded> {
+        let mut repetitions = Vec::new();
+        rig.open(batch, self.context + self.tokens)?;
+        for session in 0..batch {
+            rig.prefill(session, self.context)?;
+        }
+        rig.decode(batch, self.context, self.tokens)?;
+        bar.inc(1);
+        let steps = self.tokens as f64;
+        for _ in 0..self.repetitions {
+            let before = probe.measure();
+            rig.operations();
+            let elapsed = rig.decode(batch, self.context, self.tokens)?;
+            let spent_s = rig.operations().map(|spent| spent.as_secs_f64() / steps);
+            let bandwidth = f64::midpoint(before, probe.measure());
+            repetitions.push(Repetition { bandwidth, step_s: elapsed.as_secs_f64() / steps, spent_s });
+            bar.inc(1);
+        }
+        rig.close(batch);
+        Ok(Decoded { batch, repetitions })
+    }
+
+    fn figures(&self, weights: &Weights, prefill: &[f64], decoded: &[Decoded]) -> Vec<Figure> {
+        let step = weights.step as f64;
+        let bandwidth: Vec<f64> =
+            decoded.iter().flat_map(|one| one.each(|one| one.bandwidth / 1e9)).collect();
+        let alone = decoded.iter().find(|one| one.batch == 1).and_then(|one| median(&one.rates()));
+        let beside = |rate: Option<f64>| rate.zip(alone).map(|(rate, alone)| rate / alone);
+        let mut figures = vec![
+            Figure::summary("read bandwidth", Summary::of(&bandwidth), "GB/s"),
+            Figure::new("weights read per step", Some(step / 1e6), "MB", 1),
+            Figure::summary(format!("prefill of {} tokens", self.prompt), Summary::of(prefill), "tokens/s")
+                .against("decode at batch 1", beside(median(prefill))),
+        ];
+        for one in decoded {
+            let (batch, rates) = (one.batch, one.rates());
+            let share = median(&one.each(|one| step / one.step_s / one.bandwidth));
+            let read = one.each(|one| step / one.step_s / 1e9);
+            figures.extend([
+                Figure::summary(format!("decode at batch {batch}"), Summary::of(&rates), "tokens/s")
+                    .against("decode at batch 1", beside(median(&rates))),
+                Figure::summary(format!("weights read at batch {batch}"), Summary::of(&read), "GB/s")
+                    .against("read bandwidth", share),
+            ]);
+        }
+        figures.extend(decoded.first().into_iter().flat_map(|one| operations(one, weights)));
+        figures
+    }
+
+    /// K and V that one session's row reads in the middle of a repetition.
+    fn kv_bytes(&self, config: &ModelConfig) -> usize {
+        let shape = KvShape {
+            layers: config.layers,
+            pages: 0,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            profile: self.quant.profile(),
+        };
+        shape.page_bytes() / PAGE * (self.context + self.tokens / 2)
+    }
+
+    fn parameters(&self, threads: usize) -> Value {
+        json!({
+            "model": self.model, "quantisation": self.quant, "threads": threads,
+            "isa": Isa::detect().name(), "batch": self.batch, "prompt": self.prompt,
+            "context": self.context, "tokens": self.tokens, "repetitions": self.repetitions,
+            "step_rows": self.rows,
+        })
+    }
+}
+
+/// Time of each operation in a step: beside the bandwidth where it reads weights, else beside the step.
+fn operations(decoded: &Decoded, weights: &Weights) -> Vec<Figure> {
+    let figure = |operation: Timed| {
+        let spent = |one: &Repetition| one.spent_s[operation as usize];
+        let name = format!("{} in a step of batch {}", operation.name(), decoded.batch);
+        let figure = Figure::summary(name, Summary::of(&decoded.each(|one| spent(one) * 1e3)), "ms");
+        match weights.read_by(operation) as f64 {
+            0.0 => figure.against("the step", median(&decoded.each(|one| spent(one) / one.step_s))),
+            bytes => figure
+                .against("read bandwidth", median(&decoded.each(|one| bytes / spent(one) / one.bandwidth))),
+        }
+    };
+    Timed::ALL.into_iter().map(figure).collect()
+}
+
+/// Median times of all operations at one batch.
+fn milliseconds(decoded: &Decoded) -> Value {
+    let time = |operation: Timed| {
+        let spent = decoded.each(|one| one.spent_s[operation as usize] * 1e3);
+        (operation.name().to_owned(), median(&spent).into())
+    };
+    let mut times: Map<String, Value> = Timed::ALL.into_iter().map(time).collect();
+    times.insert("batch".to_owned(), decoded.batch.into());
+    times.into()
+}
+
+/// Bytes of weights that a step reads.
+struct Weights {
+    /// All of it: layers and head.
+    step: u64,
+    qkv: u64,
+    project: u64,
+    gate_up: u64,
+    logits: u64,
+}
+
+impl Weights {
+    fn of(model: &Model, quantisation: Quantisation) -> Self {
+        let config = model.config();
+        let (hidden, attended) = (config.hidden, config.heads * config.head_dim);
+        let rows = |rows: usize, columns: usize| {
+            (config.layers * rows * quantisation.layers().row_bytes(columns)) as u64
+        };
+        let logits = model.head_bytes(quantisation);
+        Self {
+            step: model.layer_bytes(quantisation).iter().sum::<u64>() + logits,
+            qkv: rows(attended + 2 * config.kv_heads * config.head_dim, hidden),
+            project: rows(hidden, attended) + rows(hidden, config.intermediate),
+            gate_up: rows(2 * config.intermediate, hidden),
+            logits,
+        }
+    }
+
+    fn read_by(&self, operation: Timed) -> u64 {
+        match operation {
+            Timed::Qkv => self.qkv,
+            Timed::Project => self.project,
+            Timed::GateUp => self.gate_up,
+            Timed::Logits => self.logits,
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Suite};
+
+    #[test]
+    fn the_demo_model_decodes() {
+        let command =
+            ["bench", "decode", "--batch", "1,3", "--prompt", "40", "--context", "8", "--tokens", "4"];
+        let more = ["--repetitions", "2", "--rows", "16", "--threads", "1"];
+        let cli = Cli::try_parse_from(command.into_iter().chain(more)).expect("parses");
+        let Suite::Decode(args) = cli.suite else { panic!("another suite") };
+        let report = args.run().expect("decodes");
+        let figure = |name: &str| report.figures.iter().find(|figure| figure.name == name).expect("there");
+        assert_eq!(figure("decode at batch 3").samples, 2);
+        assert_eq!(figure("read bandwidth").samples, 4);
+        assert!(figure("qkv in a step of batch 1").value.is_some_and(|ms| ms > 0.0));
+    }
+
+    #[test]
+    fn operations_read_what_a_step_reads() {
+        let weights = Weights::of(&Model::demo().expect("opens"), Quantisation::Q4);
+        let matrices: u64 = Timed::ALL.iter().map(|&operation| weights.read_by(operation)).sum();
+        let norms = weights.step - matrices;
+        assert!(norms < weights.step / 100, "{norms} of {} bytes are no matrix", weights.step);
+    }
+}

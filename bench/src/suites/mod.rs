@@ -1,0 +1,5 @@
+//! The suites.
+
+pub mod decode;
+pub mod serve;
+pub mod transport;
