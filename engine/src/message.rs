@@ -45,7 +45,7 @@ pub enum Message {
     /// Either way: I refuse what you last asked, and why. The link ends.
     Refuse(String),
     /// Down the pipeline: a session begins.
-    Open(Open),
+    Open(Box<Open>),
     /// Down the pipeline: a session is over, free what it holds.
     Close(SessionId),
     /// Down the pipeline: rows to process; the body follows.

@@ -462,8 +462,8 @@ fn opaque_length(rest: &str, before: Option<char>) -> usize {
     if rest.starts_with("/*") {
         return within(rest.find("*/").map(|end| end + 2));
     }
-    if rest.starts_with('"') {
-        return within(closing(&rest[1..], '"').map(|end| end + 2));
+    if let Some(text) = rest.strip_prefix('"') {
+        return within(closing(text, '"').map(|end| end + 2));
     }
     let in_word = before.is_some_and(|c| c.is_alphanumeric() || c == '_');
     let raw = rest.strip_prefix("br").or(rest.strip_prefix('r')).filter(|_| !in_word);

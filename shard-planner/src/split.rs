@@ -140,8 +140,8 @@ mod tests {
         assert_eq!(vacancy(&costs, &[], 1000), Some(0..6));
         assert_eq!(vacancy(&costs, &[], 36), Some(0..3));
         assert_eq!(vacancy(&costs, &[0..2, 4..6], 1000), Some(2..4));
-        assert_eq!(vacancy(&costs, &[0..4], 15), Some(4..5));
-        assert_eq!(vacancy(&costs, &[0..6], 25), Some(0..2));
+        assert_eq!(vacancy(&costs, std::slice::from_ref(&(0..4)), 15), Some(4..5));
+        assert_eq!(vacancy(&costs, std::slice::from_ref(&(0..6)), 25), Some(0..2));
         assert_eq!(vacancy(&costs, &[], 9), None);
     }
 

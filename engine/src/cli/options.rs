@@ -14,7 +14,7 @@ use engine::{
     front::FrontConfig,
     gateway::GatewayConfig,
     local::StageBudget,
-    model::{Model, Progress, Quantisation},
+    model::{Model, Progress, Quantisation, ShardCache},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::cpu::{Cpu, Isa};
@@ -42,10 +42,9 @@ impl ModelArgs {
 
 /// Opens a model, or the embedded one.
 pub(super) fn open_model(path: Option<&Path>) -> anyhow::Result<Model> {
-    match path {
-        Some(path) => Model::open(path).with_context(|| format!("{} cannot be used", path.display())),
-        None => Ok(Model::demo()?),
-    }
+    let Some(path) = path else { return Ok(Model::demo()?) };
+    let model = Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?;
+    Ok(model.with_cache(ShardCache::of_user()))
 }
 
 /// What a stage computes on, and how much it takes.

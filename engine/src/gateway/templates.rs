@@ -191,7 +191,7 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         result.push_str(before);
-        let Some(end) = tag.find("%}").map(|at| at + 2) else {
+        let Some(end) = tag[2..].find("%}").map(|at| at + 4) else {
             rest = tag;
             break;
         };

@@ -124,7 +124,7 @@ impl State {
     /// A peer said something.
     pub fn receive(&mut self, from: NodeId, message: Message) {
         match message {
-            Message::Open(open) => self.open(from, open),
+            Message::Open(open) => self.open(from, *open),
             Message::Close(session) => self.close_asked(from, session),
             Message::Step(step) => self.step(from, step),
             Message::Results(results) => self.results(from, results),
@@ -206,7 +206,7 @@ impl State {
             scheduler.open(session, prompt);
         }
         if let Some(next) = route.next() {
-            let action = send_to(next, Message::Open(open));
+            let action = send_to(next, Message::Open(Box::new(open)));
             self.actions.push(action);
         }
         self.pump(route_id);

@@ -14,7 +14,7 @@ use crate::{
 
 /// A node that joined, and what of it is in use.
 #[derive(Clone, Debug)]
-pub struct Member {
+pub(super) struct Member {
     /// What it said when it joined.
     pub join: Join,
     /// KV pages promised to sessions.
@@ -25,7 +25,7 @@ pub struct Member {
 
 /// Why no route was found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NoRoute {
+pub(super) enum NoRoute {
     /// Nobody holds a part of the model.
     Missing(Gap),
     /// The nodes that do are full.
@@ -39,7 +39,7 @@ pub enum NoRoute {
 
 impl Member {
     /// A node without sessions.
-    pub fn new(join: Join) -> Self {
+    pub(super) fn new(join: Join) -> Self {
         Self { join, pages: 0, sessions: 0 }
     }
 
@@ -53,13 +53,13 @@ impl Member {
     }
 
     /// Promises or takes back the room of a session.
-    pub fn reserve(&mut self, positions: u32) {
+    pub(super) fn reserve(&mut self, positions: u32) {
         self.pages = self.pages.saturating_add(positions.div_ceil(PAGE as u32));
         self.sessions += 1;
     }
 
     /// Takes back what [`Member::reserve`] promised.
-    pub fn release(&mut self, positions: u32) {
+    pub(super) fn release(&mut self, positions: u32) {
         self.pages = self.pages.saturating_sub(positions.div_ceil(PAGE as u32));
         self.sessions = self.sessions.saturating_sub(1);
     }
@@ -77,7 +77,7 @@ impl Member {
 }
 
 /// Finds the stages for a session of `positions` positions.
-pub fn find_route(
+pub(super) fn find_route(
     members: &HashMap<NodeId, Member>,
     config: &SwarmConfig,
     positions: u32,

@@ -26,7 +26,7 @@ const LOADING: Duration = Duration::from_secs(600);
 
 /// What the state wants done.
 #[derive(Debug)]
-pub enum Action {
+pub(super) enum Action {
     /// Send a message over the peer's link.
     Send {
         /// To whom.
@@ -87,7 +87,7 @@ struct Waiting {
 }
 
 /// See the module.
-pub struct State {
+pub(super) struct State {
     id: NodeId,
     config: SwarmConfig,
     members: HashMap<NodeId, Member>,
@@ -101,7 +101,7 @@ pub struct State {
 
 impl State {
     /// A swarm without nodes.
-    pub fn new(id: NodeId, config: SwarmConfig) -> Self {
+    pub(super) fn new(id: NodeId, config: SwarmConfig) -> Self {
         Self {
             id,
             config,
@@ -115,18 +115,18 @@ impl State {
     }
 
     /// What is to be done since the last call, in order.
-    pub fn actions(&mut self) -> Vec<Action> {
+    pub(super) fn actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
 
     /// When [`State::expire`] has something to do.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
         let running = self.running.values().map(|r| r.deadline);
         running.chain(self.waiting.iter().map(|w| w.deadline)).min()
     }
 
     /// How the swarm is doing.
-    pub fn status(&self) -> SwarmStatus {
+    pub(super) fn status(&self) -> SwarmStatus {
         let mut nodes: Vec<NodeSummary> = self.members.iter().map(summary).collect();
         nodes.sort_by(|a, b| (a.from, !a.embedding, a.to, &a.id).cmp(&(b.from, !b.embedding, b.to, &b.id)));
         let missing = match find_route(&self.members, &self.config, 1) {
@@ -137,7 +137,7 @@ impl State {
     }
 
     /// Something happened on the links.
-    pub fn notice(&mut self, notice: Notice, now: Instant) {
+    pub(super) fn notice(&mut self, notice: Notice, now: Instant) {
         match notice {
             Notice::Up(_) => {}
             Notice::Down(peer, reason) => self.lost(peer, &reason),
@@ -155,7 +155,7 @@ impl State {
     }
 
     /// A node is gone: what runs through it fails.
-    pub fn lost(&mut self, peer: NodeId, reason: &str) {
+    pub(super) fn lost(&mut self, peer: NodeId, reason: &str) {
         if self.members.remove(&peer).is_none() {
             return;
         }
@@ -171,7 +171,7 @@ impl State {
     }
 
     /// A client asks for a reply.
-    pub fn submit(&mut self, submission: Submission, now: Instant) {
+    pub(super) fn submit(&mut self, submission: Submission, now: Instant) {
         let request = &submission.request;
         let requested = (request.prompt.len() as u32).saturating_add(request.max_tokens);
         if requested > self.config.positions {
@@ -181,15 +181,15 @@ impl State {
         let deadline = now + request.deadline;
         self.waiting.push_back(Waiting { submission, deadline });
         self.admit();
-        if self.waiting.len() > self.config.waiting {
-            if let Some(last) = self.waiting.pop_back() {
-                answer(last.submission, Err(Refusal::Busy { retry_after: RETRY_AFTER }));
-            }
+        if self.waiting.len() > self.config.waiting
+            && let Some(last) = self.waiting.pop_back()
+        {
+            answer(last.submission, Err(Refusal::Busy { retry_after: RETRY_AFTER }));
         }
     }
 
     /// The client of a session went away.
-    pub fn cancelled(&mut self, session: SessionId) {
+    pub(super) fn cancelled(&mut self, session: SessionId) {
         if self.running.contains_key(&session) {
             self.close_everywhere(session);
             self.finish(session);
@@ -198,7 +198,7 @@ impl State {
     }
 
     /// Ends what took too long.
-    pub fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, now: Instant) {
         let late: Vec<SessionId> =
             self.running.iter().filter(|(_, r)| r.deadline <= now).map(|(session, _)| *session).collect();
         for session in late {
@@ -214,7 +214,7 @@ impl State {
     }
 
     /// Fails everything.
-    pub fn shutdown(&mut self) {
+    pub(super) fn shutdown(&mut self) {
         let sessions: Vec<SessionId> = self.running.keys().copied().collect();
         for session in sessions {
             self.break_off(session, Failure::Shutdown);
@@ -324,7 +324,7 @@ impl State {
         }
         let open = self.opening(session, route, hops.clone(), request);
         self.actions.push(Action::Watch { session, events: events.clone() });
-        self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(open) });
+        self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
         self.running.insert(session, Running { hops, positions, deadline, events });
     }
 

@@ -116,8 +116,10 @@ async fn a_killed_process_ends_its_requests_within_two_seconds() {
     assert!(killed.elapsed() < Duration::from_secs(2), "after {:?}", killed.elapsed());
     assert!(received.contains("\"error\""), "the stream ended without an error: {received}");
 
+    // The first node's link fell before the gateway's own: until the gateway knows, new requests fail
+    // like the running one; then it says what is missing.
     let refused = chat(url, json!({})).send().await.unwrap();
-    assert_eq!(refused.status(), 503);
+    assert!([502, 503].contains(&refused.status().as_u16()), "{}", refused.status());
     let again = node("auto", "1GiB");
     assert_eq!((&again.announced["from"], &again.announced["to"]), (&json!(2), &json!(4)));
     until_healthy(url).await;

@@ -11,7 +11,7 @@ use kernels::backend::Backend;
 use safetensors::SafeTensors;
 
 /// Every golden model that transformers computed.
-pub const MODELS: [&str; 10] = [
+pub(crate) const MODELS: [&str; 10] = [
     "llama",
     "llama3",
     "llama_linear",
@@ -24,24 +24,24 @@ pub const MODELS: [&str; 10] = [
     "qwen3",
 ];
 
-pub fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-pub fn open(name: &str) -> Model {
+pub(crate) fn open(name: &str) -> Model {
     Model::open(&folder(name)).unwrap()
 }
 
 /// What transformers computed for a golden model.
-pub struct Golden {
-    pub input: Vec<u32>,
+pub(crate) struct Golden {
+    pub(crate) input: Vec<u32>,
     /// `[input][vocabulary]`.
-    pub logits: Vec<f32>,
-    pub greedy: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) greedy: Vec<u32>,
 }
 
 impl Golden {
-    pub fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let bytes = std::fs::read(folder(name).join("golden.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let ids = |name: &str| {
@@ -54,17 +54,17 @@ impl Golden {
     }
 }
 
-pub const LIMITS: StageLimits = StageLimits { rows: 64, pages: 128, sessions: 64, positions: 256 };
+pub(crate) const LIMITS: StageLimits = StageLimits { rows: 64, pages: 128, sessions: 64, positions: 256 };
 
 /// Stages in a row; rows travel between them as they would over a link.
-pub struct Pipeline<B: Backend> {
+pub(crate) struct Pipeline<B: Backend> {
     stages: Vec<Stage<B>>,
     held: HashMap<SessionId, u32>,
 }
 
 impl<B: Backend + Clone> Pipeline<B> {
     /// `cuts` are the layers at which a new stage begins.
-    pub fn new(model: &Model, backend: &B, quantisation: Quantisation, cuts: &[usize]) -> Self {
+    pub(crate) fn new(model: &Model, backend: &B, quantisation: Quantisation, cuts: &[usize]) -> Self {
         let layers = model.config().layers;
         let bounds: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
         let stage = |pair: &[usize]| {
@@ -76,7 +76,7 @@ impl<B: Backend + Clone> Pipeline<B> {
         Self { stages: bounds.windows(2).map(stage).collect(), held: HashMap::new() }
     }
 
-    pub fn open(&mut self, session: SessionId, positions: u32) {
+    pub(crate) fn open(&mut self, session: SessionId, positions: u32) {
         for stage in &mut self.stages {
             stage.open(session, positions).unwrap();
         }
@@ -85,7 +85,7 @@ impl<B: Backend + Clone> Pipeline<B> {
 
     /// Runs the rows of several sessions as one step; the logits of every row, and the hidden rows
     /// at the end of the last layer.
-    pub fn step(&mut self, batch: &[(SessionId, &[u32])]) -> Outcome {
+    pub(crate) fn step(&mut self, batch: &[(SessionId, &[u32])]) -> Outcome {
         let mut segments = Vec::new();
         for (session, tokens) in batch {
             let held = self.held.get_mut(session).unwrap();
@@ -117,27 +117,27 @@ impl<B: Backend + Clone> Pipeline<B> {
 }
 
 /// What a step left.
-pub struct Outcome {
+pub(crate) struct Outcome {
     hidden: Vec<f32>,
     logits: Vec<f32>,
     rows: usize,
 }
 
 impl Outcome {
-    pub fn logits(&self, rows: Range<usize>) -> &[f32] {
+    pub(crate) fn logits(&self, rows: Range<usize>) -> &[f32] {
         let width = self.logits.len() / self.rows;
         &self.logits[rows.start * width..rows.end * width]
     }
 
     /// The bits of hidden rows and logits of some rows.
-    pub fn bits(&self, rows: Range<usize>) -> Vec<u32> {
+    pub(crate) fn bits(&self, rows: Range<usize>) -> Vec<u32> {
         let width = self.hidden.len() / self.rows;
         let hidden = &self.hidden[rows.start * width..rows.end * width];
         hidden.iter().chain(self.logits(rows)).map(|value| value.to_bits()).collect()
     }
 }
 
-pub fn argmax(logits: &[f32]) -> u32 {
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (index, value) in logits.iter().enumerate() {
         if *value > logits[best] {
