@@ -31,6 +31,8 @@ pub enum PeerEvent {
     DialFailed {
         /// Whom.
         peer: NodeId,
+        /// Which attempt.
+        dial: u64,
         /// Why.
         reason: String,
     },
@@ -65,7 +67,11 @@ pub enum Notice {
 
 #[derive(Debug)]
 enum Entry {
-    Dialling(Vec<Message>),
+    Dialling {
+        dial: u64,
+        address: String,
+        waiting: Vec<Message>,
+    },
     /// The link in use never changes while it lives, so messages stay in order; a second one (both
     /// sides dialled, or the peer came back before its old link was given up) waits as a spare.
     Live {
@@ -82,6 +88,7 @@ pub struct Peers {
     events: mpsc::Sender<PeerEvent>,
     tasks: JoinSet<()>,
     acceptor: AbortHandle,
+    /// Numbers links and dials.
     links: u64,
     /// Peers that a send found out of reach; the owner learns of them next.
     unreachable: Vec<(NodeId, String)>,
@@ -107,13 +114,19 @@ impl Peers {
                     self.give_up(to, &format!("it takes no more messages: {error}"));
                 }
             }
-            Some(Entry::Dialling(queue)) if queue.len() < DIAL_QUEUE => queue.push(message),
-            Some(Entry::Dialling(_)) => self.give_up(to, "too many messages wait for the link"),
-            None => match address {
-                Some(address) => {
-                    self.entries.insert(to, Entry::Dialling(vec![message]));
-                    self.dial(to, address.to_owned());
+            Some(Entry::Dialling { waiting, .. }) if waiting.len() >= DIAL_QUEUE => {
+                self.give_up(to, "too many messages wait for the link");
+            }
+            Some(Entry::Dialling { address: dialled, waiting, .. }) => {
+                waiting.push(message);
+                // A node that came back elsewhere is not found where it was.
+                if let Some(address) = address.filter(|address| *address != dialled.as_str()) {
+                    let waiting = std::mem::take(waiting);
+                    self.dial(to, address, waiting);
                 }
+            }
+            None => match address {
+                Some(address) => self.dial(to, address, vec![message]),
                 None => self.unreachable.push((to, "there is no link to it".into())),
             },
         }
@@ -121,9 +134,8 @@ impl Peers {
 
     /// Dials a peer without a message.
     pub fn connect(&mut self, peer: NodeId, address: &str) {
-        if let std::collections::hash_map::Entry::Vacant(vacant) = self.entries.entry(peer) {
-            vacant.insert(Entry::Dialling(Vec::new()));
-            self.dial(peer, address.to_owned());
+        if !self.entries.contains_key(&peer) {
+            self.dial(peer, address, Vec::new());
         }
     }
 
@@ -151,9 +163,11 @@ impl Peers {
     pub fn settle(&mut self, event: PeerEvent) -> Vec<Notice> {
         match event {
             PeerEvent::Connected(link) => vec![self.connected(link)],
-            PeerEvent::DialFailed { peer, reason } => {
-                // An accepted link may have come meanwhile; then the dial does not matter.
-                if !matches!(self.entries.get(&peer), Some(Entry::Dialling(_))) {
+            PeerEvent::DialFailed { peer, dial: failed, reason } => {
+                // An accepted link or a later dial may have come meanwhile; then this one does not matter.
+                let current =
+                    |entry: &Entry| matches!(entry, Entry::Dialling { dial, .. } if *dial == failed);
+                if !self.entries.get(&peer).is_some_and(current) {
                     return Vec::new();
                 }
                 self.entries.remove(&peer);
@@ -201,7 +215,7 @@ impl Peers {
                 *spare = Some((number, sender));
                 Vec::new()
             }
-            Some(Entry::Dialling(waiting)) => {
+            Some(Entry::Dialling { waiting, .. }) => {
                 let waiting = std::mem::take(waiting);
                 self.entries.insert(peer, Entry::Live { link: number, sender, spare: None });
                 waiting
@@ -234,12 +248,15 @@ impl Peers {
         Notice::Up(peer)
     }
 
-    fn dial(&mut self, peer: NodeId, address: String) {
+    fn dial(&mut self, peer: NodeId, address: &str, waiting: Vec<Message>) {
+        self.links += 1;
+        let (dial, address) = (self.links, address.to_owned());
+        self.entries.insert(peer, Entry::Dialling { dial, address: address.clone(), waiting });
         let (transport, events) = (self.transport.clone(), self.events.clone());
         self.tasks.spawn(async move {
-            let event = match dial(transport.as_ref(), peer, &address).await {
+            let event = match connect(transport.as_ref(), peer, &address).await {
                 Ok(link) => PeerEvent::Connected(link),
-                Err(reason) => PeerEvent::DialFailed { peer, reason },
+                Err(reason) => PeerEvent::DialFailed { peer, dial, reason },
             };
             let _ = events.send(event).await;
         });
@@ -266,7 +283,7 @@ async fn accept(transport: Arc<dyn Transport>, events: mpsc::Sender<PeerEvent>) 
     }
 }
 
-async fn dial(transport: &dyn Transport, peer: NodeId, address: &str) -> Result<Link, String> {
+async fn connect(transport: &dyn Transport, peer: NodeId, address: &str) -> Result<Link, String> {
     let resolved: Vec<SocketAddr> =
         lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?.collect();
     let mut last = format!("{address} has no address");

@@ -363,6 +363,10 @@ impl State {
             running.tell(Event::Token { token: report.token, logprobs: report.logprobs });
             if let Some(finish) = report.finish {
                 running.tell(Event::Finished(finish));
+                // The first stage learns of the end by itself, but perhaps after the next session's
+                // opening; told by the same link, it frees this one's room before.
+                let close = Message::Close(report.session);
+                self.actions.push(Action::Send { to: running.node(0), message: close });
                 self.finish(report.session);
             }
         }
