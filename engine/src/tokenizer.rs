@@ -245,7 +245,9 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
     /// # Errors
     /// [`TokenizerError::Decode`].
     pub fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
-        if self.skip_special && self.tokenizer.is_special(token) {
+        // Ids without a token decode to nothing, wherever they stand.
+        let silent = self.skip_special && self.tokenizer.is_special(token);
+        if silent || self.tokenizer.token_text(token).is_none() {
             return Ok(None);
         }
         self.window.push(token);
