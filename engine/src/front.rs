@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use futures::future::join_all;
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
-use transport::{NodeId, Transport};
+use transport::{Identity, NodeId, Transport};
 
 use crate::{
     gateway::{
@@ -71,8 +71,11 @@ pub struct Front {
 
 impl Front {
     /// Listens for clients as configured, and for nodes over `transport`.
+    ///
+    /// `identity` is the one of `transport`.
     pub async fn start(
         model: &Model,
+        identity: Identity,
         transport: Arc<dyn Transport>,
         config: FrontConfig,
     ) -> Result<Self, FrontError> {
@@ -80,7 +83,7 @@ impl Front {
         let model_name = served.id.clone();
         let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
-        let swarm = Swarm::start(transport, swarm_config(model, &config), submissions);
+        let swarm = Swarm::start(identity, transport, swarm_config(model, &config), submissions);
         let (status, bridge) = bridge(swarm.status());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {

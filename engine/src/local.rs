@@ -19,10 +19,14 @@ use transport::{
 
 use crate::{
     front::{Front, FrontConfig, FrontError, costs},
+    message::row_bytes,
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     stage::{Stage, StageError, StageLimits},
 };
+
+/// Largest body of a step: half of what a link takes as one message.
+const MAX_STEP_BYTES: usize = 8 << 20;
 
 /// What a stage may use, as the user says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +53,9 @@ impl StageBudget {
         let wanted = self.sessions.saturating_mul((context as usize).div_ceil(PAGE));
         let affordable =
             usize::try_from(self.kv_bytes / shape.page_bytes().max(1) as u64).unwrap_or(usize::MAX);
-        StageLimits {
-            rows: self.rows,
-            pages: wanted.min(affordable),
-            sessions: self.sessions,
-            positions: context,
-        }
+        // A step must fit a message, with room for what travels beside its rows.
+        let rows = self.rows.min(MAX_STEP_BYTES / row_bytes(config.hidden, profile).max(1)).max(1);
+        StageLimits { rows, pages: wanted.min(affordable), sessions: self.sessions, positions: context }
     }
 }
 
@@ -159,9 +160,10 @@ impl Local {
             config.front.private_ends = Some(ends.ids());
             seats.extend(ends.seats);
         }
-        let endpoint = bind(&Identity::generate()?, config.links)?;
+        let identity = Identity::generate()?;
+        let endpoint = bind(&identity, config.links)?;
         let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
-        let front = Front::start(&model, Arc::new(endpoint), config.front).await?;
+        let front = Front::start(&model, identity, Arc::new(endpoint), config.front).await?;
         let mut local = Self { front, nodes: Vec::new(), join };
         let room = Room {
             model,
@@ -185,16 +187,6 @@ impl Local {
     /// Where further nodes may join.
     pub fn join(&self) -> &GatewayAddress {
         &self.join
-    }
-
-    /// Takes a node out, to stop it alone.
-    pub fn remove_node(&mut self, index: usize) -> Node {
-        self.nodes.remove(index)
-    }
-
-    /// The nodes in the order of their layers.
-    pub fn nodes(&self) -> &[Node] {
-        &self.nodes
     }
 
     /// Lets running replies finish, then stops everything.

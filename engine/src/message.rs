@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kernels::backend::{Operation, Profile};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use transport::NodeId;
 
 use crate::{
     model::Shard,
@@ -28,8 +29,18 @@ pub const MAX_STAGES: usize = 256;
 pub const MAX_LAYERS: usize = 4096;
 /// Most segments of one step.
 pub const MAX_SEGMENTS: usize = 1024;
-/// Most bias entries of one request.
-pub const MAX_LOGIT_BIAS: usize = 1024;
+/// Most entries of a request's lists: biases, stop tokens.
+pub const MAX_LIST: usize = 1024;
+/// Most tokens reported beside a drawn one.
+pub const MAX_TOP_LOGPROBS: usize = 255;
+/// Longest text a peer may send: an address, a device, a reason.
+pub const MAX_TEXT_BYTES: usize = 512;
+/// Longest encoding of a message that is neither an opening nor a step.
+const MAX_CONTROL_BYTES: usize = 1 << 20;
+/// Encoded variants of [`Message`] that may be longer.
+const LONG_VARIANTS: [u8; 2] = [5, 7];
+/// Separates signatures over openings from every other use of a node's key.
+const OPEN_DOMAIN: &[u8] = b"dolphin/open/1";
 
 /// A message between a node and a gateway or another node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,6 +100,8 @@ pub struct Join {
     pub sessions: u32,
     /// Longest session in positions.
     pub positions: u32,
+    /// Most rows of one step.
+    pub rows: u32,
     /// Bytes of weights it loaded.
     pub weight_bytes: u64,
     /// What it computes on, for people.
@@ -129,9 +142,28 @@ pub struct Open {
     pub stop_tokens: Vec<u32>,
     /// Sampling parameters for the last stage.
     pub sampling: Sampling,
+    /// Most rows of one step that every stage takes.
+    pub rows: u32,
+    /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
+    /// asked by a gateway it chose, whoever hands it on.
+    pub signature: Vec<u8>,
 }
 
 impl Open {
+    /// What the gateway signs.
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        let unsigned = Self { prompt: Vec::new(), signature: Vec::new(), ..self.clone() };
+        let mut bytes = OPEN_DOMAIN.to_vec();
+        bytes.extend_from_slice(&Message::Open(Box::new(unsigned)).encode());
+        bytes
+    }
+
+    /// Whether the gateway it names signed it.
+    pub fn is_signed(&self) -> bool {
+        let signature = <&[u8; 64]>::try_from(self.signature.as_slice());
+        signature.is_ok_and(|signature| NodeId(self.gateway).verify(&self.signed_bytes(), signature))
+    }
+
     /// Positions the session can reach.
     pub fn positions(&self) -> u32 {
         self.prompt_length.saturating_add(self.max_tokens)
@@ -156,7 +188,7 @@ pub struct Segment {
 pub struct Step {
     /// The route.
     pub route: RouteId,
-    /// Counts the steps of a route.
+    /// The first stage's number of the step.
     pub number: u64,
     /// What the rows are.
     pub segments: Vec<Segment>,
@@ -219,8 +251,8 @@ pub enum FailedReason {
         /// Where it was seen.
         operation: FaultOperation,
     },
-    /// The next stage is out of reach.
-    NextStageLost {
+    /// A peer that the session needs is out of reach.
+    PeerLost {
         /// Its node id.
         node: [u8; 32],
         /// What the link said.
@@ -270,6 +302,9 @@ impl Message {
 
     /// Reads a message; what follows a step is its body.
     pub fn decode(bytes: Bytes) -> Result<Self, MessageError> {
+        if bytes.len() > MAX_CONTROL_BYTES && !LONG_VARIANTS.contains(bytes.first().unwrap_or(&0)) {
+            return Err(MessageError::Invalid("more bytes than its kind may have"));
+        }
         let (mut message, rest) =
             postcard::take_from_bytes::<Message>(&bytes).map_err(|_| MessageError::Malformed)?;
         let rest = bytes.slice_ref(rest);
@@ -287,8 +322,12 @@ impl Message {
             Message::Open(open) => open.check(),
             Message::Step(step) => step.check(),
             Message::Assign(assign) => check_shard(&assign.shard),
-            Message::Join(join) => check_shard(&join.shard),
-            _ => Ok(()),
+            Message::Join(join) => join.check(),
+            Message::Tokens(tokens) => check_tokens(tokens),
+            Message::Results(results) => ensure(results.tokens.len() <= MAX_SEGMENTS, "too many tokens"),
+            Message::Refuse(reason) => check_text(reason),
+            Message::Failed(failed) => failed.check(),
+            Message::Ask(_) | Message::Welcome | Message::Close(_) => Ok(()),
         }
     }
 }
@@ -302,10 +341,57 @@ fn check_shard(shard: &Shard) -> Result<(), MessageError> {
     ensure(shard.layers.end <= MAX_LAYERS, "more layers than a model may have")
 }
 
-impl Open {
+/// A text as it may travel: cut to the limit, without control characters.
+pub fn clip(text: &str) -> String {
+    let mut clipped = String::new();
+    for c in text.chars().filter(|c| !c.is_control()) {
+        if clipped.len() + c.len_utf8() > MAX_TEXT_BYTES {
+            break;
+        }
+        clipped.push(c);
+    }
+    clipped
+}
+
+fn check_text(text: &str) -> Result<(), MessageError> {
+    let sound = text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control);
+    ensure(sound, "a text that is too long or has control characters")
+}
+
+fn check_tokens(tokens: &[TokenReport]) -> Result<(), MessageError> {
+    ensure(tokens.len() <= MAX_SEGMENTS, "too many tokens")?;
+    let bounded = |report: &TokenReport| {
+        report.logprobs.as_ref().is_none_or(|logprobs| logprobs.top.len() <= MAX_TOP_LOGPROBS)
+    };
+    ensure(tokens.iter().all(bounded), "too many log-probabilities")
+}
+
+impl Failed {
     fn check(&self) -> Result<(), MessageError> {
+        match &self.reason {
+            FailedReason::Refused(reason) | FailedReason::PeerLost { reason, .. } => check_text(reason),
+            FailedReason::Fault { .. } => Ok(()),
+        }
+    }
+}
+
+impl Join {
+    fn check(&self) -> Result<(), MessageError> {
+        check_shard(&self.shard)?;
+        check_text(&self.address)?;
+        check_text(&self.device)?;
+        ensure(self.rows > 0, "steps without rows")
+    }
+}
+
+impl Open {
+    /// Whether a stage would accept the values; a gateway asks before it sends.
+    pub fn check(&self) -> Result<(), MessageError> {
         ensure(!self.hops.is_empty() && self.hops.len() <= MAX_STAGES, "no stages or too many")?;
-        self.hops.iter().try_for_each(|hop| check_shard(&hop.shard))?;
+        self.hops
+            .iter()
+            .try_for_each(|hop| check_shard(&hop.shard).and_then(|()| check_text(&hop.address)))?;
+        ensure(self.rows > 0, "steps without rows")?;
         let chained = self.hops.windows(2).all(|pair| pair[0].shard.layers.end == pair[1].shard.layers.start);
         let mut nodes: Vec<_> = self.hops.iter().map(|hop| hop.node).collect();
         nodes.sort_unstable();
@@ -317,7 +403,7 @@ impl Open {
             prompt == 0 || prompt == self.prompt_length as usize,
             "a prompt of another length than it says",
         )?;
-        ensure(self.stop_tokens.len() <= MAX_LOGIT_BIAS, "too many stop tokens")?;
+        ensure(self.stop_tokens.len() <= MAX_LIST, "too many stop tokens")?;
         check_sampling(&self.sampling)
     }
 
@@ -334,7 +420,7 @@ fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
     ensure(in_range(s.repetition_penalty, 1e-3, 1e3), "a repetition penalty out of range")?;
     ensure(in_range(s.frequency_penalty, -100.0, 100.0), "a frequency penalty out of range")?;
     ensure(in_range(s.presence_penalty, -100.0, 100.0), "a presence penalty out of range")?;
-    ensure(s.logit_bias.len() <= MAX_LOGIT_BIAS, "too many logit biases")?;
+    ensure(s.logit_bias.len() <= MAX_LIST, "too many logit biases")?;
     ensure(s.logit_bias.iter().all(|b| in_range(b.1, -1e4, 1e4)), "a logit bias out of range")
 }
 
@@ -346,6 +432,14 @@ impl Step {
         let mut sessions: Vec<SessionId> = self.segments.iter().map(|s| s.session).collect();
         sessions.sort_unstable();
         ensure(sessions.windows(2).all(|pair| pair[0] != pair[1]), "two segments of one session")
+    }
+}
+
+/// Bytes of one activation row as it travels.
+pub fn row_bytes(hidden: usize, profile: Profile) -> usize {
+    match profile {
+        Profile::Quantised => hidden * 2,
+        Profile::F32 => hidden * 4,
     }
 }
 
@@ -376,4 +470,41 @@ pub fn decode_rows(bytes: &[u8], profile: Profile, out: &mut Vec<f32>) -> Result
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_are_openings_and_steps() {
+        let open = Open {
+            session: SessionId(1),
+            route: RouteId(2),
+            hops: Vec::new(),
+            gateway: [0; 32],
+            fingerprint: [0; 32],
+            prompt: Vec::new(),
+            prompt_length: 1,
+            max_tokens: 1,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::default(),
+            rows: 1,
+            signature: Vec::new(),
+        };
+        let step = Step { route: RouteId(2), number: 0, segments: Vec::new(), body: Bytes::new() };
+        let first = |message: Message| message.encode()[0];
+        assert_eq!([first(Message::Open(Box::new(open))), first(Message::Step(step))], LONG_VARIANTS);
+        let mut long = Message::Tokens(Vec::new()).encode();
+        long.resize(MAX_CONTROL_BYTES + 1, 0);
+        assert!(matches!(Message::decode(long.into()), Err(MessageError::Invalid(_))));
+    }
+
+    #[test]
+    fn texts_that_could_write_on_a_terminal_are_refused() {
+        let refuse = Message::Refuse("\u{1b}[2J".into()).encode();
+        assert!(matches!(Message::decode(refuse.into()), Err(MessageError::Invalid(_))));
+        let refuse = Message::Refuse("x".repeat(MAX_TEXT_BYTES + 1)).encode();
+        assert!(matches!(Message::decode(refuse.into()), Err(MessageError::Invalid(_))));
+    }
 }

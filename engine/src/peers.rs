@@ -14,7 +14,7 @@ use transport::{CloseReason, Link, LinkSender, NodeId, PeerAddress, Transport};
 use crate::message::Message;
 
 /// Events that may wait for the owner; past it the readers stop and the peers run out of credit.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 128;
 /// Messages that may wait for one dial.
 const DIAL_QUEUE: usize = 1024;
 /// Close code: the peer broke the rules of the engine's messages.
@@ -141,22 +141,30 @@ impl Peers {
 
     /// Peers that a send found out of reach since the last call.
     pub fn take_unreachable(&mut self) -> Vec<(NodeId, String)> {
-        std::mem::take(&mut self.unreachable)
+        let mut unreachable = std::mem::take(&mut self.unreachable);
+        unreachable.sort_by_key(|(peer, _)| *peer);
+        unreachable.dedup_by_key(|(peer, _)| *peer);
+        unreachable
     }
 
     /// Ends the links with a peer that broke the rules.
     pub fn expel(&mut self, peer: NodeId, reason: &str) {
         tracing::warn!(peer = %peer.short(), reason, "ending the link: the peer broke the rules");
-        if let Some(Entry::Live { sender, .. }) = self.entries.get(&peer) {
-            sender.close(CloseReason::new(RULES_BROKEN, reason));
+        if let Some(Entry::Live { sender, spare, .. }) = self.entries.get_mut(&peer) {
+            end(sender, spare.take(), &CloseReason::new(RULES_BROKEN, reason));
         }
     }
 
-    /// Closes the link with a peer after what was sent.
+    /// Closes the links with a peer after what was sent.
     pub fn close(&mut self, peer: NodeId) {
-        if let Some(Entry::Live { sender, .. }) = self.entries.remove(&peer) {
-            sender.close(CloseReason::new(DONE, "done"));
+        if let Some(Entry::Live { sender, spare, .. }) = self.entries.remove(&peer) {
+            end(&sender, spare, &CloseReason::new(DONE, "done"));
         }
+    }
+
+    /// Whether there is a link to the peer.
+    pub fn is_live(&self, peer: NodeId) -> bool {
+        matches!(self.entries.get(&peer), Some(Entry::Live { .. }))
     }
 
     /// Brings the links up to date with an event and says what is left for the owner.
@@ -212,6 +220,11 @@ impl Peers {
         let (sender, mut receiver) = link.split();
         let waiting = match self.entries.get_mut(&peer) {
             Some(Entry::Live { spare, .. }) => {
+                if spare.is_some() {
+                    // Two are enough for every honest case; more would only use up the limit of links.
+                    sender.close(CloseReason::new(DONE, "there are two links already"));
+                    return Notice::Up(peer);
+                }
                 *spare = Some((number, sender));
                 Vec::new()
             }
@@ -263,10 +276,17 @@ impl Peers {
     }
 
     fn give_up(&mut self, peer: NodeId, reason: &str) {
-        if let Some(Entry::Live { sender, .. }) = self.entries.remove(&peer) {
-            sender.close(CloseReason::new(RULES_BROKEN, reason));
+        if let Some(Entry::Live { sender, spare, .. }) = self.entries.remove(&peer) {
+            end(&sender, spare, &CloseReason::new(RULES_BROKEN, reason));
         }
         self.unreachable.push((peer, reason.to_owned()));
+    }
+}
+
+fn end(sender: &LinkSender, spare: Option<(u64, LinkSender)>, reason: &CloseReason) {
+    sender.close(reason.clone());
+    if let Some((_, spare)) = spare {
+        spare.close(reason.clone());
     }
 }
 

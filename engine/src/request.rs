@@ -155,6 +155,14 @@ pub enum Refusal {
         /// Layers (or ends) that nobody holds.
         missing: String,
     },
+    /// The request asks for something the pipeline does not do.
+    #[error("{parameter}: {reason}")]
+    Unsupported {
+        /// The parameter of the request.
+        parameter: &'static str,
+        /// Why not, in words for the caller.
+        reason: &'static str,
+    },
     /// The prompt and the reply do not fit the context.
     #[error("{requested} tokens were requested, but the context holds {limit}")]
     TooLong {

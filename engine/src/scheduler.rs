@@ -19,7 +19,7 @@ pub struct SchedulerLimits {
 /// A step ready to run: segments and the token of each row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedStep {
-    /// Number of the step, counting from 0.
+    /// Number of the step.
     pub number: u64,
     /// The segments in order.
     pub segments: Vec<Segment>,
@@ -45,14 +45,14 @@ struct Sequence {
 pub struct Scheduler {
     limits: SchedulerLimits,
     sequences: VecDeque<Sequence>,
-    number: u64,
-    in_flight: usize,
+    /// Numbers of the steps on their way.
+    in_flight: Vec<u64>,
 }
 
 impl Scheduler {
     /// An idle scheduler.
     pub fn new(limits: SchedulerLimits) -> Self {
-        Self { limits, sequences: VecDeque::new(), number: 0, in_flight: 0 }
+        Self { limits, sequences: VecDeque::new(), in_flight: Vec::new() }
     }
 
     /// Adds a session with its prompt.
@@ -70,10 +70,11 @@ impl Scheduler {
         self.sequences.is_empty()
     }
 
-    /// Takes what became of a step: it is over, and each listed session has its next token. A session
-    /// that has ended is closed by the caller.
-    pub fn results(&mut self, tokens: impl IntoIterator<Item = (SessionId, u32)>) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    /// Takes what became of step `number`: it is over, and each listed session has its next token. A
+    /// session that has ended is closed by the caller. A step that is not on its way does nothing.
+    pub fn results(&mut self, number: u64, tokens: impl IntoIterator<Item = (SessionId, u32)>) {
+        let Some(place) = self.in_flight.iter().position(|&step| step == number) else { return };
+        self.in_flight.swap_remove(place);
         for (session, token) in tokens {
             let waiting = self.sequences.iter_mut().find(|s| s.session == session && s.drawing);
             if let Some(sequence) = waiting {
@@ -84,12 +85,13 @@ impl Scheduler {
     }
 
     /// The next step, if one can start: single rows of replies first, so that a long prompt does not
-    /// hold them up, then prompts in the order of their turn.
-    pub fn next_step(&mut self) -> Option<PlannedStep> {
-        if self.in_flight >= self.limits.in_flight {
+    /// hold them up, then prompts in the order of their turn. `number` is one that no step of the route
+    /// ever had.
+    pub fn next_step(&mut self, number: u64) -> Option<PlannedStep> {
+        if self.in_flight.len() >= self.limits.in_flight {
             return None;
         }
-        let mut step = PlannedStep { number: self.number, segments: Vec::new(), tokens: Vec::new() };
+        let mut step = PlannedStep { number, segments: Vec::new(), tokens: Vec::new() };
         for decoding in [true, false] {
             for sequence in &mut self.sequences {
                 let room = (self.limits.rows - step.tokens.len()).min(self.limits.chunk);
@@ -107,8 +109,7 @@ impl Scheduler {
         }
         // Whoever was served first goes last next time.
         self.sequences.rotate_left(1);
-        self.number += 1;
-        self.in_flight += 1;
+        self.in_flight.push(number);
         Some(step)
     }
 }
@@ -144,16 +145,18 @@ mod tests {
     fn a_prompt_goes_in_chunks_and_draws_from_its_last_row() {
         let mut scheduler = Scheduler::new(LIMITS);
         scheduler.open(id(1), (0..6).collect());
-        let first = scheduler.next_step().unwrap();
+        let first = scheduler.next_step(0).unwrap();
         assert_eq!(first.segments, [Segment { session: id(1), from: 0, rows: 4, draw: false }]);
         assert_eq!(first.tokens, [0, 1, 2, 3]);
-        let second = scheduler.next_step().unwrap();
+        let second = scheduler.next_step(1).unwrap();
         assert_eq!(second.segments, [Segment { session: id(1), from: 4, rows: 2, draw: true }]);
-        assert_eq!(scheduler.next_step(), None, "two steps are on their way");
-        scheduler.results([]);
-        assert_eq!(scheduler.next_step(), None, "the token is not known yet");
-        scheduler.results([(id(1), 42)]);
-        let third = scheduler.next_step().unwrap();
+        assert_eq!(scheduler.next_step(2), None, "two steps are on their way");
+        scheduler.results(0, []);
+        assert_eq!(scheduler.next_step(2), None, "the token is not known yet");
+        scheduler.results(7, [(id(1), 41)]);
+        assert_eq!(scheduler.next_step(2), None, "no step 7 is on its way");
+        scheduler.results(1, [(id(1), 42)]);
+        let third = scheduler.next_step(2).unwrap();
         assert_eq!(third.segments, [Segment { session: id(1), from: 6, rows: 1, draw: true }]);
         assert_eq!(third.tokens, [42]);
     }
@@ -162,10 +165,10 @@ mod tests {
     fn replies_go_before_prompts() {
         let mut scheduler = Scheduler::new(SchedulerLimits { rows: 4, ..LIMITS });
         scheduler.open(id(1), vec![7]);
-        scheduler.next_step().unwrap();
+        scheduler.next_step(0).unwrap();
         scheduler.open(id(2), (0..9).collect());
-        scheduler.results([(id(1), 8)]);
-        let step = scheduler.next_step().unwrap();
+        scheduler.results(0, [(id(1), 8)]);
+        let step = scheduler.next_step(1).unwrap();
         assert_eq!(
             step.segments.iter().map(|s| (s.session, s.rows)).collect::<Vec<_>>(),
             [(id(1), 1), (id(2), 3)]
@@ -176,11 +179,11 @@ mod tests {
     fn a_closed_session_is_sent_no_more_and_late_results_do_no_harm() {
         let mut scheduler = Scheduler::new(LIMITS);
         scheduler.open(id(1), vec![7]);
-        scheduler.next_step().unwrap();
+        scheduler.next_step(0).unwrap();
         scheduler.close(id(1));
-        scheduler.results([(id(1), 8)]);
+        scheduler.results(0, [(id(1), 8)]);
         assert!(scheduler.is_empty());
-        assert_eq!(scheduler.next_step(), None);
+        assert_eq!(scheduler.next_step(1), None);
     }
 
     proptest! {
@@ -197,8 +200,10 @@ mod tests {
             }
             let mut sent: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
             let mut flying = VecDeque::new();
+            let mut number = 0;
             for _ in 0..10_000 {
-                while let Some(step) = scheduler.next_step() {
+                while let Some(step) = scheduler.next_step(number) {
+                    number += 1;
                     prop_assert!(step.tokens.len() <= rows);
                     flying.push_back(step);
                     prop_assert!(flying.len() <= in_flight);
@@ -218,7 +223,7 @@ mod tests {
                     }
                 }
                 let ended = |n: &SessionId| sent[n.0 as usize].len() as u32 >= prompts[n.0 as usize] as u32 + replies;
-                scheduler.results(drawn.iter().copied().filter(|(n, _)| !ended(n)));
+                scheduler.results(step.number, drawn.iter().copied().filter(|(n, _)| !ended(n)));
                 for (n, _) in drawn.iter().filter(|(n, _)| ended(n)) {
                     scheduler.close(*n);
                 }

@@ -65,7 +65,7 @@ impl Serve {
             config.private_ends = Some(ends.ids());
             config.allow = config.allow.map(|allow| allow.into_iter().chain(ends.ids()).collect());
         }
-        let front = Front::start(&model, Arc::new(endpoint), config).await?;
+        let front = Front::start(&model, key.identity.clone(), Arc::new(endpoint), config).await?;
         let mut nodes = Vec::new();
         if let Some(ends) = ends {
             let inside = GatewayAddress { id: join.id, address: reachable_inside(bound).to_string() };

@@ -213,6 +213,9 @@ impl ApiError {
             Refusal::TooLong { requested, limit } => {
                 Self::ContextLength { param, requested: requested.into(), limit: limit.into() }
             }
+            Refusal::Unsupported { parameter, reason } => {
+                Self::UnsupportedValue { param: parameter.to_owned(), reason: reason.to_owned() }
+            }
             Refusal::Shutdown => Self::ShuttingDown,
         }
     }

@@ -167,8 +167,8 @@ fn sampling(fields: Fields, bounds: &Bounds) -> Result<Sampling, ApiError> {
     let defaults = bounds.defaults;
     let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
     let repetition_penalty = fields.number("repetition_penalty", 0.0..=10.0)?.unwrap_or(1.0);
-    if repetition_penalty == 0.0 {
-        return Err(invalid("repetition_penalty", "expected a value above 0"));
+    if repetition_penalty < 0.01 {
+        return Err(invalid("repetition_penalty", "expected a value of at least 0.01"));
     }
     Ok(Sampling {
         temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(defaults.temperature),

@@ -17,7 +17,7 @@ use tokio::{
 use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
-    message::{Join, Message},
+    message::{Join, Message, clip, row_bytes},
     peers::{Notice, PeerEvent, Peers},
     stage::Stage,
 };
@@ -27,6 +27,8 @@ use worker::{Output, Worker};
 
 /// First wait before a gateway is dialled again; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// Wait for a gateway's welcome before the node offers itself again.
+const WELCOME_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait between two dials of a gateway.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
@@ -137,6 +139,9 @@ impl Node {
             id,
             fingerprint: config.fingerprint,
             shard: stage.shard().clone(),
+            gateways: config.gateways.iter().map(|gateway| gateway.id).collect(),
+            vocabulary: stage.vocabulary(),
+            row_bytes: row_bytes(stage.hidden(), stage.profile()),
             rows: limits.rows,
             sessions: limits.sessions,
             chunk: config.chunk,
@@ -148,8 +153,9 @@ impl Node {
             kv_pages: u32::try_from(limits.pages).unwrap_or(u32::MAX),
             sessions: u32::try_from(limits.sessions).unwrap_or(u32::MAX),
             positions: limits.positions,
+            rows: u32::try_from(limits.rows).unwrap_or(u32::MAX),
             weight_bytes: config.weight_bytes,
-            device: config.device,
+            device: clip(&config.device),
         };
         let (worker, outputs) = Worker::start(stage)?;
         let (peers, events) = Peers::start(transport);
@@ -171,9 +177,9 @@ impl Node {
         self.status.clone()
     }
 
-    /// Runs until a gateway refuses the node.
+    /// Runs until every gateway has refused the node, or its stage is gone.
     pub async fn finished(&mut self) -> Result<(), NodeError> {
-        (&mut self.task).await.unwrap_or(Ok(()))
+        (&mut self.task).await.unwrap_or(Err(NodeError::StageDied))
     }
 
     /// Tells the peers and stops.
@@ -185,6 +191,8 @@ impl Node {
 
 struct Gateway {
     address: String,
+    /// There is a link, or one is being made; told once when it is gone.
+    up: bool,
     welcome: bool,
     wait: Duration,
     redial: Option<Instant>,
@@ -192,7 +200,7 @@ struct Gateway {
 
 impl Gateway {
     fn new(address: String) -> Self {
-        Self { address, welcome: false, wait: FIRST_WAIT, redial: Some(Instant::now()) }
+        Self { address, up: false, welcome: false, wait: FIRST_WAIT, redial: Some(Instant::now()) }
     }
 }
 
@@ -233,6 +241,8 @@ impl Desk {
             self.publish();
         };
         self.peers.shutdown().await;
+        // A worker that waits to report must not be waited for.
+        drop(outputs);
         // Joining the thread may wait for a step; the runtime's own threads must not.
         let _ = tokio::task::spawn_blocking(|| self.worker.stop()).await;
         outcome
@@ -242,7 +252,7 @@ impl Desk {
         match notice {
             Notice::Up(peer) => {
                 if self.gateways.contains_key(&peer) {
-                    self.peers.send(peer, None, Message::Join(self.join.clone()));
+                    self.say_join(peer);
                 }
             }
             Notice::Down(peer, reason) => self.lost(peer, &reason),
@@ -250,10 +260,15 @@ impl Desk {
                 (Some(gateway), Message::Welcome) => {
                     tracing::info!(gateway = %peer.short(), "joined");
                     gateway.welcome = true;
+                    gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
                 }
                 (Some(_), Message::Refuse(reason)) => {
-                    return Err(NodeError::Refused { gateway: peer.short(), reason });
+                    self.gateways.remove(&peer);
+                    tracing::error!(gateway = %peer.short(), reason, "refused by a gateway");
+                    if self.gateways.is_empty() {
+                        return Err(NodeError::Refused { gateway: peer.short(), reason });
+                    }
                 }
                 (_, message) => self.state.receive(peer, message),
             },
@@ -263,8 +278,9 @@ impl Desk {
 
     fn lost(&mut self, peer: NodeId, reason: &str) {
         self.state.lost(peer, reason);
-        if let Some(gateway) = self.gateways.get_mut(&peer) {
+        if let Some(gateway) = self.gateways.get_mut(&peer).filter(|gateway| gateway.up) {
             tracing::warn!(gateway = %peer.short(), reason, wait_ms = gateway.wait.as_millis() as u64, "no link to the gateway");
+            gateway.up = false;
             gateway.welcome = false;
             gateway.redial = Some(Instant::now() + gateway.wait);
             gateway.wait = (gateway.wait * 2).min(LONGEST_WAIT);
@@ -273,11 +289,28 @@ impl Desk {
 
     fn redial(&mut self) {
         let now = Instant::now();
+        let mut unwelcomed = Vec::new();
         for (id, gateway) in &mut self.gateways {
             if gateway.redial.is_some_and(|at| at <= now) {
                 gateway.redial = None;
-                self.peers.connect(*id, &gateway.address);
+                gateway.up = true;
+                match self.peers.is_live(*id) {
+                    // The welcome may have gone to a link that died with it; joining twice does no harm.
+                    true => unwelcomed.push(*id),
+                    false => self.peers.connect(*id, &gateway.address),
+                }
             }
+        }
+        for id in unwelcomed {
+            self.say_join(id);
+        }
+    }
+
+    /// Offers the node, and again until it is welcome.
+    fn say_join(&mut self, id: NodeId) {
+        self.peers.send(id, None, Message::Join(self.join.clone()));
+        if let Some(gateway) = self.gateways.get_mut(&id) {
+            gateway.redial = Some(Instant::now() + WELCOME_WAIT);
         }
     }
 

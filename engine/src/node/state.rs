@@ -8,13 +8,17 @@ use transport::NodeId;
 
 use super::worker::{Command, Draws, Output};
 use crate::{
-    message::{Failed, FailedReason, Hop, Message, Open, Results, RouteId, SessionId, Step},
+    message::{Failed, FailedReason, Hop, Message, Open, Results, RouteId, SessionId, Step, clip},
     model::Shard,
     scheduler::{Scheduler, SchedulerLimits},
 };
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
-const MAX_WAITING_STEPS: usize = 1024;
+const MAX_WAITING_STEPS: usize = 128;
+/// Routes without a session that are kept, because steps of theirs may still be on their way.
+const MAX_IDLE_ROUTES: usize = 64;
+/// Bytes of steps that a stage may have on their way to the next one: less than a link queues.
+const MAX_BYTES_IN_FLIGHT: usize = 12 << 20;
 
 /// What the state wants done.
 #[derive(Debug)]
@@ -48,6 +52,12 @@ pub struct Identity {
     pub fingerprint: [u8; 32],
     /// What it holds.
     pub shard: Shard,
+    /// Gateways it serves.
+    pub gateways: HashSet<NodeId>,
+    /// Token ids of the model.
+    pub vocabulary: usize,
+    /// Bytes of one activation row on the wire.
+    pub row_bytes: usize,
     /// Most rows of one step.
     pub rows: usize,
     /// Most sessions at once.
@@ -102,13 +112,22 @@ pub struct State {
     routes: HashMap<RouteId, Route>,
     /// Steps handed to the worker and not yet reported.
     waiting: usize,
+    /// Steps begun on any route, so that each has its own number.
+    steps: u64,
     actions: Vec<Action>,
 }
 
 impl State {
     /// A node without sessions.
     pub fn new(identity: Identity) -> Self {
-        Self { identity, sessions: HashMap::new(), routes: HashMap::new(), waiting: 0, actions: Vec::new() }
+        Self {
+            identity,
+            sessions: HashMap::new(),
+            routes: HashMap::new(),
+            waiting: 0,
+            steps: 0,
+            actions: Vec::new(),
+        }
     }
 
     /// Sessions open now.
@@ -146,9 +165,23 @@ impl State {
             Output::Failed(failed) => self.fail(failed),
             Output::Refused { step, error } => {
                 let Some(route) = self.reported(&step) else { return };
-                if let Some(sender) = route.previous() {
-                    self.expel(sender, format!("sent a step that breaks the rules: {error}"));
-                    self.lost(sender, &error.to_string());
+                match route.previous() {
+                    Some(sender) => {
+                        self.expel(sender, format!("sent a step that breaks the rules: {error}"));
+                        self.lost(sender, &error.to_string());
+                    }
+                    // This node made the step, of tokens it was given: those sessions cannot go on.
+                    None => {
+                        for segment in &step.segments {
+                            let reason = FailedReason::Refused(clip(&error.to_string()));
+                            self.fail(Failed { session: segment.session, reason });
+                        }
+                        self.apply_results(Results {
+                            route: step.route,
+                            number: step.number,
+                            tokens: Vec::new(),
+                        });
+                    }
                 }
             }
         }
@@ -161,16 +194,18 @@ impl State {
         let sessions: Vec<SessionId> =
             self.routes.values().filter(|r| affected(r)).flat_map(|r| r.sessions.iter().copied()).collect();
         for session in sessions {
-            let reason = FailedReason::NextStageLost { node: *peer.as_bytes(), reason: reason.to_owned() };
+            let reason = FailedReason::PeerLost { node: *peer.as_bytes(), reason: clip(reason) };
             self.fail(Failed { session, reason });
         }
+        self.routes.retain(|_, route| !affected(route));
     }
 
     fn open(&mut self, from: NodeId, mut open: Open) {
         let stage = match self.check_open(from, &open) {
             Ok(stage) => stage,
-            Err(reason) => {
-                let failed = Failed { session: open.session, reason: FailedReason::Refused(reason) };
+            Err(OpenRefused::Forged(reason)) => return self.expel(from, reason.into()),
+            Err(OpenRefused::Unservable(reason)) => {
+                let failed = Failed { session: open.session, reason: FailedReason::Refused(clip(&reason)) };
                 let to = NodeId(open.gateway);
                 self.actions.push(Action::Send { to, address: None, message: Message::Failed(failed) });
                 return;
@@ -178,11 +213,14 @@ impl State {
         };
         let (session, route_id) = (open.session, open.route);
         let gateway = NodeId(open.gateway);
+        let rows = self.identity.rows.min(open.rows as usize);
+        let affordable = MAX_BYTES_IN_FLIGHT / (rows * self.identity.row_bytes).max(1);
         let limits = SchedulerLimits {
-            rows: self.identity.rows,
-            chunk: self.identity.chunk,
-            in_flight: open.hops.len().max(2),
+            rows,
+            chunk: self.identity.chunk.min(rows),
+            in_flight: open.hops.len().min(affordable).max(2),
         };
+        self.forget_idle_routes();
         let route = self.routes.entry(route_id).or_insert_with(|| Route {
             hops: open.hops.clone(),
             stage,
@@ -213,15 +251,25 @@ impl State {
     }
 
     /// The stage this node is on the route, or why it does not take the session.
-    fn check_open(&self, from: NodeId, open: &Open) -> Result<usize, String> {
-        let stage = open.stage_of(self.identity.id.as_bytes()).ok_or("this node is not on the route")?;
+    fn check_open(&self, from: NodeId, open: &Open) -> Result<usize, OpenRefused> {
+        let forged = OpenRefused::Forged;
+        let stage =
+            open.stage_of(self.identity.id.as_bytes()).ok_or(forged("sent a session of other nodes"))?;
         let sender = match stage.checked_sub(1) {
             Some(previous) => open.hops[previous].node,
             None => open.gateway,
         };
         if *from.as_bytes() != sender {
-            return Err("the session came from a node that does not come before this one".into());
+            return Err(forged("sent a session it does not come before this node on"));
         }
+        if !self.identity.gateways.contains(&NodeId(open.gateway)) || !open.is_signed() {
+            return Err(forged("sent a session that no gateway of this node signed"));
+        }
+        self.servable(stage, open).map_err(OpenRefused::Unservable)?;
+        Ok(stage)
+    }
+
+    fn servable(&self, stage: usize, open: &Open) -> Result<(), String> {
         if open.fingerprint != self.identity.fingerprint {
             return Err("the session is for another model or quantisation than this node loaded".into());
         }
@@ -251,7 +299,15 @@ impl State {
         if known.is_some_and(|route| route.hops != open.hops || route.gateway.as_bytes() != &open.gateway) {
             return Err("the route is known with other stages".into());
         }
-        Ok(stage)
+        Ok(())
+    }
+
+    /// Makes room among the routes that wait for their last steps.
+    fn forget_idle_routes(&mut self) {
+        let idle = |route: &Route| route.sessions.is_empty();
+        if self.routes.values().filter(|route| idle(route)).count() >= MAX_IDLE_ROUTES {
+            self.routes.retain(|_, route| !idle(route));
+        }
     }
 
     fn close_asked(&mut self, from: NodeId, session: SessionId) {
@@ -275,9 +331,6 @@ impl State {
             let action = send_to(next, Message::Close(session));
             self.actions.push(action);
         }
-        if route.sessions.is_empty() {
-            self.routes.remove(&known.route);
-        }
     }
 
     /// Tells the gateway that a session cannot go on, and ends it here.
@@ -298,8 +351,12 @@ impl State {
         let foreign = step.segments.iter().any(|segment| {
             self.sessions.get(&segment.session).is_some_and(|session| session.route != step.route)
         });
-        if foreign || self.waiting >= MAX_WAITING_STEPS {
-            return self.expel(from, "sent a step of another route's sessions, or too many".into());
+        let rows = step.rows();
+        if foreign || rows > self.identity.rows || step.body.len() != rows * self.identity.row_bytes {
+            return self.expel(from, "sent a step of another route's sessions, or of the wrong size".into());
+        }
+        if self.waiting >= MAX_WAITING_STEPS {
+            return self.expel(from, "sent more steps than may wait".into());
         }
         let shard = route.shard().clone();
         self.waiting += 1;
@@ -336,6 +393,9 @@ impl State {
         if route.stage != 0 || last != Some(from) {
             return self.expel(from, "sent results for a route it is not the last stage of".into());
         }
+        if results.tokens.iter().any(|&(_, token, _)| token as usize >= self.identity.vocabulary) {
+            return self.expel(from, "sent a token outside the vocabulary".into());
+        }
         self.apply_results(results);
     }
 
@@ -344,7 +404,7 @@ impl State {
         let own = |(session, ..): &&(SessionId, u32, bool)| route.sessions.contains(session);
         let ended: Vec<SessionId> = results.tokens.iter().filter(own).filter(|t| t.2).map(|t| t.0).collect();
         if let Some(scheduler) = &mut route.scheduler {
-            scheduler.results(results.tokens.iter().filter(|t| !t.2).map(|t| (t.0, t.1)));
+            scheduler.results(results.number, results.tokens.iter().filter(|t| !t.2).map(|t| (t.0, t.1)));
         }
         for session in ended {
             self.close(session);
@@ -357,7 +417,8 @@ impl State {
         let Some(route) = self.routes.get_mut(&route_id) else { return };
         let shard = route.shard().clone();
         let Some(scheduler) = &mut route.scheduler else { return };
-        while let Some(planned) = scheduler.next_step() {
+        while let Some(planned) = scheduler.next_step(self.steps) {
+            self.steps += 1;
             self.waiting += 1;
             let body: Bytes = planned.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
             let step = Step { route: route_id, number: planned.number, segments: planned.segments, body };
@@ -368,6 +429,14 @@ impl State {
     fn expel(&mut self, peer: NodeId, reason: String) {
         self.actions.push(Action::Expel { peer, reason });
     }
+}
+
+/// Why an opening is not followed.
+enum OpenRefused {
+    /// Its sender had no business sending it; nobody is told.
+    Forged(&'static str),
+    /// The gateway asks for what this node does not do.
+    Unservable(String),
 }
 
 fn name(message: &Message) -> &'static str {
@@ -383,5 +452,172 @@ fn name(message: &Message) -> &'static str {
         Message::Results(_) => "Results",
         Message::Tokens(_) => "Tokens",
         Message::Failed(_) => "Failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use transport::Identity as Key;
+
+    use super::*;
+    use crate::{message::Segment, request::Sampling};
+
+    fn key(seed: u8) -> Key {
+        Key::from_secret([seed; 32])
+    }
+
+    /// Node 1 is the first and node 2 the second stage of a model of four layers; 9 is the gateway.
+    fn node(seed: u8) -> State {
+        let (layers, first) = if seed == 1 { (0..2, true) } else { (2..4, false) };
+        State::new(Identity {
+            id: key(seed).id(),
+            fingerprint: [7; 32],
+            shard: Shard { layers, embedding: first, head: !first },
+            gateways: HashSet::from([key(9).id()]),
+            vocabulary: 100,
+            row_bytes: 8,
+            rows: 16,
+            sessions: 2,
+            chunk: 16,
+        })
+    }
+
+    fn open(session: u128, gateway: u8) -> Open {
+        let hop = |seed: u8, layers: std::ops::Range<usize>| Hop {
+            node: *key(seed).id().as_bytes(),
+            address: "127.0.0.1:1".into(),
+            shard: Shard { embedding: layers.start == 0, head: layers.end == 4, layers },
+        };
+        let mut open = Open {
+            session: SessionId(session),
+            route: RouteId(5),
+            hops: vec![hop(1, 0..2), hop(2, 2..4)],
+            gateway: *key(gateway).id().as_bytes(),
+            fingerprint: [7; 32],
+            prompt: vec![1, 2, 3],
+            prompt_length: 3,
+            max_tokens: 4,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::default(),
+            rows: 16,
+            signature: Vec::new(),
+        };
+        open.signature = key(gateway).sign(&open.signed_bytes()).to_vec();
+        open
+    }
+
+    fn give(state: &mut State, from: u8, message: Message) -> Vec<Action> {
+        state.receive(key(from).id(), message);
+        state.actions()
+    }
+
+    fn expels(actions: &[Action], seed: u8) -> bool {
+        actions.iter().any(|action| matches!(action, Action::Expel { peer, .. } if *peer == key(seed).id()))
+    }
+
+    fn opening(open: Open) -> Message {
+        Message::Open(Box::new(open))
+    }
+
+    #[test]
+    fn a_session_is_passed_on_without_its_prompt_and_runs() {
+        let mut first = node(1);
+        let actions = give(&mut first, 9, opening(open(1, 9)));
+        let passed = actions.iter().find_map(|action| match action {
+            Action::Send { to, message: Message::Open(open), .. } => Some((*to, open.clone())),
+            _ => None,
+        });
+        let (to, passed) = passed.expect("the opening goes down the pipeline");
+        assert_eq!((to, passed.prompt.len(), passed.prompt_length), (key(2).id(), 0, 3));
+        assert!(passed.is_signed(), "the signature does not cover the prompt");
+        assert!(actions.iter().any(|action| matches!(action, Action::Work(Command::Step { .. }))));
+        let mut second = node(2);
+        assert!(!expels(&give(&mut second, 1, Message::Open(passed)), 1));
+        assert_eq!(second.sessions(), 1);
+    }
+
+    #[test]
+    fn an_opening_that_no_gateway_of_the_node_signed_is_not_followed() {
+        let mut forged = open(1, 9);
+        forged.max_tokens = 1000;
+        for (name, from, message) in [
+            ("changed on the way", 9, forged),
+            ("signed by a stranger", 8, open(1, 8)),
+            ("handed in by a stranger", 8, open(1, 9)),
+            (
+                "a stranger's, in the gateway's name",
+                8,
+                Open { gateway: *key(9).id().as_bytes(), ..open(1, 8) },
+            ),
+        ] {
+            let mut first = node(1);
+            let actions = give(&mut first, from, opening(message));
+            assert!(expels(&actions, from), "{name}: {actions:?}");
+            assert_eq!((first.sessions(), actions.len()), (0, 1), "{name}: nobody else is told");
+        }
+    }
+
+    #[test]
+    fn strangers_cannot_close_feed_or_answer_a_session() {
+        let mut second = node(2);
+        give(&mut second, 1, opening(open(1, 9)));
+        assert!(give(&mut second, 8, Message::Close(SessionId(1))).is_empty());
+        let segment = Segment { session: SessionId(1), from: 0, rows: 2, draw: false };
+        let step = |bytes: usize| Step {
+            route: RouteId(5),
+            number: 0,
+            segments: vec![segment],
+            body: Bytes::from(vec![0; bytes]),
+        };
+        assert!(expels(&give(&mut second, 8, Message::Step(step(16))), 8));
+        assert!(expels(&give(&mut second, 1, Message::Step(step(15))), 1), "of the wrong size");
+        assert!(matches!(give(&mut second, 1, Message::Step(step(16)))[..], [Action::Work(_)]));
+        let mut first = node(1);
+        give(&mut first, 9, opening(open(1, 9)));
+        let results = |token| {
+            let tokens = vec![(SessionId(1), token, false)];
+            Message::Results(Results { route: RouteId(5), number: 0, tokens })
+        };
+        assert!(expels(&give(&mut first, 8, results(3)), 8));
+        assert!(expels(&give(&mut first, 2, results(100)), 2), "outside the vocabulary");
+        assert!(matches!(give(&mut first, 2, results(3))[..], [Action::Work(Command::Step { .. })]));
+    }
+
+    /// A route outlives its sessions, so steps on their way are still counted when they come back.
+    #[test]
+    fn steps_on_their_way_come_back_after_their_session_is_closed() {
+        let mut first = node(1);
+        give(&mut first, 9, opening(open(1, 9)));
+        give(&mut first, 9, Message::Close(SessionId(1)));
+        let again = give(&mut first, 9, opening(open(2, 9)));
+        assert!(again.iter().any(|action| matches!(action, Action::Work(Command::Step { .. }))));
+        let late = Results { route: RouteId(5), number: 0, tokens: vec![(SessionId(1), 3, false)] };
+        assert!(!expels(&give(&mut first, 2, Message::Results(late)), 2));
+        let next = Results { route: RouteId(5), number: 1, tokens: vec![(SessionId(2), 3, false)] };
+        assert!(matches!(
+            give(&mut first, 2, Message::Results(next))[..],
+            [Action::Work(Command::Step { .. })]
+        ));
+    }
+
+    #[test]
+    fn a_lost_peer_ends_the_sessions_that_need_it() {
+        let mut second = node(2);
+        give(&mut second, 1, opening(open(1, 9)));
+        second.lost(key(1).id(), "silent");
+        let told = second.actions().iter().any(|action| {
+            matches!(action, Action::Send { to, message: Message::Failed(_), .. } if *to == key(9).id())
+        });
+        assert!(told);
+        assert_eq!(second.sessions(), 0);
+    }
+
+    #[test]
+    fn a_full_node_tells_the_gateway() {
+        let mut first = node(1);
+        give(&mut first, 9, opening(open(1, 9)));
+        give(&mut first, 9, opening(open(2, 9)));
+        let actions = give(&mut first, 9, opening(open(3, 9)));
+        assert!(matches!(&actions[..], [Action::Send { message: Message::Failed(_), .. }]), "{actions:?}");
     }
 }

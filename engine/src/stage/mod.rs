@@ -65,14 +65,6 @@ pub enum OpenError {
         /// The bound.
         limit: u32,
     },
-    /// The layers are not all here.
-    #[error("layers {from}..{to} are not on this stage")]
-    WrongLayers {
-        /// First layer.
-        from: usize,
-        /// One past the last.
-        to: usize,
-    },
     /// The session is open already.
     #[error("the session is open already")]
     Exists,
@@ -242,6 +234,11 @@ impl<B: Backend> Stage<B> {
         self.config.hidden
     }
 
+    /// Token ids of the model.
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
     /// How activations are held, here and on the wire.
     pub fn profile(&self) -> Profile {
         self.profile
@@ -255,20 +252,6 @@ impl<B: Backend> Stage<B> {
     /// Whether a session is open here.
     pub fn is_open(&self, session: SessionId) -> bool {
         self.sessions.contains_key(&session)
-    }
-
-    /// KV pages free now.
-    pub fn free_pages(&self) -> usize {
-        self.pool.free()
-    }
-
-    /// Whether the stage can run `shard` of a route.
-    pub fn covers(&self, shard: &Shard) -> bool {
-        let within =
-            shard.layers.start >= self.shard.layers.start && shard.layers.end <= self.shard.layers.end;
-        (within || shard.layers.is_empty())
-            && (!shard.embedding || self.embedding.is_some())
-            && (!shard.head || self.head.is_some())
     }
 
     /// Reserves the KV of a session that can reach `positions` positions.

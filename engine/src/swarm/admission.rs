@@ -98,7 +98,7 @@ pub(super) fn find_route(
 }
 
 fn longest(members: &HashMap<NodeId, Member>) -> u32 {
-    members.values().map(Member::capacity).min().unwrap_or(0)
+    members.values().map(Member::capacity).max().unwrap_or(0)
 }
 
 fn hops(nodes: &[(&NodeId, &Member)], legs: Vec<Leg>) -> Vec<Hop> {

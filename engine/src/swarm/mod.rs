@@ -12,7 +12,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use transport::{NodeId, Transport};
+use transport::{Identity, NodeId, Transport};
 
 use crate::{
     message::SessionId,
@@ -85,7 +85,6 @@ impl SwarmStatus {
 /// A running swarm task.
 #[derive(Debug)]
 pub struct Swarm {
-    id: NodeId,
     status: watch::Receiver<SwarmStatus>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -93,23 +92,21 @@ pub struct Swarm {
 
 impl Swarm {
     /// Starts to accept nodes over `transport` and requests from `submissions`.
+    ///
+    /// `identity` is the one of `transport`: the gateway signs what it asks of nodes.
     pub fn start(
+        identity: Identity,
         transport: Arc<dyn Transport>,
         config: SwarmConfig,
         submissions: mpsc::Receiver<Submission>,
     ) -> Self {
-        let id = transport.id();
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(SwarmStatus::default());
-        let desk = Desk { state: State::new(id, config), peers, publish, cancelled: FuturesUnordered::new() };
+        let desk =
+            Desk { state: State::new(identity, config), peers, publish, cancelled: FuturesUnordered::new() };
         let task = tokio::spawn(desk.run(events, submissions, stopping));
-        Self { id, status, stop, task }
-    }
-
-    /// The gateway's node id.
-    pub fn id(&self) -> NodeId {
-        self.id
+        Self { status, stop, task }
     }
 
     /// How it is doing, now and later.
@@ -145,7 +142,6 @@ impl Desk {
         loop {
             let deadline = self.state.next_deadline();
             tokio::select! {
-                biased;
                 _ = stopping.changed() => break,
                 Some(event) = events.recv() => {
                     for notice in self.peers.settle(event) {

@@ -5,14 +5,17 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::{sync::mpsc, time::Instant};
-use transport::NodeId;
+use transport::{Identity, NodeId};
 
 use super::{
     NodeSummary, SwarmConfig, SwarmStatus,
     admission::{Member, NoRoute, find_route},
 };
 use crate::{
-    message::{Ask, Assign, Failed, FailedReason, Hop, Join, Message, Open, RouteId, SessionId, TokenReport},
+    message::{
+        Ask, Assign, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open, RouteId, SessionId,
+        TokenReport, clip,
+    },
     model::Shard,
     peers::Notice,
     request::{Event, Failure, Generation, Refusal, Request, Submission},
@@ -23,6 +26,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How long layers that a node was told to load count as held before it joins.
 const LOADING: Duration = Duration::from_secs(600);
+
+/// Nodes that may be loading at once.
+const MAX_ASSIGNED: usize = 256;
 
 /// What the state wants done.
 #[derive(Debug)]
@@ -55,7 +61,10 @@ pub(super) enum Action {
 /// A reply being generated.
 #[derive(Debug)]
 struct Running {
+    route: RouteId,
     hops: Vec<Hop>,
+    /// Tokens that may still come.
+    left: u32,
     positions: u32,
     deadline: Instant,
     events: mpsc::Sender<Event>,
@@ -88,7 +97,7 @@ struct Waiting {
 
 /// See the module.
 pub(super) struct State {
-    id: NodeId,
+    identity: Identity,
     config: SwarmConfig,
     members: HashMap<NodeId, Member>,
     /// What nodes were told to load, and until when they are waited for.
@@ -101,9 +110,9 @@ pub(super) struct State {
 
 impl State {
     /// A swarm without nodes.
-    pub(super) fn new(id: NodeId, config: SwarmConfig) -> Self {
+    pub(super) fn new(identity: Identity, config: SwarmConfig) -> Self {
         Self {
-            id,
+            identity,
             config,
             members: HashMap::new(),
             assigned: HashMap::new(),
@@ -144,10 +153,10 @@ impl State {
             Notice::Message(peer, message) => match message {
                 Message::Ask(ask) => self.asked(peer, &ask, now),
                 Message::Join(join) => self.joined(peer, join),
-                Message::Tokens(tokens) => self.tokens(peer, tokens),
-                Message::Failed(failed) => self.failed(peer, failed),
+                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
+                Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 _ => {
-                    let reason = "sent a message that is not for a gateway".into();
+                    let reason = "sent what a gateway does not take, or not from it".into();
                     self.actions.push(Action::Expel { peer, reason });
                 }
             },
@@ -178,7 +187,11 @@ impl State {
             let refusal = Refusal::TooLong { requested, limit: self.config.positions };
             return answer(submission, Err(refusal));
         }
+        if let Some(refusal) = self.unsupported(request) {
+            return answer(submission, Err(refusal));
+        }
         let deadline = now + request.deadline;
+        self.waiting.retain(|waiting| !waiting.submission.reply.is_closed());
         self.waiting.push_back(Waiting { submission, deadline });
         self.admit();
         if self.waiting.len() > self.config.waiting
@@ -228,15 +241,19 @@ impl State {
         if let Err(reason) = self.may_join(peer, &ask.fingerprint) {
             return self.refuse(peer, reason);
         }
+        if self.assigned.len() >= MAX_ASSIGNED {
+            return self.refuse(peer, "too many nodes are loading; try again later".into());
+        }
         let others = self.members.iter().filter(|(id, _)| **id != peer).map(|(_, m)| &m.join.shard);
         self.assigned.retain(|id, (_, until)| *id != peer && *until > now);
         let coming = self.assigned.values().map(|(shard, _)| shard);
         let held: Vec<_> = others.chain(coming).map(|shard| shard.layers.clone()).collect();
         match shard_planner::vacancy(&self.config.costs, &held, ask.weight_bytes) {
             Some(layers) => {
+                let ends = self.config.private_ends.is_none();
                 let shard = Shard {
-                    embedding: layers.start == 0,
-                    head: layers.end == self.config.costs.layers(),
+                    embedding: ends && layers.start == 0,
+                    head: ends && layers.end == self.config.costs.layers(),
                     layers,
                 };
                 self.assigned.insert(peer, (shard.clone(), now + LOADING));
@@ -276,7 +293,7 @@ impl State {
 
     fn refuse(&mut self, peer: NodeId, reason: String) {
         tracing::warn!(node = %peer.short(), reason, "a node was refused");
-        self.actions.push(Action::Send { to: peer, message: Message::Refuse(reason) });
+        self.actions.push(Action::Send { to: peer, message: Message::Refuse(clip(&reason)) });
         self.actions.push(Action::Dismiss(peer));
     }
 
@@ -322,25 +339,48 @@ impl State {
                 member.reserve(positions);
             }
         }
+        let left = request.max_tokens;
         let open = self.opening(session, route, hops.clone(), request);
         self.actions.push(Action::Watch { session, events: events.clone() });
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
-        self.running.insert(session, Running { hops, positions, deadline, events });
+        self.running.insert(session, Running { route, hops, left, positions, deadline, events });
     }
 
     fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
-        Open {
+        let rows =
+            hops.iter().filter_map(|hop| self.members.get(&NodeId(hop.node))).map(|m| m.join.rows).min();
+        let mut open = Open {
             session,
             route,
             hops,
-            gateway: *self.id.as_bytes(),
+            gateway: *self.identity.id().as_bytes(),
             fingerprint: self.config.fingerprint,
             prompt_length: request.prompt.len() as u32,
             prompt: request.prompt,
             max_tokens: request.max_tokens,
             stop_tokens: request.stop_tokens,
             sampling: request.sampling,
-        }
+            rows: rows.unwrap_or(1),
+            signature: Vec::new(),
+        };
+        open.signature = self.identity.sign(&open.signed_bytes()).to_vec();
+        open
+    }
+
+    /// What this swarm does not do for a request.
+    fn unsupported(&self, request: &Request) -> Option<Refusal> {
+        let sampling = &request.sampling;
+        let private = self.config.private_ends.is_some();
+        let told = "with private ends it would show tokens to the nodes between them";
+        let many = "the list is longer than a pipeline takes";
+        let (parameter, reason) = match () {
+            () if private && sampling.repetition_penalty != 1.0 => ("repetition_penalty", told),
+            () if private && !sampling.logit_bias.is_empty() => ("logit_bias", told),
+            () if sampling.logit_bias.len() > MAX_LIST => ("logit_bias", many),
+            () if request.stop_tokens.len() > MAX_LIST => ("stop_token_ids", many),
+            () => return None,
+        };
+        Some(Refusal::Unsupported { parameter, reason })
     }
 
     /// Sessions over the same stages share a route, and so their steps.
@@ -355,11 +395,12 @@ impl State {
 
     fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
         for report in tokens {
-            let Some(running) = self.running.get(&report.session) else { continue };
-            if running.last() != peer {
-                let reason = "sent tokens of a session it is not the last stage of".into();
+            let Some(running) = self.running.get_mut(&report.session) else { continue };
+            if running.last() != peer || running.left == 0 {
+                let reason = "sent tokens of a session it is not the last stage of, or too many".into();
                 return self.actions.push(Action::Expel { peer, reason });
             }
+            running.left -= 1;
             running.tell(Event::Token { token: report.token, logprobs: report.logprobs });
             if let Some(finish) = report.finish {
                 running.tell(Event::Finished(finish));
@@ -384,7 +425,7 @@ impl State {
             FailedReason::Fault { position, layer, operation } => {
                 Failure::Fault { position, layer, operation: format!("{operation:?}") }
             }
-            FailedReason::NextStageLost { node, reason } => {
+            FailedReason::PeerLost { node, reason } => {
                 Failure::NodeLost { node: NodeId(node).short(), reason }
             }
         };
@@ -396,6 +437,9 @@ impl State {
     fn break_off(&mut self, session: SessionId, failure: Failure) {
         if let Some(running) = self.running.get(&session) {
             running.tell(Event::Failed(failure));
+            // Steps of the route may be lost, and with them its first stage's count of what is on its way.
+            let route = running.route;
+            self.routes.retain(|(id, _)| *id != route);
         }
         self.close_everywhere(session);
         self.finish(session);

@@ -55,7 +55,7 @@ impl World {
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
-        let swarm = Swarm::start(Arc::new(endpoint), config, submissions);
+        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, submissions);
         let cpu = Cpu::new(1, Isa::detect()).unwrap();
         Self { network, model, cpu, swarm, submitter, gateway }
     }
