@@ -9,7 +9,7 @@ use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
-use transport::{CloseReason, Link, LinkSender, NodeId, PeerAddress, Transport};
+use transport::{CloseReason, Link, LinkReceiver, LinkSender, NodeId, PeerAddress, Transport};
 
 use crate::message::Message;
 
@@ -25,8 +25,13 @@ const DONE: u32 = 2;
 /// What happens on the links.
 #[derive(Debug)]
 pub enum PeerEvent {
-    /// A link stands, dialled or accepted.
-    Connected(Link),
+    /// A link stands.
+    Connected {
+        /// The link.
+        link: Link,
+        /// The address that was dialled; `None` if the peer dialled.
+        dialled: Option<String>,
+    },
     /// A dial failed.
     DialFailed {
         /// Whom.
@@ -72,13 +77,19 @@ enum Entry {
         address: String,
         waiting: Vec<Message>,
     },
-    /// The link in use never changes while it lives, so messages stay in order; a second one (both
-    /// sides dialled, or the peer came back before its old link was given up) waits as a spare.
+    /// The link in use does not change while both sides hold on to it, so messages stay in order; where
+    /// both have dialled, the second link waits as a spare.
     Live {
-        link: u64,
-        sender: LinkSender,
-        spare: Option<(u64, LinkSender)>,
+        line: Line,
+        spare: Option<Line>,
     },
+}
+
+#[derive(Debug)]
+struct Line {
+    number: u64,
+    sender: LinkSender,
+    dialled: Option<String>,
 }
 
 /// See the module.
@@ -108,8 +119,15 @@ impl Peers {
     /// a peer that takes nothing is out of reach, which [`Peers::take_unreachable`] tells.
     pub fn send(&mut self, to: NodeId, address: Option<&str>, message: Message) {
         match self.entries.get_mut(&to) {
-            Some(Entry::Live { sender, .. }) => {
-                let outcome = sender.try_send(to_transport(message));
+            Some(Entry::Live { line, .. }) => {
+                // A node that came back elsewhere is not at the end of the link to where it was.
+                if let (Some(address), Some(dialled)) = (address, &line.dialled)
+                    && address != dialled
+                {
+                    self.close(to);
+                    return self.dial(to, address, vec![message]);
+                }
+                let outcome = line.sender.try_send(to_transport(message));
                 if let Err(error) = outcome {
                     self.give_up(to, &format!("it takes no more messages: {error}"));
                 }
@@ -119,7 +137,6 @@ impl Peers {
             }
             Some(Entry::Dialling { address: dialled, waiting, .. }) => {
                 waiting.push(message);
-                // A node that came back elsewhere is not found where it was.
                 if let Some(address) = address.filter(|address| *address != dialled.as_str()) {
                     let waiting = std::mem::take(waiting);
                     self.dial(to, address, waiting);
@@ -150,15 +167,15 @@ impl Peers {
     /// Ends the links with a peer that broke the rules.
     pub fn expel(&mut self, peer: NodeId, reason: &str) {
         tracing::warn!(peer = %peer.short(), reason, "ending the link: the peer broke the rules");
-        if let Some(Entry::Live { sender, spare, .. }) = self.entries.get_mut(&peer) {
-            end(sender, spare.take(), &CloseReason::new(RULES_BROKEN, reason));
+        if let Some(Entry::Live { line, spare }) = self.entries.get_mut(&peer) {
+            end(line, spare.take(), &CloseReason::new(RULES_BROKEN, reason));
         }
     }
 
     /// Closes the links with a peer after what was sent.
     pub fn close(&mut self, peer: NodeId) {
-        if let Some(Entry::Live { sender, spare, .. }) = self.entries.remove(&peer) {
-            end(&sender, spare, &CloseReason::new(DONE, "done"));
+        if let Some(Entry::Live { line, spare }) = self.entries.remove(&peer) {
+            end(&line, spare, &CloseReason::new(DONE, "done"));
         }
     }
 
@@ -170,7 +187,7 @@ impl Peers {
     /// Brings the links up to date with an event and says what is left for the owner.
     pub fn settle(&mut self, event: PeerEvent) -> Vec<Notice> {
         match event {
-            PeerEvent::Connected(link) => vec![self.connected(link)],
+            PeerEvent::Connected { link, dialled } => self.connected(link, dialled),
             PeerEvent::DialFailed { peer, dial: failed, reason } => {
                 // An accepted link or a later dial may have come meanwhile; then this one does not matter.
                 let current =
@@ -187,16 +204,16 @@ impl Peers {
     }
 
     fn ended(&mut self, peer: NodeId, ended: u64, reason: String) -> Vec<Notice> {
-        let Some(Entry::Live { link, spare, .. }) = self.entries.get_mut(&peer) else { return Vec::new() };
-        if *link != ended {
-            if spare.as_ref().is_some_and(|(link, _)| *link == ended) {
+        let Some(Entry::Live { line, spare }) = self.entries.get_mut(&peer) else { return Vec::new() };
+        if line.number != ended {
+            if spare.as_ref().is_some_and(|spare| spare.number == ended) {
                 *spare = None;
             }
             return Vec::new();
         }
         match spare.take() {
-            Some((link, sender)) => {
-                self.entries.insert(peer, Entry::Live { link, sender, spare: None });
+            Some(line) => {
+                self.entries.insert(peer, Entry::Live { line, spare: None });
                 vec![Notice::Down(peer, reason), Notice::Up(peer)]
             }
             None => {
@@ -213,52 +230,43 @@ impl Peers {
         self.tasks.shutdown().await;
     }
 
-    fn connected(&mut self, link: Link) -> Notice {
+    fn connected(&mut self, link: Link, dialled: Option<String>) -> Vec<Notice> {
         let peer = link.peer();
         self.links += 1;
         let number = self.links;
-        let (sender, mut receiver) = link.split();
-        let waiting = match self.entries.get_mut(&peer) {
-            Some(Entry::Live { spare, .. }) => {
-                if spare.is_some() {
-                    // Two are enough for every honest case; more would only use up the limit of links.
-                    sender.close(CloseReason::new(DONE, "there are two links already"));
-                    return Notice::Up(peer);
+        let (sender, receiver) = link.split();
+        let line = Line { number, sender, dialled };
+        let mut notices = vec![Notice::Up(peer)];
+        let waiting = match self.entries.remove(&peer) {
+            Some(Entry::Live { line: old, spare }) if line.dialled.is_none() && old.dialled.is_none() => {
+                // A peer that dials anew has given up the link it dialled before.
+                end(&old, spare, &CloseReason::new(DONE, "there is a newer link"));
+                notices.insert(0, Notice::Down(peer, "it came back over a new link".into()));
+                self.entries.insert(peer, Entry::Live { line, spare: None });
+                Vec::new()
+            }
+            Some(Entry::Live { line: old, spare }) => {
+                if let Some(spare) = spare {
+                    spare.sender.close(CloseReason::new(DONE, "there is a newer link"));
                 }
-                *spare = Some((number, sender));
+                self.entries.insert(peer, Entry::Live { line: old, spare: Some(line) });
                 Vec::new()
             }
             Some(Entry::Dialling { waiting, .. }) => {
-                let waiting = std::mem::take(waiting);
-                self.entries.insert(peer, Entry::Live { link: number, sender, spare: None });
+                self.entries.insert(peer, Entry::Live { line, spare: None });
                 waiting
             }
             None => {
-                self.entries.insert(peer, Entry::Live { link: number, sender, spare: None });
+                self.entries.insert(peer, Entry::Live { line, spare: None });
                 Vec::new()
             }
         };
-        let events = self.events.clone();
-        self.tasks.spawn(async move {
-            let reason = loop {
-                let message = match receiver.recv().await {
-                    Ok(bytes) => match Message::decode(bytes) {
-                        Ok(message) => message,
-                        Err(error) => break error.to_string(),
-                    },
-                    Err(error) => break error.to_string(),
-                };
-                if events.send(PeerEvent::Message { peer, message }).await.is_err() {
-                    return;
-                }
-            };
-            let _ = events.send(PeerEvent::Ended { peer, link: number, reason }).await;
-        });
+        self.tasks.spawn(read(receiver, number, self.events.clone()));
         while self.tasks.try_join_next().is_some() {}
         for message in waiting {
             self.send(peer, None, message);
         }
-        Notice::Up(peer)
+        notices
     }
 
     fn dial(&mut self, peer: NodeId, address: &str, waiting: Vec<Message>) {
@@ -268,7 +276,7 @@ impl Peers {
         let (transport, events) = (self.transport.clone(), self.events.clone());
         self.tasks.spawn(async move {
             let event = match connect(transport.as_ref(), peer, &address).await {
-                Ok(link) => PeerEvent::Connected(link),
+                Ok(link) => PeerEvent::Connected { link, dialled: Some(address) },
                 Err(reason) => PeerEvent::DialFailed { peer, dial, reason },
             };
             let _ = events.send(event).await;
@@ -276,17 +284,36 @@ impl Peers {
     }
 
     fn give_up(&mut self, peer: NodeId, reason: &str) {
-        if let Some(Entry::Live { sender, spare, .. }) = self.entries.remove(&peer) {
-            end(&sender, spare, &CloseReason::new(RULES_BROKEN, reason));
+        if let Some(Entry::Live { line, spare }) = self.entries.remove(&peer) {
+            end(&line, spare, &CloseReason::new(RULES_BROKEN, reason));
         }
         self.unreachable.push((peer, reason.to_owned()));
     }
 }
 
-fn end(sender: &LinkSender, spare: Option<(u64, LinkSender)>, reason: &CloseReason) {
-    sender.close(reason.clone());
-    if let Some((_, spare)) = spare {
-        spare.close(reason.clone());
+/// Hands on what a peer says until the link ends.
+async fn read(mut receiver: LinkReceiver, link: u64, events: mpsc::Sender<PeerEvent>) {
+    let peer = receiver.peer();
+    let reason = loop {
+        let message = match receiver.recv().await {
+            Ok(bytes) => match Message::decode(bytes) {
+                Ok(message) => message,
+                Err(error) => break error.to_string(),
+            },
+            Err(error) => break error.to_string(),
+        };
+        if events.send(PeerEvent::Message { peer, message }).await.is_err() {
+            return;
+        }
+    };
+    // The owner is gone only when it is stopping.
+    let _ = events.send(PeerEvent::Ended { peer, link, reason }).await;
+}
+
+fn end(line: &Line, spare: Option<Line>, reason: &CloseReason) {
+    line.sender.close(reason.clone());
+    if let Some(spare) = spare {
+        spare.sender.close(reason.clone());
     }
 }
 
@@ -294,7 +321,7 @@ async fn accept(transport: Arc<dyn Transport>, events: mpsc::Sender<PeerEvent>) 
     while let Some(attempt) = transport.accept().await {
         match attempt {
             Ok(link) => {
-                if events.send(PeerEvent::Connected(link)).await.is_err() {
+                if events.send(PeerEvent::Connected { link, dialled: None }).await.is_err() {
                     return;
                 }
             }
