@@ -181,8 +181,8 @@ pub struct LayerWeights<M = WeightMatrix> {
     pub down: Linear<M>,
 }
 
-/// A shard's canonical weights. A tied head on the same shard is not stored twice: `head_weight` is
-/// then `None` and the embedding serves.
+/// A shard's canonical weights. A tied head on the same shard is not stored twice: `head` is then
+/// `None` and the embedding serves.
 #[derive(Clone, Debug)]
 pub struct ShardWeights {
     /// Embedding `[vocabulary][hidden]`.

@@ -52,7 +52,7 @@ impl Member {
         self.sessions < self.join.sessions && pages <= self.join.kv_pages.saturating_sub(self.pages)
     }
 
-    /// Promises or takes back the room of a session.
+    /// Promises the room of a session.
     pub(super) fn reserve(&mut self, positions: u32) {
         self.pages = self.pages.saturating_add(positions.div_ceil(PAGE as u32));
         self.sessions += 1;
