@@ -62,7 +62,7 @@ pub(super) enum Phase {
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} (--listen chooses another address): {source}")]
     Listen {
         /// The configured address.
         address: SocketAddr,
