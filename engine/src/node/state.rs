@@ -67,12 +67,6 @@ pub struct Identity {
 }
 
 #[derive(Debug)]
-struct Session {
-    route: RouteId,
-    gateway: NodeId,
-}
-
-#[derive(Debug)]
 struct Route {
     hops: Vec<Hop>,
     stage: usize,
@@ -108,7 +102,8 @@ fn send_to(hop: &Hop, message: Message) -> Action {
 #[derive(Debug)]
 pub struct State {
     identity: Identity,
-    sessions: HashMap<SessionId, Session>,
+    /// The route of each session.
+    sessions: HashMap<SessionId, RouteId>,
     routes: HashMap<RouteId, Route>,
     /// Steps handed to the worker and not yet reported.
     waiting: usize,
@@ -229,7 +224,7 @@ impl State {
             scheduler: (stage == 0).then(|| Scheduler::new(limits)),
         });
         route.sessions.insert(session);
-        self.sessions.insert(session, Session { route: route_id, gateway });
+        self.sessions.insert(session, route_id);
 
         let keep_prompt = open.sampling.repetition_penalty != 1.0 && !route.is_last();
         let prompt = if keep_prompt { open.prompt.clone() } else { std::mem::take(&mut open.prompt) };
@@ -311,18 +306,22 @@ impl State {
     }
 
     fn close_asked(&mut self, from: NodeId, session: SessionId) {
-        let Some(known) = self.sessions.get(&session) else { return };
-        let previous = self.routes.get(&known.route).and_then(Route::previous);
-        if known.gateway == from || previous == Some(from) {
+        let Some(route) = self.route_of(session) else { return };
+        if route.gateway == from || route.previous() == Some(from) {
             self.close(session);
         }
     }
 
+    /// The route of an open session; a route outlives its sessions.
+    fn route_of(&self, session: SessionId) -> Option<&Route> {
+        self.routes.get(self.sessions.get(&session)?)
+    }
+
     /// Ends a session here and tells the next stage.
     fn close(&mut self, session: SessionId) {
-        let Some(known) = self.sessions.remove(&session) else { return };
+        let Some(route) = self.sessions.remove(&session) else { return };
         self.actions.push(Action::Work(Command::Close(session)));
-        let Some(route) = self.routes.get_mut(&known.route) else { return };
+        let Some(route) = self.routes.get_mut(&route) else { return };
         route.sessions.remove(&session);
         if let Some(scheduler) = &mut route.scheduler {
             scheduler.close(session);
@@ -335,9 +334,9 @@ impl State {
 
     /// Tells the gateway that a session cannot go on, and ends it here.
     fn fail(&mut self, failed: Failed) {
-        let Some(known) = self.sessions.get(&failed.session) else { return };
         let session = failed.session;
-        let action = Action::Send { to: known.gateway, address: None, message: Message::Failed(failed) };
+        let Some(to) = self.route_of(session).map(|route| route.gateway) else { return };
+        let action = Action::Send { to, address: None, message: Message::Failed(failed) };
         self.actions.push(action);
         self.close(session);
     }
@@ -348,9 +347,10 @@ impl State {
         if route.previous() != Some(from) {
             return self.expel(from, "sent a step for a route it does not come before on".into());
         }
-        let foreign = step.segments.iter().any(|segment| {
-            self.sessions.get(&segment.session).is_some_and(|session| session.route != step.route)
-        });
+        let foreign = step
+            .segments
+            .iter()
+            .any(|segment| self.sessions.get(&segment.session).is_some_and(|route| *route != step.route));
         let rows = step.rows();
         if foreign || rows > self.identity.rows || step.body.len() != rows * self.identity.row_bytes {
             return self.expel(from, "sent a step of another route's sessions, or of the wrong size".into());
@@ -456,168 +456,4 @@ fn name(message: &Message) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use transport::Identity as Key;
-
-    use super::*;
-    use crate::{message::Segment, request::Sampling};
-
-    fn key(seed: u8) -> Key {
-        Key::from_secret([seed; 32])
-    }
-
-    /// Node 1 is the first and node 2 the second stage of a model of four layers; 9 is the gateway.
-    fn node(seed: u8) -> State {
-        let (layers, first) = if seed == 1 { (0..2, true) } else { (2..4, false) };
-        State::new(Identity {
-            id: key(seed).id(),
-            fingerprint: [7; 32],
-            shard: Shard { layers, embedding: first, head: !first },
-            gateways: HashSet::from([key(9).id()]),
-            vocabulary: 100,
-            row_bytes: 8,
-            rows: 16,
-            sessions: 2,
-            chunk: 16,
-        })
-    }
-
-    fn open(session: u128, gateway: u8) -> Open {
-        let hop = |seed: u8, layers: std::ops::Range<usize>| Hop {
-            node: *key(seed).id().as_bytes(),
-            address: "127.0.0.1:1".into(),
-            shard: Shard { embedding: layers.start == 0, head: layers.end == 4, layers },
-        };
-        let mut open = Open {
-            session: SessionId(session),
-            route: RouteId(5),
-            hops: vec![hop(1, 0..2), hop(2, 2..4)],
-            gateway: *key(gateway).id().as_bytes(),
-            fingerprint: [7; 32],
-            prompt: vec![1, 2, 3],
-            prompt_length: 3,
-            max_tokens: 4,
-            stop_tokens: Vec::new(),
-            sampling: Sampling::default(),
-            rows: 16,
-            signature: Vec::new(),
-        };
-        open.signature = key(gateway).sign(&open.signed_bytes()).to_vec();
-        open
-    }
-
-    fn give(state: &mut State, from: u8, message: Message) -> Vec<Action> {
-        state.receive(key(from).id(), message);
-        state.actions()
-    }
-
-    fn expels(actions: &[Action], seed: u8) -> bool {
-        actions.iter().any(|action| matches!(action, Action::Expel { peer, .. } if *peer == key(seed).id()))
-    }
-
-    fn opening(open: Open) -> Message {
-        Message::Open(Box::new(open))
-    }
-
-    #[test]
-    fn a_session_is_passed_on_without_its_prompt_and_runs() {
-        let mut first = node(1);
-        let actions = give(&mut first, 9, opening(open(1, 9)));
-        let passed = actions.iter().find_map(|action| match action {
-            Action::Send { to, message: Message::Open(open), .. } => Some((*to, open.clone())),
-            _ => None,
-        });
-        let (to, passed) = passed.expect("the opening goes down the pipeline");
-        assert_eq!((to, passed.prompt.len(), passed.prompt_length), (key(2).id(), 0, 3));
-        assert!(passed.is_signed(), "the signature does not cover the prompt");
-        assert!(actions.iter().any(|action| matches!(action, Action::Work(Command::Step { .. }))));
-        let mut second = node(2);
-        assert!(!expels(&give(&mut second, 1, Message::Open(passed)), 1));
-        assert_eq!(second.sessions(), 1);
-    }
-
-    #[test]
-    fn an_opening_that_no_gateway_of_the_node_signed_is_not_followed() {
-        let mut forged = open(1, 9);
-        forged.max_tokens = 1000;
-        for (name, from, message) in [
-            ("changed on the way", 9, forged),
-            ("signed by a stranger", 8, open(1, 8)),
-            ("handed in by a stranger", 8, open(1, 9)),
-            (
-                "a stranger's, in the gateway's name",
-                8,
-                Open { gateway: *key(9).id().as_bytes(), ..open(1, 8) },
-            ),
-        ] {
-            let mut first = node(1);
-            let actions = give(&mut first, from, opening(message));
-            assert!(expels(&actions, from), "{name}: {actions:?}");
-            assert_eq!((first.sessions(), actions.len()), (0, 1), "{name}: nobody else is told");
-        }
-    }
-
-    #[test]
-    fn strangers_cannot_close_feed_or_answer_a_session() {
-        let mut second = node(2);
-        give(&mut second, 1, opening(open(1, 9)));
-        assert!(give(&mut second, 8, Message::Close(SessionId(1))).is_empty());
-        let segment = Segment { session: SessionId(1), from: 0, rows: 2, draw: false };
-        let step = |bytes: usize| Step {
-            route: RouteId(5),
-            number: 0,
-            segments: vec![segment],
-            body: Bytes::from(vec![0; bytes]),
-        };
-        assert!(expels(&give(&mut second, 8, Message::Step(step(16))), 8));
-        assert!(expels(&give(&mut second, 1, Message::Step(step(15))), 1), "of the wrong size");
-        assert!(matches!(give(&mut second, 1, Message::Step(step(16)))[..], [Action::Work(_)]));
-        let mut first = node(1);
-        give(&mut first, 9, opening(open(1, 9)));
-        let results = |token| {
-            let tokens = vec![(SessionId(1), token, false)];
-            Message::Results(Results { route: RouteId(5), number: 0, tokens })
-        };
-        assert!(expels(&give(&mut first, 8, results(3)), 8));
-        assert!(expels(&give(&mut first, 2, results(100)), 2), "outside the vocabulary");
-        assert!(matches!(give(&mut first, 2, results(3))[..], [Action::Work(Command::Step { .. })]));
-    }
-
-    /// A route outlives its sessions, so steps on their way are still counted when they come back.
-    #[test]
-    fn steps_on_their_way_come_back_after_their_session_is_closed() {
-        let mut first = node(1);
-        give(&mut first, 9, opening(open(1, 9)));
-        give(&mut first, 9, Message::Close(SessionId(1)));
-        let again = give(&mut first, 9, opening(open(2, 9)));
-        assert!(again.iter().any(|action| matches!(action, Action::Work(Command::Step { .. }))));
-        let late = Results { route: RouteId(5), number: 0, tokens: vec![(SessionId(1), 3, false)] };
-        assert!(!expels(&give(&mut first, 2, Message::Results(late)), 2));
-        let next = Results { route: RouteId(5), number: 1, tokens: vec![(SessionId(2), 3, false)] };
-        assert!(matches!(
-            give(&mut first, 2, Message::Results(next))[..],
-            [Action::Work(Command::Step { .. })]
-        ));
-    }
-
-    #[test]
-    fn a_lost_peer_ends_the_sessions_that_need_it() {
-        let mut second = node(2);
-        give(&mut second, 1, opening(open(1, 9)));
-        second.lost(key(1).id(), "silent");
-        let told = second.actions().iter().any(|action| {
-            matches!(action, Action::Send { to, message: Message::Failed(_), .. } if *to == key(9).id())
-        });
-        assert!(told);
-        assert_eq!(second.sessions(), 0);
-    }
-
-    #[test]
-    fn a_full_node_tells_the_gateway() {
-        let mut first = node(1);
-        give(&mut first, 9, opening(open(1, 9)));
-        give(&mut first, 9, opening(open(2, 9)));
-        let actions = give(&mut first, 9, opening(open(3, 9)));
-        assert!(matches!(&actions[..], [Action::Send { message: Message::Failed(_), .. }]), "{actions:?}");
-    }
-}
+mod tests;

@@ -185,12 +185,7 @@ impl Desk {
                 self.state.lost(peer, &reason);
             }
         }
-        let status = self.state.status();
-        self.publish.send_if_modified(|old| {
-            let changed = *old != status;
-            *old = status;
-            changed
-        });
+        self.publish.send_if_modified(|status| self.state.refresh(status));
     }
 }
 

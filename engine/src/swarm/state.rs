@@ -100,6 +100,8 @@ pub(super) struct State {
     identity: Identity,
     config: SwarmConfig,
     members: HashMap<NodeId, Member>,
+    /// Since the status was last refreshed.
+    members_changed: bool,
     /// What nodes were told to load, and until when they are waited for.
     assigned: HashMap<NodeId, (Shard, Instant)>,
     running: HashMap<SessionId, Running>,
@@ -115,6 +117,7 @@ impl State {
             identity,
             config,
             members: HashMap::new(),
+            members_changed: true,
             assigned: HashMap::new(),
             running: HashMap::new(),
             routes: Vec::new(),
@@ -134,15 +137,28 @@ impl State {
         running.chain(self.waiting.iter().map(|w| w.deadline)).min()
     }
 
-    /// How the swarm is doing.
-    pub(super) fn status(&self) -> SwarmStatus {
+    /// Brings `status` up to date; whether it changed. The nodes are looked at only when they did:
+    /// this is asked after every event.
+    pub(super) fn refresh(&mut self, status: &mut SwarmStatus) -> bool {
+        let members_changed = std::mem::take(&mut self.members_changed);
+        if members_changed {
+            (status.nodes, status.missing) = self.pipeline();
+        }
+        let counts = (self.running.len(), self.waiting.len());
+        let counts_changed = counts != (status.running, status.waiting);
+        (status.running, status.waiting) = counts;
+        members_changed || counts_changed
+    }
+
+    /// The nodes in the order of their layers, and what of the model none of them holds.
+    fn pipeline(&self) -> (Vec<NodeSummary>, Option<String>) {
         let mut nodes: Vec<NodeSummary> = self.members.iter().map(summary).collect();
         nodes.sort_by(|a, b| (a.from, !a.embedding, a.to, &a.id).cmp(&(b.from, !b.embedding, b.to, &b.id)));
         let missing = match find_route(&self.members, &self.config, 1) {
             Err(NoRoute::Missing(gap)) => Some(gap.to_string()),
             _ => None,
         };
-        SwarmStatus { nodes, missing, running: self.running.len(), waiting: self.waiting.len() }
+        (nodes, missing)
     }
 
     /// Something happened on the links.
@@ -168,6 +184,7 @@ impl State {
         if self.members.remove(&peer).is_none() {
             return;
         }
+        self.members_changed = true;
         tracing::warn!(node = %peer.short(), reason, "a node left");
         let broken: Vec<SessionId> =
             self.running.iter().filter(|(_, r)| r.uses(peer)).map(|(session, _)| *session).collect();
@@ -277,6 +294,7 @@ impl State {
         self.assigned.remove(&peer);
         self.lost(peer, "it joined anew");
         self.members.insert(peer, Member::new(join));
+        self.members_changed = true;
         self.actions.push(Action::Send { to: peer, message: Message::Welcome });
         self.admit();
     }
