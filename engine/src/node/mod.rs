@@ -189,6 +189,10 @@ impl Node {
     }
 }
 
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 struct Gateway {
     address: String,
     /// There is a link, or one is being made; told once when it is gone.
@@ -227,7 +231,7 @@ impl Desk {
                 biased;
                 _ = stopping.changed() => break Ok(()),
                 output = outputs.recv() => match output {
-                    Some(output) => self.state.worked(output),
+                    Some(output) => self.state.worked(output, now()),
                     None => break Err(NodeError::StageDied),
                 },
                 Some(event) = events.recv() => {
@@ -270,7 +274,7 @@ impl Desk {
                         return Err(NodeError::Refused { gateway: peer.short(), reason });
                     }
                 }
-                (_, message) => self.state.receive(peer, message),
+                (_, message) => self.state.receive(peer, message, now()),
             },
         }
         Ok(())

@@ -52,6 +52,7 @@ impl World {
             waiting: 256,
             allow: None,
             private_ends: None,
+            speculation: true,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
