@@ -23,6 +23,10 @@ pub struct SessionId(pub u128);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RouteId(pub u128);
 
+/// Stands for the first `64 i` tokens of a session: a hash over all of them and its gateway's salt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BlockHash(pub [u8; 16]);
+
 /// Most stages of one pipeline.
 pub const MAX_STAGES: usize = 256;
 /// Most layers of a model.

@@ -12,11 +12,13 @@ use kernels::backend::Backend;
 use tokio::sync::mpsc;
 
 use crate::{
-    message::{Failed, FailedReason, Segment, SessionId, Step, TokenReport, decode_rows, encode_rows},
+    message::{
+        Failed, FailedReason, RouteId, Segment, SessionId, Step, TokenReport, decode_rows, encode_rows,
+    },
     model::Shard,
     request::{Finish, Sampling},
     sampler::Sampler,
-    stage::{Fault, Input, Stage, StepError},
+    stage::{Fault, Input, Prompt, Stage, StepError},
 };
 
 /// Reports that may wait for the node's task; past it the worker pauses.
@@ -152,7 +154,7 @@ impl<B: Backend> Desk<B> {
     }
 
     fn open(&mut self, session: SessionId, positions: u32, draws: Option<Draws>) {
-        if let Err(error) = self.stage.open(session, positions) {
+        if let Err(error) = self.stage.open(session, RouteId(0), positions, Prompt::default()) {
             let reason = FailedReason::Refused(error.to_string());
             return self.report(Output::Failed(Failed { session, reason }));
         }
@@ -164,7 +166,7 @@ impl<B: Backend> Desk<B> {
     }
 
     fn close(&mut self, session: SessionId) {
-        self.stage.close(session);
+        self.stage.close(session, &[]);
         self.drawing.remove(&session);
     }
 
@@ -203,15 +205,25 @@ impl<B: Backend> Desk<B> {
             }
             self.tokens.clear();
             self.tokens.extend(words.iter().map(|&word| u32::from_le_bytes(word)));
-            keep_open(&self.stage, &mut step.segments, &mut self.tokens, 1);
+            let lost = keep_open(&mut self.stage, &mut step.segments, &mut self.tokens, 1);
+            self.report_lost(lost);
             self.stage.step(shard.layers.clone(), &step.segments, Input::Tokens(&self.tokens), faults)
         } else {
             decode_rows(body, self.stage.profile(), &mut self.rows).map_err(|_| StepError::Input)?;
             if self.rows.len() != total * self.stage.hidden() {
                 return Err(StepError::Input);
             }
-            keep_open(&self.stage, &mut step.segments, &mut self.rows, self.stage.hidden());
+            let width = self.stage.hidden();
+            let lost = keep_open(&mut self.stage, &mut step.segments, &mut self.rows, width);
+            self.report_lost(lost);
             self.stage.step(shard.layers.clone(), &step.segments, Input::Rows(&self.rows), faults)
+        }
+    }
+
+    fn report_lost(&self, sessions: Vec<SessionId>) {
+        for session in sessions {
+            let reason = FailedReason::Refused("the stage has no KV pages left for it".into());
+            self.report(Output::Failed(Failed { session, reason }));
         }
     }
 
@@ -256,7 +268,12 @@ impl<B: Backend> Desk<B> {
         if wanted.is_empty() {
             return Vec::new();
         }
-        self.stage.logits(segments, &last_rows, &mut self.logits, faults);
+        let (mut some, mut all) = (std::mem::take(&mut self.logits), Vec::new());
+        for rows in last_rows.chunks(self.stage.draw_rows()) {
+            self.stage.logits(segments, rows, &mut some, faults);
+            all.extend_from_slice(&some);
+        }
+        self.logits = all;
         let width = self.logits.len() / last_rows.len();
         let mut tokens = Vec::with_capacity(wanted.len());
         for (index, logits) in wanted.into_iter().zip(self.logits.chunks_exact_mut(width)) {
@@ -291,15 +308,21 @@ fn split(mut step: Step) -> (Step, Bytes) {
     (step, body)
 }
 
+/// Drops the rows of sessions that are closed or have no pages; returns the latter.
 fn keep_open<B: Backend, T: Copy>(
-    stage: &Stage<B>,
+    stage: &mut Stage<B>,
     segments: &mut Vec<Segment>,
     values: &mut Vec<T>,
     width: usize,
-) {
-    if segments.iter().any(|segment| !stage.is_open(segment.session)) {
-        retain_rows(segments, values, width, |segment| stage.is_open(segment.session));
+) -> Vec<SessionId> {
+    let mut short = Vec::new();
+    stage.reserve(segments, &mut short);
+    let lost: Vec<SessionId> = short.iter().map(|short| short.session).collect();
+    let sound = |segment: &Segment| stage.is_open(segment.session) && !lost.contains(&segment.session);
+    if !segments.iter().all(sound) {
+        retain_rows(segments, values, width, sound);
     }
+    lost
 }
 
 /// Keeps the segments that `keep` holds for, and their rows of `width` values.
