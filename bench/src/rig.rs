@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use engine::{
-    message::{Segment, SessionId},
+    message::{RouteId, Segment, SessionId},
     model::ModelConfig,
-    stage::{Input, Stage},
+    stage::{Input, Prompt, Stage},
 };
 use kernels::cpu::Cpu;
 use rand::{Rng, SeedableRng};
@@ -32,6 +32,8 @@ pub(crate) struct Rig {
     chunk: usize,
     rng: ChaCha8Rng,
     logits: Vec<f32>,
+    /// Those of as many rows as the stage takes at once.
+    some_logits: Vec<f32>,
     /// The next token of each session.
     next: Vec<u32>,
 }
@@ -45,19 +47,21 @@ impl Rig {
     ) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(1);
         let (layers, vocabulary) = (config.layers, config.vocabulary);
-        Self { stage, meter, layers, vocabulary, chunk, rng, logits: Vec::new(), next: Vec::new() }
+        let (logits, some_logits, next) = Default::default();
+        Self { stage, meter, layers, vocabulary, chunk, rng, logits, some_logits, next }
     }
 
     pub(crate) fn open(&mut self, sessions: usize, reach: usize) -> anyhow::Result<()> {
         for session in 0..sessions {
-            self.stage.open(SessionId(session as u128), positions(reach)?)?;
+            let id = SessionId(session as u128);
+            self.stage.open(id, RouteId(0), positions(reach)?, Prompt::default())?;
         }
         self.next = vec![0; sessions];
         Ok(())
     }
 
     pub(crate) fn close(&mut self, sessions: usize) {
-        (0..sessions).for_each(|session| self.stage.close(SessionId(session as u128)));
+        (0..sessions).for_each(|session| self.stage.close(SessionId(session as u128), &[]));
     }
 
     /// Takes a random prompt through the model and draws the token after it.
@@ -68,7 +72,13 @@ impl Rig {
         for tokens in prompt.chunks(self.chunk) {
             let draw = from + tokens.len() == length;
             let id = SessionId(session as u128);
-            let segment = Segment { session: id, from: from as u32, rows: tokens.len() as u32, draw };
+            let segment = Segment {
+                session: id,
+                from: from as u32,
+                rows: tokens.len() as u32,
+                drawn: Vec::new(),
+                drafted: 0,
+            };
             let last = [tokens.len() as u32 - 1];
             self.step(&[segment], tokens, if draw { &last } else { &[] })?;
             from += tokens.len();
@@ -87,7 +97,8 @@ impl Rig {
                 session: SessionId(session as u128),
                 from: position as u32,
                 rows: 1,
-                draw: true,
+                drawn: Vec::new(),
+                drafted: 0,
             };
             let segments: Vec<Segment> = (0..batch).map(segment).collect();
             self.step(&segments, &next, &rows)?;
@@ -100,10 +111,14 @@ impl Rig {
 
     /// One step; the logits of rows `drawn` are in `self.logits` afterwards.
     fn step(&mut self, segments: &[Segment], tokens: &[u32], drawn: &[u32]) -> anyhow::Result<()> {
-        let mut faults = Vec::new();
+        let (mut faults, mut short) = (Vec::new(), Vec::new());
+        self.stage.reserve(segments, &mut short);
+        ensure!(short.is_empty(), "too few KV pages");
         self.stage.step(0..self.layers, segments, Input::Tokens(tokens), &mut faults)?;
-        if !drawn.is_empty() && faults.is_empty() {
-            self.stage.logits(segments, drawn, &mut self.logits, &mut faults);
+        self.logits.clear();
+        for rows in drawn.chunks(self.stage.draw_rows()) {
+            self.stage.logits(segments, rows, &mut self.some_logits, &mut faults);
+            self.logits.extend_from_slice(&self.some_logits);
         }
         match faults.first() {
             Some(fault) => bail!("a value of layer {} is not finite ({:?})", fault.layer, fault.operation),

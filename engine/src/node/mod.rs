@@ -227,6 +227,7 @@ impl Desk {
     ) -> Result<(), NodeError> {
         let outcome = loop {
             let redial = self.gateways.values().filter_map(|gateway| gateway.redial).min();
+            let wake = self.state.next_wake().map(Instant::from_std);
             tokio::select! {
                 biased;
                 _ = stopping.changed() => break Ok(()),
@@ -240,6 +241,7 @@ impl Desk {
                     }
                 }
                 () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
+                () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
             self.act();
             self.publish();

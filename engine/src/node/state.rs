@@ -12,8 +12,8 @@ use transport::NodeId;
 use super::worker::{self, Command, Output, Reply};
 use crate::{
     message::{
-        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, Hop, MAX_SEGMENTS, Message, Open, Results,
-        RouteId, SessionId, Step, TokenReport, clip,
+        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, Hop, MAX_SEGMENTS, Message, Open,
+        Results, RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
     scheduler::{Opening, Scheduler, SchedulerLimits},
@@ -156,7 +156,7 @@ impl State {
             Message::Close(close) => self.close_asked(from, close),
             Message::Step(step) => self.step(from, step),
             Message::Results(results) => self.results(from, results, now),
-            Message::Held(held) => self.held(from, &held),
+            Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft),
             other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
         }
@@ -184,7 +184,7 @@ impl State {
                     let action = send_to(&route.hops[0], Message::Held(held));
                     self.actions.push(action);
                 }
-                Some(_) => self.apply_held(&held),
+                Some(_) => self.apply_held(&held, now),
                 None => {}
             },
             Output::Failed(failed) => self.fail(failed),
@@ -469,19 +469,19 @@ impl State {
     }
 
     /// A later stage has lost positions of a session.
-    fn held(&mut self, from: NodeId, held: &Held) {
+    fn held(&mut self, from: NodeId, held: &Held, now: Instant) {
         let Some(route) = self.routes.get(&held.route) else { return };
         if route.stage != 0 || !route.hops.iter().any(|hop| NodeId(hop.node) == from) {
             return self.expel(from, "spoke of a route it has no part in".into());
         }
-        self.apply_held(held);
+        self.apply_held(held, now);
     }
 
-    fn apply_held(&mut self, held: &Held) {
+    fn apply_held(&mut self, held: &Held, now: Instant) {
         let next = self.steps;
         let scheduler = self.routes.get_mut(&held.route).and_then(|route| route.scheduler.as_mut());
         if let Some(scheduler) = scheduler {
-            scheduler.held(held, next);
+            scheduler.held(held, next, now);
         }
     }
 
@@ -495,6 +495,17 @@ impl State {
         if let Some(scheduler) = self.scheduler_of(draft.session) {
             scheduler.draft(draft.session, draft.position, &draft.tokens);
         }
+    }
+
+    /// When [`State::wake`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let schedulers = self.routes.values().filter_map(|route| route.scheduler.as_ref());
+        schedulers.filter(|_| self.waiting < STEPS_AHEAD).filter_map(Scheduler::wake).min()
+    }
+
+    /// The time has come that [`State::next_wake`] told.
+    pub fn wake(&mut self, now: Instant) {
+        self.pump(now);
     }
 
     /// Starts the steps that should start on the routes this node heads, in turn.

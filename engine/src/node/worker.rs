@@ -20,7 +20,7 @@ use crate::{
     },
     model::Shard,
     request::Sampling,
-    stage::{Fault, Input, Short, Stage, StepError},
+    stage::{Fault, Input, Prompt, Short, Stage, StepError},
 };
 use draw::Drawing;
 
@@ -174,7 +174,7 @@ impl<B: Backend> Desk<B> {
 
     fn open(&mut self, opening: Opening) {
         let Opening { session, route, positions, prompt_length, blocks, reply } = opening;
-        match self.stage.open(session, route, positions, prompt_length, &blocks) {
+        match self.stage.open(session, route, positions, Prompt { length: prompt_length, blocks: &blocks }) {
             Ok(held) => {
                 self.drawing.extend(reply.map(|reply| (session, Drawing::new(reply, prompt_length))));
                 self.report(Output::Opened { session, held });
@@ -254,10 +254,15 @@ impl<B: Backend> Desk<B> {
         if self.short.is_empty() {
             return;
         }
-        let short: Vec<SessionId> = self.short.iter().map(|short| short.session).collect();
-        retain_rows(&mut step.segments, values, width, |segment| !short.contains(&segment.session));
+        let short = |segment: &Segment| self.short.iter().find(|short| short.session == segment.session);
+        // One that begins where it should lacked pages.
+        let crowded: Vec<SessionId> = (step.segments.iter())
+            .filter(|segment| short(segment).is_some_and(|short| segment.from <= short.held))
+            .map(|segment| segment.session)
+            .collect();
+        retain_rows(&mut step.segments, values, width, |segment| short(segment).is_none());
         for &Short { session, held, preempted } in &self.short {
-            self.report_held(step, session, held, preempted);
+            self.report_held(step, session, held, preempted || crowded.contains(&session));
         }
     }
 

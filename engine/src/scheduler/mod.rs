@@ -8,12 +8,15 @@
 mod flows;
 mod sequence;
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use crate::message::{BlockHash, Draws, Held, MAX_SEGMENTS, Segment, SessionId};
 use flows::Flows;
-pub use sequence::{Opening, Verdict};
 use sequence::Sequence;
+pub use sequence::{Opening, Verdict};
 
 /// Fewest prompt rows worth a step of their own, where there are as many.
 const LEAST_CHUNK: usize = 32;
@@ -57,12 +60,24 @@ pub struct Scheduler {
     sequences: VecDeque<Sequence>,
     flows: Flows,
     in_flight: Vec<Flight>,
+    /// When a session that waits for pages is tried again, if every session of the route does: those
+    /// that have the pages are another route's.
+    retry: Option<Instant>,
 }
+
+/// Wait before that.
+const RETRY: Duration = Duration::from_millis(50);
 
 impl Scheduler {
     /// An idle scheduler.
     pub fn new(limits: SchedulerLimits) -> Self {
-        Self { limits, sequences: VecDeque::new(), flows: Flows::default(), in_flight: Vec::new() }
+        Self {
+            limits,
+            sequences: VecDeque::new(),
+            flows: Flows::default(),
+            in_flight: Vec::new(),
+            retry: None,
+        }
     }
 
     /// Adds a session. Nothing of it is sent before [`Scheduler::opened`].
@@ -109,13 +124,17 @@ impl Scheduler {
     }
 
     /// A stage has lost positions of a session: they are sent again. `next` is the number of the next step.
-    pub fn held(&mut self, held: &Held, next: u64) {
+    pub fn held(&mut self, held: &Held, next: u64, now: Instant) {
         if let Some(sequence) = self.find(held.session) {
             sequence.cut(held.positions, held.number, next, held.preempted);
         }
-        if self.sequences.iter().all(|sequence| sequence.stalled) {
-            self.resume();
-        }
+        let all = self.sequences.iter().all(|sequence| sequence.stalled);
+        self.retry = all.then_some(now + RETRY);
+    }
+
+    /// When [`Scheduler::next_step`] may have a step without anything happening before.
+    pub fn wake(&self) -> Option<Instant> {
+        self.retry
     }
 
     /// Tokens that may follow in a session, the first at `position`.
@@ -127,6 +146,9 @@ impl Scheduler {
 
     /// The next step, if one should start. `number` is one that no step of the route ever had.
     pub fn next_step(&mut self, number: u64, now: Instant) -> Option<PlannedStep> {
+        if self.retry.take_if(|at| *at <= now).is_some() {
+            self.resume();
+        }
         if self.in_flight.len() >= self.limits.in_flight {
             return None;
         }
@@ -212,108 +234,4 @@ impl Scheduler {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const LIMITS: SchedulerLimits = SchedulerLimits { rows: 8, chunk: 4, in_flight: 2 };
-
-    fn id(n: u128) -> SessionId {
-        SessionId(n)
-    }
-
-    #[test]
-    fn a_prompt_goes_in_chunks_and_draws_from_its_last_row() {
-        let mut scheduler = Scheduler::new(LIMITS);
-        scheduler.open(id(1), (0..6).collect());
-        let first = scheduler.next_step(0).unwrap();
-        assert_eq!(first.segments, [Segment { session: id(1), from: 0, rows: 4, draw: false }]);
-        assert_eq!(first.tokens, [0, 1, 2, 3]);
-        let second = scheduler.next_step(1).unwrap();
-        assert_eq!(second.segments, [Segment { session: id(1), from: 4, rows: 2, draw: true }]);
-        assert_eq!(scheduler.next_step(2), None, "two steps are on their way");
-        scheduler.results(0, []);
-        assert_eq!(scheduler.next_step(2), None, "the token is not known yet");
-        scheduler.results(7, [(id(1), 41)]);
-        assert_eq!(scheduler.next_step(2), None, "no step 7 is on its way");
-        scheduler.results(1, [(id(1), 42)]);
-        let third = scheduler.next_step(2).unwrap();
-        assert_eq!(third.segments, [Segment { session: id(1), from: 6, rows: 1, draw: true }]);
-        assert_eq!(third.tokens, [42]);
-    }
-
-    #[test]
-    fn replies_go_before_prompts() {
-        let mut scheduler = Scheduler::new(SchedulerLimits { rows: 4, ..LIMITS });
-        scheduler.open(id(1), vec![7]);
-        scheduler.next_step(0).unwrap();
-        scheduler.open(id(2), (0..9).collect());
-        scheduler.results(0, [(id(1), 8)]);
-        let step = scheduler.next_step(1).unwrap();
-        assert_eq!(
-            step.segments.iter().map(|s| (s.session, s.rows)).collect::<Vec<_>>(),
-            [(id(1), 1), (id(2), 3)]
-        );
-    }
-
-    #[test]
-    fn a_closed_session_is_sent_no_more_and_late_results_do_no_harm() {
-        let mut scheduler = Scheduler::new(LIMITS);
-        scheduler.open(id(1), vec![7]);
-        scheduler.next_step(0).unwrap();
-        scheduler.close(id(1));
-        scheduler.results(0, [(id(1), 8)]);
-        assert!(scheduler.is_empty());
-        assert_eq!(scheduler.next_step(1), None);
-    }
-
-    proptest! {
-        /// Whatever the limits and the order of arrivals, every session's rows go out once, in order,
-        /// and exactly its last known row draws.
-        #[test]
-        fn every_row_goes_out_once_in_order(
-            prompts in prop::collection::vec(1usize..40, 1..8),
-            rows in 1usize..20, chunk in 1usize..20, in_flight in 1usize..4, replies in 1u32..6,
-        ) {
-            let mut scheduler = Scheduler::new(SchedulerLimits { rows, chunk, in_flight });
-            for (n, &length) in prompts.iter().enumerate() {
-                scheduler.open(id(n as u128), (0..length as u32).collect());
-            }
-            let mut sent: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
-            let mut flying = VecDeque::new();
-            let mut number = 0;
-            for _ in 0..10_000 {
-                while let Some(step) = scheduler.next_step(number) {
-                    number += 1;
-                    prop_assert!(step.tokens.len() <= rows);
-                    flying.push_back(step);
-                    prop_assert!(flying.len() <= in_flight);
-                }
-                let Some(step) = flying.pop_front() else { break };
-                let mut offset = 0;
-                let mut drawn = Vec::new();
-                for s in &step.segments {
-                    let n = s.session.0 as usize;
-                    prop_assert_eq!(s.from as usize, sent[n].len());
-                    prop_assert!(s.rows as usize <= chunk);
-                    sent[n].extend(&step.tokens[offset..offset + s.rows as usize]);
-                    offset += s.rows as usize;
-                    prop_assert_eq!(s.draw, sent[n].len() >= prompts[n]);
-                    if s.draw {
-                        drawn.push((s.session, sent[n].len() as u32));
-                    }
-                }
-                let ended = |n: &SessionId| sent[n.0 as usize].len() as u32 >= prompts[n.0 as usize] as u32 + replies;
-                scheduler.results(step.number, drawn.iter().copied().filter(|(n, _)| !ended(n)));
-                for (n, _) in drawn.iter().filter(|(n, _)| ended(n)) {
-                    scheduler.close(*n);
-                }
-            }
-            prop_assert!(scheduler.is_empty());
-            for (n, rows) in sent.iter().enumerate() {
-                prop_assert_eq!(rows, &(0..prompts[n] as u32 + replies).collect::<Vec<_>>());
-            }
-        }
-    }
-}
+mod tests;

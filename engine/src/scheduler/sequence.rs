@@ -208,7 +208,8 @@ impl Sequence {
             self.rewind(self.tokens.len() - 1);
         }
         self.settle();
-        (sent > 1 && count > 0).then(|| Verdict { offered: sent - 1, accepted: (count as u32 - 1).min(sent - 1) })
+        (sent > 1 && count > 0)
+            .then(|| Verdict { offered: sent - 1, accepted: (count as u32 - 1).min(sent - 1) })
     }
 
     /// With no draw on its way the last known row is sent again: nothing else would bring the next token.

@@ -63,7 +63,7 @@ impl<B: Backend> Stage<B> {
     }
 
     /// Logits of the listed rows of the last step, one row after another in `out`
-    /// (`[rows.len()][vocabulary]`). Only a stage with a head has any.
+    /// (`[rows.len()][vocabulary]`), at most [`Stage::draw_rows`] of them. Only a stage with a head has any.
     pub fn logits(
         &mut self,
         segments: &[Segment],
@@ -92,8 +92,8 @@ impl<B: Backend> Stage<B> {
         }
     }
 
-    /// Moves what the device recorded in `layer` to the sessions it belongs to; the first fault of a
-    /// session stands.
+    /// Moves what the device recorded in `layer` to the sessions it belongs to. Of a segment's faults the
+    /// one at the lowest position stands: it is the one that a step of a single row would have seen.
     fn collect_faults(&mut self, segments: &[Segment], layer: usize, out: &mut Vec<Fault>) {
         let recorded = &self.workspace.faults;
         if !recorded.any() {
@@ -102,8 +102,11 @@ impl<B: Backend> Stage<B> {
         for row in 0..self.workspace.rows.len() {
             let Some(operation) = recorded.of(row) else { continue };
             let (segment, position) = locate(segments, row);
-            if !out.iter().any(|fault| fault.segment == segment) {
-                out.push(Fault { segment, position, layer, operation: operation.into() });
+            let fault = Fault { segment, position, layer, operation: operation.into() };
+            match out.iter_mut().find(|fault| fault.segment == segment) {
+                Some(first) if first.position <= position => {}
+                Some(first) => *first = fault,
+                None => out.push(fault),
             }
         }
     }

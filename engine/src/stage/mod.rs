@@ -4,7 +4,7 @@
 mod forward;
 pub mod kv;
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use kernels::{
     backend::{
@@ -16,10 +16,15 @@ use kernels::{
 use thiserror::Error;
 
 use crate::{
-    message::{FaultOperation, Segment, SessionId},
+    message::{BlockHash, FaultOperation, RouteId, Segment, SessionId},
     model::{LayerWeights, ModelConfig, Shard, ShardWeights},
 };
-use kv::{NoPages, PagePool};
+use kv::Pager;
+pub use kv::{KvUsage, Prompt, Short};
+
+/// Most rows whose logits are computed at once. A row of them is as long as the vocabulary, which makes
+/// this the widest buffer of a step by far: 37 MiB for 64 rows of 150,000 tokens.
+const MAX_DRAWS: usize = 64;
 
 /// Bounds of a stage, fixed when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,16 +53,13 @@ pub enum StageError {
 /// Why a stage does not take a session.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OpenError {
-    /// Not enough KV.
-    #[error(transparent)]
-    NoPages(#[from] NoPages),
     /// Too many sessions.
     #[error("the stage already serves {limit} sessions")]
     TooManySessions {
         /// The bound.
         limit: usize,
     },
-    /// The session is longer than the stage's tables.
+    /// The session is longer than the stage's tables, or than all of its KV.
     #[error("the session can reach {requested} positions, and the stage serves {limit}")]
     TooLong {
         /// Positions asked for.
@@ -81,7 +83,8 @@ pub enum StepError {
         /// The bound.
         limit: usize,
     },
-    /// Rows past what the session reserved, or with a gap before them.
+    /// Rows past what the session can reach, with a gap before them, within a shared block, or without
+    /// pages.
     #[error("rows {from}..{to} do not follow the session's {held} positions")]
     Positions {
         /// First position.
@@ -127,12 +130,6 @@ pub struct Fault {
     pub operation: FaultOperation,
 }
 
-struct SessionKv {
-    pages: Vec<u32>,
-    positions: u32,
-    held: u32,
-}
-
 struct Head<M> {
     norm: RmsNorm,
     weight: Arc<Linear<M>>,
@@ -166,8 +163,7 @@ pub struct Stage<B: Backend> {
     embedding: Option<Arc<Linear<B::Matrix>>>,
     head: Option<Head<B::Matrix>>,
     kv: B::Kv,
-    pool: PagePool,
-    sessions: HashMap<SessionId, SessionKv>,
+    pager: Pager,
     workspace: Workspace<B>,
 }
 
@@ -218,8 +214,7 @@ impl<B: Backend> Stage<B> {
             embedding,
             head,
             kv,
-            pool: PagePool::new(limits.pages),
-            sessions: HashMap::new(),
+            pager: Pager::new(limits),
             workspace,
         })
     }
@@ -249,37 +244,63 @@ impl<B: Backend> Stage<B> {
         &self.limits
     }
 
+    /// Most rows that [`Stage::logits`] takes.
+    pub fn draw_rows(&self) -> usize {
+        draw_rows(&self.limits)
+    }
+
+    /// How the KV is used.
+    pub fn usage(&self) -> KvUsage {
+        self.pager.usage()
+    }
+
     /// Whether a session is open here.
     pub fn is_open(&self, session: SessionId) -> bool {
-        self.sessions.contains_key(&session)
+        self.pager.is_open(session)
     }
 
-    /// Reserves the KV of a session that can reach `positions` positions.
-    pub fn open(&mut self, session: SessionId, positions: u32) -> Result<(), OpenError> {
-        if positions > self.limits.positions {
-            return Err(OpenError::TooLong { requested: positions, limit: self.limits.positions });
-        }
-        if self.sessions.len() >= self.limits.sessions {
-            return Err(OpenError::TooManySessions { limit: self.limits.sessions });
-        }
-        if self.sessions.contains_key(&session) {
-            return Err(OpenError::Exists);
-        }
-        let pages = self.pool.take(positions)?;
-        self.sessions.insert(session, SessionKv { pages, positions, held: 0 });
-        Ok(())
+    /// Begins a session that can reach `positions` positions. It gets what earlier sessions of its route
+    /// left of its prompt, and no page of its own yet; returns the positions it holds, a multiple of 64
+    /// and fewer than the prompt has.
+    pub fn open(
+        &mut self,
+        session: SessionId,
+        route: RouteId,
+        positions: u32,
+        prompt: Prompt<'_>,
+    ) -> Result<u32, OpenError> {
+        self.pager.open(session, route, positions, prompt)
     }
 
-    /// Frees what a session holds; a session that is not open is no error.
-    pub fn close(&mut self, session: SessionId) {
-        if let Some(kv) = self.sessions.remove(&session) {
-            self.pool.give(kv.pages);
-        }
+    /// Frees what a session holds; a session that is not open is no error. `keep` has the session's root
+    /// and the hash after each full block of what was verified, prompt and reply: those blocks stay for
+    /// later sessions of the route until their pages are needed.
+    pub fn close(&mut self, session: SessionId, keep: &[BlockHash]) {
+        self.pager.close(session, keep);
     }
 
-    /// Takes a batch of rows through `layers` (of the model, within the shard). Afterwards
-    /// [`Stage::read_rows`] and [`Stage::logits`] read the outcome; `faults` lists the sessions that
-    /// cannot go on, at most one fault per segment.
+    /// Gives the sessions of a step that is to run next the pages for its rows, the oldest session first,
+    /// and cuts each back to where its segment begins. When no page is free, blocks that no session uses
+    /// go, those used longest ago first, then the pages of the youngest session younger than the one
+    /// that asks.
+    ///
+    /// `short` is replaced: every session that lost its pages, in the step or not, and every one whose
+    /// segment cannot run, because positions before it are missing here or because older sessions hold
+    /// all pages. The caller takes their segments out of the step.
+    pub fn reserve(&mut self, segments: &[Segment], short: &mut Vec<Short>) {
+        self.pager.reserve(segments, short);
+    }
+
+    /// Forgets a session's positions from `held` on. Where that cuts a block that is shared, the whole
+    /// block is forgotten.
+    pub fn truncate(&mut self, session: SessionId, held: u32) {
+        self.pager.truncate(session, held);
+    }
+
+    /// Takes a batch of rows through `layers` (of the model, within the shard), for which
+    /// [`Stage::reserve`] found pages. Afterwards [`Stage::read_rows`] and [`Stage::logits`] read the
+    /// outcome; `faults` has the first fault of each segment that has any, and its session holds the
+    /// positions before it.
     pub fn step(
         &mut self,
         layers: Range<usize>,
@@ -290,6 +311,11 @@ impl<B: Backend> Stage<B> {
         self.check(segments, input)?;
         self.place(segments);
         self.forward(layers, segments, input, faults);
+        for (index, segment) in segments.iter().enumerate() {
+            let fault = faults.iter().find(|fault| fault.segment == index);
+            let held = fault.map_or(segment.from + segment.rows, |fault| fault.position);
+            self.pager.advance(segment.session, held);
+        }
         Ok(())
     }
 
@@ -317,30 +343,25 @@ impl<B: Backend> Stage<B> {
             Input::Rows(values) if values.len() != rows * self.config.hidden => return Err(StepError::Input),
             Input::Rows(_) => {}
         }
-        for segment in segments {
-            let kv = self.sessions.get(&segment.session).ok_or(StepError::Unknown)?;
-            let to = segment.from.saturating_add(segment.rows);
-            if segment.from > kv.held || to > kv.positions {
-                return Err(StepError::Positions { from: segment.from, to, held: kv.held });
-            }
-        }
-        Ok(())
+        segments.iter().try_for_each(|segment| self.pager.check(segment))
     }
 
-    /// Lays out rows and page tables of the batch, and moves each session's end to its last row.
+    /// Lays out rows and page tables of the batch.
     fn place(&mut self, segments: &[Segment]) {
         let Workspace { rows, pages, .. } = &mut self.workspace;
         rows.clear();
         pages.clear();
         for segment in segments {
-            let Some(kv) = self.sessions.get_mut(&segment.session) else { continue };
-            let table = pages.len()..pages.len() + kv.pages.len();
-            pages.extend_from_slice(&kv.pages);
-            let to = segment.from + segment.rows;
-            rows.extend((segment.from..to).map(|position| Row { position, pages: table.clone() }));
-            kv.held = to;
+            let first = pages.len();
+            pages.extend_from_slice(self.pager.table(segment.session));
+            let positions = segment.from..segment.from + segment.rows;
+            rows.extend(positions.map(|position| Row { position, pages: first..pages.len() }));
         }
     }
+}
+
+fn draw_rows(limits: &StageLimits) -> usize {
+    limits.rows.min(MAX_DRAWS)
 }
 
 impl<B: Backend> Workspace<B> {
@@ -352,7 +373,7 @@ impl<B: Backend> Workspace<B> {
         head: bool,
     ) -> Result<Self, BackendError> {
         let rows = limits.rows;
-        let drawn = rows.min(limits.sessions);
+        let drawn = draw_rows(limits);
         let attended = config.heads * config.head_dim;
         Ok(Self {
             hidden: backend.buffer(rows, config.hidden)?,

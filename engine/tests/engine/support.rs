@@ -3,9 +3,9 @@
 use std::{collections::HashMap, ops::Range, path::PathBuf};
 
 use engine::{
-    message::{Segment, SessionId, decode_rows, encode_rows},
+    message::{RouteId, Segment, SessionId, decode_rows, encode_rows},
     model::{Model, Quantisation, Shard},
-    stage::{Fault, Input, Stage, StageLimits},
+    stage::{Fault, Input, Prompt, Stage, StageLimits},
 };
 use kernels::backend::Backend;
 use safetensors::SafeTensors;
@@ -78,7 +78,7 @@ impl<B: Backend + Clone> Pipeline<B> {
 
     pub(crate) fn open(&mut self, session: SessionId, positions: u32) {
         for stage in &mut self.stages {
-            stage.open(session, positions).unwrap();
+            stage.open(session, RouteId(1), positions, Prompt::default()).unwrap();
         }
         self.held.insert(session, 0);
     }
@@ -89,7 +89,14 @@ impl<B: Backend + Clone> Pipeline<B> {
         let mut segments = Vec::new();
         for (session, tokens) in batch {
             let held = self.held.get_mut(session).unwrap();
-            segments.push(Segment { session: *session, from: *held, rows: tokens.len() as u32, draw: true });
+            let rows = tokens.len() as u32;
+            segments.push(Segment {
+                session: *session,
+                from: *held,
+                rows,
+                drawn: tokens.to_vec(),
+                drafted: 0,
+            });
             *held += tokens.len() as u32;
         }
         let tokens: Vec<u32> = batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
@@ -99,6 +106,9 @@ impl<B: Backend + Clone> Pipeline<B> {
             let layers = stage.shard().layers.clone();
             let received = rows.clone();
             let input = if index == 0 { Input::Tokens(&tokens) } else { Input::Rows(&received) };
+            let mut short = Vec::new();
+            stage.reserve(&segments, &mut short);
+            assert_eq!(short, []);
             stage.step(layers, &segments, input, &mut faults).unwrap();
             assert_eq!(faults, Vec::<Fault>::new());
             let mut out = Vec::new();

@@ -123,7 +123,8 @@ impl<B: Backend> Desk<B> {
             // The row counts only if every draw before it was the token of the row after.
             let told = segment.drawn[wanted.draw];
             let follows = out.tokens.last().is_none_or(|&last| last == told);
-            let due = segment.to() as usize - segment.drawn.len() + wanted.draw + 1 == drawing.position as usize;
+            let due =
+                segment.to() as usize - segment.drawn.len() + wanted.draw + 1 == drawing.position as usize;
             if !follows || !due || out.ended {
                 continue;
             }
