@@ -2,6 +2,8 @@
 //! stage draws at every row and keeps the guesses that equal the draws, so the reply does not change.
 //!
 //! Guesses come from texts ([`lookup`]) or from a small model (the drafter); the [`controller`] decides
-//! how many are worth sending.
+//! how many are worth sending, by what the route's [`clock`] says.
 
+pub mod clock;
+pub mod controller;
 pub mod lookup;
