@@ -157,7 +157,7 @@ impl State {
             Message::Step(step) => self.step(from, step),
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
-            Message::Draft(draft) => self.draft(from, &draft),
+            Message::Draft(draft) => self.draft(from, &draft, now),
             other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
         }
         self.pump(now);
@@ -277,7 +277,7 @@ impl State {
                 max_tokens: open.max_tokens,
                 blocks: open.blocks.clone(),
                 flow: (open.tenant, open.priority),
-                told: open.drafts.lookup || open.drafts.model,
+                drafts: open.drafts,
             });
         }
         self.actions.push(Action::Work(Command::Open(worker::Opening {
@@ -485,7 +485,7 @@ impl State {
         }
     }
 
-    fn draft(&mut self, from: NodeId, draft: &Draft) {
+    fn draft(&mut self, from: NodeId, draft: &Draft, now: Instant) {
         if self.route_of(draft.session).is_some_and(|route| route.gateway != from) {
             return self.expel(from, "sent a draft for another gateway's session".into());
         }
@@ -493,7 +493,7 @@ impl State {
             return self.expel(from, "sent a token outside the vocabulary".into());
         }
         if let Some(scheduler) = self.scheduler_of(draft.session) {
-            scheduler.draft(draft.session, draft.position, &draft.tokens);
+            scheduler.draft(draft.session, draft.position, &draft.tokens, now);
         }
     }
 
