@@ -16,7 +16,7 @@ use crate::{
         Results, RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
-    scheduler::{Opening, Scheduler, SchedulerLimits},
+    scheduler::{Opening, Scheduler, SchedulerLimits, Tally},
 };
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
@@ -122,6 +122,8 @@ pub struct State {
     waiting: usize,
     /// Steps begun on any route, so that each has its own number.
     steps: u64,
+    /// What became of guesses on routes that are gone.
+    drafted: Tally,
     actions: Vec<Action>,
 }
 
@@ -135,6 +137,7 @@ impl State {
             heads: VecDeque::new(),
             waiting: 0,
             steps: 0,
+            drafted: Tally::default(),
             actions: Vec::new(),
         }
     }
@@ -142,6 +145,12 @@ impl State {
     /// Sessions open now.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// What became of guesses on the routes this node heads.
+    pub fn drafted(&self) -> Tally {
+        let schedulers = self.routes.values().filter_map(|route| route.scheduler.as_ref());
+        schedulers.map(Scheduler::drafted).fold(self.drafted, Tally::plus)
     }
 
     /// What is to be done since the last call, in order.
@@ -223,8 +232,7 @@ impl State {
             let reason = FailedReason::PeerLost { node: *peer.as_bytes(), reason: clip(reason) };
             self.fail(Failed { session, reason });
         }
-        self.routes.retain(|_, route| !affected(route));
-        self.forget_heads();
+        self.forget_routes(affected);
     }
 
     fn open(&mut self, from: NodeId, mut open: Open) {
@@ -350,13 +358,18 @@ impl State {
     fn forget_idle_routes(&mut self) {
         let idle = |route: &Route| route.sessions.is_empty();
         if self.routes.values().filter(|route| idle(route)).count() >= MAX_IDLE_ROUTES {
-            self.routes.retain(|_, route| !idle(route));
-            self.forget_heads();
+            self.forget_routes(idle);
         }
     }
 
-    /// Heads are the routes with a scheduler.
-    fn forget_heads(&mut self) {
+    fn forget_routes(&mut self, which: impl Fn(&Route) -> bool) {
+        self.routes.retain(|_, route| {
+            let forgotten = which(route);
+            if let Some(scheduler) = route.scheduler.as_ref().filter(|_| forgotten) {
+                self.drafted = self.drafted.plus(scheduler.drafted());
+            }
+            !forgotten
+        });
         self.heads.retain(|route| self.routes.contains_key(route));
     }
 

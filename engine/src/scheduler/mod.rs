@@ -50,6 +50,22 @@ pub struct PlannedStep {
     pub tokens: Vec<u32>,
 }
 
+/// What became of guesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tokens guessed and sent along.
+    pub offered: u64,
+    /// How many of them were drawn.
+    pub accepted: u64,
+}
+
+impl Tally {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self { offered: self.offered + other.offered, accepted: self.accepted + other.accepted }
+    }
+}
+
 /// A step on its way.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
@@ -75,6 +91,7 @@ pub struct Scheduler {
     memories: Memories,
     /// When the last answer came.
     answered: Option<Instant>,
+    drafted: Tally,
 }
 
 /// Wait before that.
@@ -92,6 +109,7 @@ impl Scheduler {
             clock: RingClock::new(),
             memories: Memories::default(),
             answered: None,
+            drafted: Tally::default(),
         }
     }
 
@@ -123,6 +141,11 @@ impl Scheduler {
         sequence.into_blocks()
     }
 
+    /// What became of guesses so far.
+    pub fn drafted(&self) -> Tally {
+        self.drafted
+    }
+
     /// Whether no session is left.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
@@ -137,7 +160,8 @@ impl Scheduler {
         for draws in draws {
             let sequence = self.sequences.iter_mut().find(|sequence| sequence.session == draws.session);
             if let Some(sequence) = sequence {
-                sequence.drawn(number, draws, &self.clock, now);
+                let tally = sequence.drawn(number, draws, &self.clock, now);
+                self.drafted = self.drafted.plus(tally);
             }
         }
     }

@@ -8,6 +8,7 @@ use std::{
 use kernels::backend::PAGE;
 
 use super::{
+    Tally,
     flows::Flow,
     guess::{Choice, Guesses, Memories},
 };
@@ -188,8 +189,8 @@ impl Sequence {
         Some(Segment { session: self.session, from, rows, drawn, drafted })
     }
 
-    /// Takes the tokens that step `number` drew.
-    pub(super) fn drawn(&mut self, number: u64, draws: &Draws, clock: &RingClock, now: Instant) {
+    /// Takes the tokens that step `number` drew; what became of the guesses in it.
+    pub(super) fn drawn(&mut self, number: u64, draws: &Draws, clock: &RingClock, now: Instant) -> Tally {
         let mut sent = None;
         while let Some(window) = self.windows.pop_front_if(|window| window.number <= number) {
             sent = Some(window).filter(|window| window.number == number);
@@ -200,9 +201,7 @@ impl Sequence {
         for &token in tokens {
             self.take(token);
         }
-        if let Some(window) = sent {
-            self.judge(&window, tokens.len() as u32, clock);
-        }
+        let tally = sent.map_or_else(Tally::default, |sent| self.judge(&sent, tokens.len() as u32, clock));
         if self.windows.is_empty() {
             // With no draw on its way the last known row is sent again: nothing else would bring the next
             // token.
@@ -214,6 +213,7 @@ impl Sequence {
                 guesses.ask(known, clock, now);
             }
         }
+        tally
     }
 
     /// The next token is known.
@@ -231,20 +231,20 @@ impl Sequence {
     }
 
     /// A window was answered with `count` tokens.
-    fn judge(&mut self, window: &Window, count: u32, clock: &RingClock) {
+    fn judge(&mut self, window: &Window, count: u32, clock: &RingClock) -> Tally {
         if count < window.draws && count > 0 {
             // Rows after a token that was not drawn, or that a stage cut off, did not count.
             self.rewind(self.tokens.len() - 1);
         }
         let telling = count > 0 || (window.chained && !self.broken);
         self.broken |= count < window.draws;
+        let Window { source, chained, waited, guesses: offered, .. } = *window;
+        let accepted = count.saturating_sub(u32::from(!chained)).min(offered);
         if let Some(guesses) = self.guesses.as_mut().filter(|_| telling) {
-            let accepted = count.saturating_sub(u32::from(!window.chained)) as usize;
-            let Window { source, chained, waited, .. } = *window;
-            let offered = window.guesses as usize;
-            let accepted = accepted.min(offered);
+            let (offered, accepted) = (offered as usize, accepted as usize);
             guesses.observe(clock, &Outcome { source, offered, accepted, chained, waited });
         }
+        Tally { offered: offered.into(), accepted: accepted.into() }
     }
 
     /// Rows from position `to` on are to be sent again.
