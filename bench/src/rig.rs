@@ -72,7 +72,13 @@ impl Rig {
         for tokens in prompt.chunks(self.chunk) {
             let draw = from + tokens.len() == length;
             let id = SessionId(session as u128);
-            let segment = Segment { session: id, from: from as u32, rows: tokens.len() as u32, draw };
+            let segment = Segment {
+                session: id,
+                from: from as u32,
+                rows: tokens.len() as u32,
+                drawn: Vec::new(),
+                drafted: 0,
+            };
             let last = [tokens.len() as u32 - 1];
             self.step(&[segment], tokens, if draw { &last } else { &[] })?;
             from += tokens.len();
@@ -91,7 +97,8 @@ impl Rig {
                 session: SessionId(session as u128),
                 from: position as u32,
                 rows: 1,
-                draw: true,
+                drawn: Vec::new(),
+                drafted: 0,
             };
             let segments: Vec<Segment> = (0..batch).map(segment).collect();
             self.step(&segments, &next, &rows)?;

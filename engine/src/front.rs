@@ -40,6 +40,8 @@ pub struct FrontConfig {
     pub allow: Option<HashSet<NodeId>>,
     /// Nodes that alone may hold the embedding and the head.
     pub private_ends: Option<HashSet<NodeId>>,
+    /// Whether replies may be speculated with.
+    pub speculation: bool,
 }
 
 /// Why a front could not start.
@@ -165,6 +167,7 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> SwarmConfig {
         waiting: config.waiting,
         allow: config.allow.clone(),
         private_ends: config.private_ends.clone(),
+        speculation: config.speculation,
     }
 }
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::message::Priority;
+
 /// How tokens are drawn (section 10 of the numerics). The defaults are greedy-free: temperature 1
 /// and no truncation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +65,10 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Sampling parameters.
     pub sampling: Sampling,
+    /// Whom the reply is for: tenants get equal shares of a busy pipeline, and share no keys and values.
+    pub tenant: u64,
+    /// Share within the pipeline.
+    pub priority: Priority,
     /// The reply fails with [`Failure::Deadline`] when it takes longer.
     pub deadline: Duration,
 }

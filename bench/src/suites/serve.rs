@@ -203,6 +203,7 @@ impl ServeArgs {
             waiting: self.clients,
             allow: None,
             private_ends: None,
+            speculation: false,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

@@ -109,6 +109,13 @@ impl StageArgs {
     }
 }
 
+/// When replies are speculated with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum SpeculationChoice {
+    Auto,
+    Off,
+}
+
 /// The HTTP endpoint and its limits.
 #[derive(Args, Debug)]
 pub(super) struct GatewayArgs {
@@ -142,6 +149,9 @@ pub(super) struct GatewayArgs {
     /// Longest time a request may take, in seconds
     #[arg(long, env = "DOLPHIN_DEADLINE_S", default_value_t = 600, value_name = "SECONDS")]
     pub deadline_s: u64,
+    /// Whether replies are sped up by drafts, which changes no byte of them; `auto` drafts where it pays
+    #[arg(long, env = "DOLPHIN_SPECULATION", default_value = "auto", value_name = "WHEN")]
+    pub speculation: SpeculationChoice,
     /// Time running replies get to finish at Ctrl-C, in seconds
     #[arg(long, env = "DOLPHIN_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
     pub drain_s: u64,
@@ -174,6 +184,7 @@ impl GatewayArgs {
             waiting: self.max_requests.saturating_mul(4),
             allow: None,
             private_ends: None,
+            speculation: self.speculation == SpeculationChoice::Auto,
         })
     }
 }

@@ -15,7 +15,7 @@ use super::params::{ChatCall, Common, CompletionCall, Prompt, parse_object};
 use super::replies::{Replies, Source};
 use super::reply::{Reply, Update};
 use super::routes::Payload;
-use super::server::State;
+use super::server::{State, Tenant};
 use super::stream::{self, closing};
 use crate::request::Request;
 use crate::tokenizer::TokenizerError;
@@ -23,6 +23,7 @@ use crate::tokenizer::TokenizerError;
 /// A request whose prompts are tokens.
 struct Prepared {
     endpoint: Endpoint,
+    tenant: Tenant,
     common: Common,
     prompts: Vec<Vec<u32>>,
 }
@@ -94,25 +95,26 @@ async fn prepare(state: &Arc<State>, endpoint: Endpoint, body: Payload) -> Resul
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         match endpoint {
-            Endpoint::Chat => prepare_chat(&state, &body.bytes),
-            Endpoint::Completions => prepare_completions(&state, &body.bytes),
+            Endpoint::Chat => prepare_chat(&state, &body),
+            Endpoint::Completions => prepare_completions(&state, &body),
         }
     });
     work.await.map_err(|_| ApiError::Internal { reason: "preparing the prompt failed" })?
 }
 
-fn prepare_chat(state: &State, body: &[u8]) -> Result<Prepared, ApiError> {
-    let body = parse_object(body)?;
+fn prepare_chat(state: &State, payload: &Payload) -> Result<Prepared, ApiError> {
+    let body = parse_object(&payload.bytes)?;
     let call = ChatCall::parse(&body, &state.bounds)?;
     known_model(state, &call.common.model)?;
     let text = state.model.template.render(&call)?;
     // The template has written the special tokens already.
     let prompt = checked(state, encode(state, &text, false, "messages")?, "messages")?;
-    Ok(Prepared { endpoint: Endpoint::Chat, common: call.common, prompts: vec![prompt] })
+    let (endpoint, tenant) = (Endpoint::Chat, payload.tenant);
+    Ok(Prepared { endpoint, tenant, common: call.common, prompts: vec![prompt] })
 }
 
-fn prepare_completions(state: &State, body: &[u8]) -> Result<Prepared, ApiError> {
-    let body = parse_object(body)?;
+fn prepare_completions(state: &State, payload: &Payload) -> Result<Prepared, ApiError> {
+    let body = parse_object(&payload.bytes)?;
     let call = CompletionCall::parse(&body, &state.bounds)?;
     known_model(state, &call.common.model)?;
     let tokens = |prompt: Prompt| match prompt {
@@ -120,7 +122,8 @@ fn prepare_completions(state: &State, body: &[u8]) -> Result<Prepared, ApiError>
         Prompt::Tokens(tokens) => checked(state, tokens, "prompt"),
     };
     let prompts = call.prompts.into_iter().map(tokens).collect::<Result<_, _>>()?;
-    Ok(Prepared { endpoint: Endpoint::Completions, common: call.common, prompts })
+    let (endpoint, tenant) = (Endpoint::Completions, payload.tenant);
+    Ok(Prepared { endpoint, tenant, common: call.common, prompts })
 }
 
 fn encode(state: &State, text: &str, add_special: bool, param: &str) -> Result<Vec<u32>, ApiError> {
@@ -172,7 +175,7 @@ fn shape(state: &State, prepared: &Prepared) -> Result<Shape, ApiError> {
 
 /// Hands in `n` requests per prompt; if one is refused, the others are dropped and so cancelled.
 async fn submit(state: &State, prepared: Prepared, deadline: Instant) -> Result<Vec<Source>, ApiError> {
-    let Prepared { endpoint, common, prompts } = prepared;
+    let Prepared { endpoint, tenant, common, prompts } = prepared;
     let param = match endpoint {
         Endpoint::Chat => "messages",
         Endpoint::Completions => "prompt",
@@ -196,6 +199,8 @@ async fn submit(state: &State, prepared: Prepared, deadline: Instant) -> Result<
             max_tokens: max_tokens.min(u32::try_from(room).unwrap_or(u32::MAX)),
             stop_tokens: stop_tokens.clone(),
             sampling,
+            tenant: tenant.0,
+            priority: common.priority,
             deadline: deadline.saturating_duration_since(Instant::now()),
         };
         let reply = Reply::new(state.model.tokenizer.clone(), common.stops.clone(), stop_tokens.clone());

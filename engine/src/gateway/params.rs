@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::error::{ApiError, type_name};
 use super::fields::{Fields, invalid, unsupported, whole, wrong_type};
 use super::messages;
-use crate::request::Sampling;
+use crate::{message::Priority, request::Sampling};
 
 const MAX_STOPS: usize = 4;
 const MAX_STOP_BYTES: usize = 512;
@@ -54,6 +54,7 @@ pub(super) struct Common {
     pub(super) n: u32,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    pub(super) priority: Priority,
 }
 
 /// A request to `/v1/chat/completions`.
@@ -156,7 +157,18 @@ fn common(fields: Fields, bounds: &Bounds) -> Result<Common, ApiError> {
         n: fields.integer("n", 1..=i64::from(bounds.max_choices))?.map_or(1, clamped),
         stream: fields.boolean("stream")?.unwrap_or(false),
         include_usage: options.boolean("include_usage")?.unwrap_or(false),
+        priority: priority(fields)?,
     })
+}
+
+/// OpenAI's service tiers, as shares of a busy pipeline.
+fn priority(fields: Fields) -> Result<Priority, ApiError> {
+    match fields.string("service_tier")? {
+        None | Some("auto" | "default") => Ok(Priority::Normal),
+        Some("flex") => Ok(Priority::Low),
+        Some("priority") => Ok(Priority::High),
+        Some(_) => Err(invalid("service_tier", "expected 'auto', 'default', 'flex' or 'priority'")),
+    }
 }
 
 fn clamped(value: i64) -> u32 {

@@ -20,7 +20,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use super::error::{ApiError, ErrorCode, shortened};
 use super::generate;
 use super::openai::Endpoint;
-use super::server::{Phase, PipelineStatus, State};
+use super::server::{Phase, PipelineStatus, State, Tenant};
 
 pub(super) fn router(state: Arc<State>, origins: &[HeaderValue]) -> Router {
     let api = Router::new()
@@ -50,11 +50,13 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .expose_headers([HeaderName::from_static("retry-after")])
 }
 
-async fn authorize(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
-    if state.accepts(bearer(request.headers())) {
-        next.run(request).await
-    } else {
-        ApiError::InvalidApiKey.into_response()
+async fn authorize(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
+    match state.tenant(bearer(request.headers())) {
+        Some(tenant) => {
+            request.extensions_mut().insert(tenant);
+            next.run(request).await
+        }
+        None => ApiError::InvalidApiKey.into_response(),
     }
 }
 
@@ -144,14 +146,16 @@ async fn completions(Shared(state): Shared<Arc<State>>, request: Request) -> Res
     generate::answer(state, Endpoint::Completions, body).await
 }
 
-/// A request body and the room in memory that it takes.
+/// A request body, whose it is, and the room in memory that it takes.
 pub(super) struct Payload {
     pub(super) bytes: Bytes,
+    pub(super) tenant: Tenant,
     _room: OwnedSemaphorePermit,
 }
 
 async fn read_body(state: &State, request: Request) -> Result<Payload, ApiError> {
     let limit_bytes = state.config.max_body_bytes;
+    let tenant = request.extensions().get().copied().ok_or(ApiError::InvalidApiKey)?;
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|bytes| bytes > limit_bytes.saturating_mul(DISCARD_FACTOR)) {
@@ -163,7 +167,7 @@ async fn read_body(state: &State, request: Request) -> Result<Payload, ApiError>
         let room = state.body_room_kib.clone().acquire_many_owned(most_kib).await;
         let room = room.map_err(|_| ApiError::ShuttingDown)?;
         let bytes = collect_body(request.into_body(), limit_bytes).await?;
-        Ok(Payload { bytes, _room: room })
+        Ok(Payload { bytes, tenant, _room: room })
     };
     timeout(state.config.body_timeout, read).await.map_err(|_| ApiError::BodyTimeout)?
 }

@@ -98,15 +98,21 @@ pub(super) struct State {
     keys: Vec<blake3::Hash>,
 }
 
+/// Whose request it is: one for each accepted key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tenant(pub(super) u64);
+
 impl State {
-    /// Compares hashes, in constant time: neither a prefix nor the length of a key leaks.
-    pub(super) fn accepts(&self, key: Option<&[u8]>) -> bool {
+    /// Whose key it is, if it is accepted. Compares hashes, in constant time: neither a prefix nor the
+    /// length of a key leaks.
+    pub(super) fn tenant(&self, key: Option<&[u8]>) -> Option<Tenant> {
         if self.keys.is_empty() {
-            return true;
+            return Some(Tenant(0));
         }
-        let Some(key) = key else { return false };
-        let given = blake3::hash(key);
-        self.keys.iter().fold(false, |accepted, known| accepted | (*known == given))
+        let given = blake3::hash(key?);
+        let accepted = self.keys.iter().fold(false, |accepted, known| accepted | (*known == given));
+        let name = given.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        accepted.then_some(Tenant(name))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {

@@ -189,6 +189,10 @@ impl Node {
     }
 }
 
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 struct Gateway {
     address: String,
     /// There is a link, or one is being made; told once when it is gone.
@@ -223,11 +227,12 @@ impl Desk {
     ) -> Result<(), NodeError> {
         let outcome = loop {
             let redial = self.gateways.values().filter_map(|gateway| gateway.redial).min();
+            let wake = self.state.next_wake().map(Instant::from_std);
             tokio::select! {
                 biased;
                 _ = stopping.changed() => break Ok(()),
                 output = outputs.recv() => match output {
-                    Some(output) => self.state.worked(output),
+                    Some(output) => self.state.worked(output, now()),
                     None => break Err(NodeError::StageDied),
                 },
                 Some(event) = events.recv() => {
@@ -236,6 +241,7 @@ impl Desk {
                     }
                 }
                 () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
+                () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
             self.act();
             self.publish();
@@ -270,7 +276,7 @@ impl Desk {
                         return Err(NodeError::Refused { gateway: peer.short(), reason });
                     }
                 }
-                (_, message) => self.state.receive(peer, message),
+                (_, message) => self.state.receive(peer, message, now()),
             },
         }
         Ok(())

@@ -1,22 +1,33 @@
 //! What a node knows and decides: sessions, routes and the steps of those it heads. Pure: events
 //! go in, actions come out; sockets and the device are the business of its surroundings.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use transport::NodeId;
 
-use super::worker::{Command, Draws, Output};
+use super::worker::{self, Command, Output, Reply};
 use crate::{
-    message::{Failed, FailedReason, Hop, Message, Open, Results, RouteId, SessionId, Step, clip},
+    message::{
+        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, Hop, MAX_SEGMENTS, Message, Open,
+        Results, RouteId, SessionId, Step, TokenReport, clip,
+    },
     model::Shard,
-    scheduler::{Scheduler, SchedulerLimits},
+    scheduler::{Opening, Scheduler, SchedulerLimits},
 };
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
 const MAX_WAITING_STEPS: usize = 128;
 /// Routes without a session that are kept, because steps of theirs may still be on their way.
 const MAX_IDLE_ROUTES: usize = 64;
+/// Steps at this stage before the first stage of a route adds one: the one that runs, and one to go on
+/// with at once. More would only take rows from the steps after them.
+const STEPS_AHEAD: usize = 2;
+/// Steps on their way per stage of a route: prompts keep a long pipeline full of them.
+const STEPS_PER_STAGE: usize = 4;
 /// Bytes of steps that a stage may have on their way to the next one: less than a link queues.
 const MAX_BYTES_IN_FLIGHT: usize = 12 << 20;
 
@@ -105,6 +116,8 @@ pub struct State {
     /// The route of each session.
     sessions: HashMap<SessionId, RouteId>,
     routes: HashMap<RouteId, Route>,
+    /// The routes this node is the first stage of, in the order of their turn.
+    heads: VecDeque<RouteId>,
     /// Steps handed to the worker and not yet reported.
     waiting: usize,
     /// Steps begun on any route, so that each has its own number.
@@ -119,6 +132,7 @@ impl State {
             identity,
             sessions: HashMap::new(),
             routes: HashMap::new(),
+            heads: VecDeque::new(),
             waiting: 0,
             steps: 0,
             actions: Vec::new(),
@@ -136,19 +150,27 @@ impl State {
     }
 
     /// A peer said something.
-    pub fn receive(&mut self, from: NodeId, message: Message) {
+    pub fn receive(&mut self, from: NodeId, message: Message, now: Instant) {
         match message {
             Message::Open(open) => self.open(from, *open),
-            Message::Close(session) => self.close_asked(from, session),
+            Message::Close(close) => self.close_asked(from, close),
             Message::Step(step) => self.step(from, step),
-            Message::Results(results) => self.results(from, results),
+            Message::Results(results) => self.results(from, results, now),
+            Message::Held(held) => self.held(from, &held, now),
+            Message::Draft(draft) => self.draft(from, &draft),
             other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
         }
+        self.pump(now);
     }
 
     /// The worker reports.
-    pub fn worked(&mut self, output: Output) {
+    pub fn worked(&mut self, output: Output, now: Instant) {
         match output {
+            Output::Opened { session, held } => {
+                if let Some(scheduler) = self.scheduler_of(session) {
+                    scheduler.opened(session, held);
+                }
+            }
             Output::Rows(step) => {
                 let Some(route) = self.reported(&step) else { return };
                 if let Some(next) = route.next() {
@@ -156,28 +178,37 @@ impl State {
                     self.actions.push(action);
                 }
             }
-            Output::Drawn { step, tokens } => self.drawn(step, tokens),
-            Output::Failed(failed) => self.fail(failed),
-            Output::Refused { step, error } => {
-                let Some(route) = self.reported(&step) else { return };
-                match route.previous() {
-                    Some(sender) => {
-                        self.expel(sender, format!("sent a step that breaks the rules: {error}"));
-                        self.lost(sender, &error.to_string());
-                    }
-                    // This node made the step, of tokens it was given: those sessions cannot go on.
-                    None => {
-                        for segment in &step.segments {
-                            let reason = FailedReason::Refused(clip(&error.to_string()));
-                            self.fail(Failed { session: segment.session, reason });
-                        }
-                        self.apply_results(Results {
-                            route: step.route,
-                            number: step.number,
-                            tokens: Vec::new(),
-                        });
-                    }
+            Output::Drawn { step, draws, reports } => self.drawn(&step, draws, reports, now),
+            Output::Held(held) => match self.routes.get(&held.route) {
+                Some(route) if route.stage > 0 => {
+                    let action = send_to(&route.hops[0], Message::Held(held));
+                    self.actions.push(action);
                 }
+                Some(_) => self.apply_held(&held, now),
+                None => {}
+            },
+            Output::Failed(failed) => self.fail(failed),
+            Output::Refused { step, error } => self.refused(&step, &error.to_string(), now),
+        }
+        self.pump(now);
+    }
+
+    /// A step broke the rules; nothing of it was computed.
+    fn refused(&mut self, step: &Step, error: &str, now: Instant) {
+        let Some(route) = self.reported(step) else { return };
+        match route.previous() {
+            Some(sender) => {
+                self.expel(sender, format!("sent a step that breaks the rules: {error}"));
+                self.lost(sender, error);
+            }
+            // This node made the step, of tokens it was given: those sessions cannot go on.
+            None => {
+                for segment in &step.segments {
+                    let reason = FailedReason::Refused(clip(error));
+                    self.fail(Failed { session: segment.session, reason });
+                }
+                let results = Results { route: step.route, number: step.number, draws: Vec::new() };
+                self.apply_results(&results, now);
             }
         }
     }
@@ -193,6 +224,7 @@ impl State {
             self.fail(Failed { session, reason });
         }
         self.routes.retain(|_, route| !affected(route));
+        self.forget_heads();
     }
 
     fn open(&mut self, from: NodeId, mut open: Open) {
@@ -213,9 +245,13 @@ impl State {
         let limits = SchedulerLimits {
             rows,
             chunk: self.identity.chunk.min(rows),
-            in_flight: open.hops.len().min(affordable).max(2),
+            in_flight: (open.hops.len() * STEPS_PER_STAGE).min(affordable).max(2),
+            groups: open.hops.len(),
         };
         self.forget_idle_routes();
+        if stage == 0 && !self.routes.contains_key(&route_id) {
+            self.heads.push_back(route_id);
+        }
         let route = self.routes.entry(route_id).or_insert_with(|| Route {
             hops: open.hops.clone(),
             stage,
@@ -228,21 +264,34 @@ impl State {
 
         let keep_prompt = open.sampling.repetition_penalty != 1.0 && !route.is_last();
         let prompt = if keep_prompt { open.prompt.clone() } else { std::mem::take(&mut open.prompt) };
-        let draws = route.is_last().then(|| Draws {
+        let reply = route.is_last().then(|| Reply {
             sampling: open.sampling.clone(),
             prompt: prompt.clone(),
             stop_tokens: open.stop_tokens.clone(),
             max_tokens: open.max_tokens,
         });
-        self.actions.push(Action::Work(Command::Open { session, positions: open.positions(), draws }));
         if let Some(scheduler) = &mut route.scheduler {
-            scheduler.open(session, prompt);
+            scheduler.open(Opening {
+                session,
+                prompt,
+                max_tokens: open.max_tokens,
+                blocks: open.blocks.clone(),
+                flow: (open.tenant, open.priority),
+                told: open.drafts.lookup || open.drafts.model,
+            });
         }
+        self.actions.push(Action::Work(Command::Open(worker::Opening {
+            session,
+            route: route_id,
+            positions: open.positions(),
+            prompt_length: open.prompt_length,
+            blocks: open.blocks.clone(),
+            reply,
+        })));
         if let Some(next) = route.next() {
             let action = send_to(next, Message::Open(Box::new(open)));
             self.actions.push(action);
         }
-        self.pump(route_id);
     }
 
     /// The stage this node is on the route, or why it does not take the session.
@@ -302,13 +351,19 @@ impl State {
         let idle = |route: &Route| route.sessions.is_empty();
         if self.routes.values().filter(|route| idle(route)).count() >= MAX_IDLE_ROUTES {
             self.routes.retain(|_, route| !idle(route));
+            self.forget_heads();
         }
     }
 
-    fn close_asked(&mut self, from: NodeId, session: SessionId) {
-        let Some(route) = self.route_of(session) else { return };
+    /// Heads are the routes with a scheduler.
+    fn forget_heads(&mut self) {
+        self.heads.retain(|route| self.routes.contains_key(route));
+    }
+
+    fn close_asked(&mut self, from: NodeId, close: Close) {
+        let Some(route) = self.route_of(close.session) else { return };
         if route.gateway == from || route.previous() == Some(from) {
-            self.close(session);
+            self.close(close.session, close.keep);
         }
     }
 
@@ -317,19 +372,22 @@ impl State {
         self.routes.get(self.sessions.get(&session)?)
     }
 
-    /// Ends a session here and tells the next stage.
-    fn close(&mut self, session: SessionId) {
+    fn scheduler_of(&mut self, session: SessionId) -> Option<&mut Scheduler> {
+        self.routes.get_mut(self.sessions.get(&session)?)?.scheduler.as_mut()
+    }
+
+    /// Ends a session here and tells the next stage. What of it may be kept, the first stage knows; the
+    /// others are told.
+    fn close(&mut self, session: SessionId, keep: Vec<BlockHash>) {
         let Some(route) = self.sessions.remove(&session) else { return };
-        self.actions.push(Action::Work(Command::Close(session)));
         let Some(route) = self.routes.get_mut(&route) else { return };
         route.sessions.remove(&session);
-        if let Some(scheduler) = &mut route.scheduler {
-            scheduler.close(session);
-        }
+        let keep = route.scheduler.as_mut().map_or(keep, |scheduler| scheduler.close(session));
+        let close = Close { session, keep };
         if let Some(next) = route.next() {
-            let action = send_to(next, Message::Close(session));
-            self.actions.push(action);
+            self.actions.push(send_to(next, Message::Close(close.clone())));
         }
+        self.actions.push(Action::Work(Command::Close(close)));
     }
 
     /// Tells the gateway that a session cannot go on, and ends it here.
@@ -338,7 +396,7 @@ impl State {
         let Some(to) = self.route_of(session).map(|route| route.gateway) else { return };
         let action = Action::Send { to, address: None, message: Message::Failed(failed) };
         self.actions.push(action);
-        self.close(session);
+        self.close(session, Vec::new());
     }
 
     fn step(&mut self, from: NodeId, step: Step) {
@@ -369,61 +427,108 @@ impl State {
         self.routes.get(&step.route)
     }
 
-    fn drawn(&mut self, step: Step, tokens: Vec<crate::message::TokenReport>) {
-        let Some(route) = self.reported(&step) else { return };
-        let results = Results {
-            route: step.route,
-            number: step.number,
-            tokens: tokens.iter().map(|t| (t.session, t.token, t.finish.is_some())).collect(),
-        };
+    fn drawn(&mut self, step: &Step, draws: Vec<Draws>, mut reports: Vec<TokenReport>, now: Instant) {
+        let Some(route) = self.reported(step) else { return };
         let (gateway, first, alone) = (route.gateway, route.hops[0].clone(), route.stage == 0);
-        if !tokens.is_empty() {
-            self.actions.push(Action::Send { to: gateway, address: None, message: Message::Tokens(tokens) });
+        while !reports.is_empty() {
+            let rest = reports.split_off(reports.len().min(MAX_SEGMENTS));
+            let message = Message::Tokens(std::mem::replace(&mut reports, rest));
+            self.actions.push(Action::Send { to: gateway, address: None, message });
         }
+        let results = Results { route: step.route, number: step.number, draws };
         if alone {
-            self.apply_results(results);
+            self.apply_results(&results, now);
         } else {
             self.actions.push(send_to(&first, Message::Results(results)));
         }
     }
 
-    fn results(&mut self, from: NodeId, results: Results) {
+    fn results(&mut self, from: NodeId, results: Results, now: Instant) {
         let Some(route) = self.routes.get(&results.route) else { return };
         let last = route.hops.last().map(|hop| NodeId(hop.node));
         if route.stage != 0 || last != Some(from) {
             return self.expel(from, "sent results for a route it is not the last stage of".into());
         }
-        if results.tokens.iter().any(|&(_, token, _)| token as usize >= self.identity.vocabulary) {
+        let mut tokens = results.draws.iter().flat_map(|draws| &draws.tokens);
+        if tokens.any(|&token| token as usize >= self.identity.vocabulary) {
             return self.expel(from, "sent a token outside the vocabulary".into());
         }
-        self.apply_results(results);
+        self.apply_results(&results, now);
     }
 
-    fn apply_results(&mut self, results: Results) {
+    fn apply_results(&mut self, results: &Results, now: Instant) {
         let Some(route) = self.routes.get_mut(&results.route) else { return };
-        let own = |(session, ..): &&(SessionId, u32, bool)| route.sessions.contains(session);
-        let ended: Vec<SessionId> = results.tokens.iter().filter(own).filter(|t| t.2).map(|t| t.0).collect();
         if let Some(scheduler) = &mut route.scheduler {
-            scheduler.results(results.number, results.tokens.iter().filter(|t| !t.2).map(|t| (t.0, t.1)));
+            scheduler.results(results.number, &results.draws, now);
         }
+        let own = |draws: &&Draws| draws.ended && route.sessions.contains(&draws.session);
+        let ended: Vec<SessionId> = results.draws.iter().filter(own).map(|draws| draws.session).collect();
         for session in ended {
-            self.close(session);
+            self.close(session, Vec::new());
         }
-        self.pump(results.route);
     }
 
-    /// Starts every step that can start on a route this node heads.
-    fn pump(&mut self, route_id: RouteId) {
-        let Some(route) = self.routes.get_mut(&route_id) else { return };
-        let shard = route.shard().clone();
-        let Some(scheduler) = &mut route.scheduler else { return };
-        while let Some(planned) = scheduler.next_step(self.steps) {
-            self.steps += 1;
-            self.waiting += 1;
-            let body: Bytes = planned.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-            let step = Step { route: route_id, number: planned.number, segments: planned.segments, body };
-            self.actions.push(Action::Work(Command::Step { step, shard: shard.clone() }));
+    /// A later stage has lost positions of a session.
+    fn held(&mut self, from: NodeId, held: &Held, now: Instant) {
+        let Some(route) = self.routes.get(&held.route) else { return };
+        if route.stage != 0 || !route.hops.iter().any(|hop| NodeId(hop.node) == from) {
+            return self.expel(from, "spoke of a route it has no part in".into());
         }
+        self.apply_held(held, now);
+    }
+
+    fn apply_held(&mut self, held: &Held, now: Instant) {
+        let next = self.steps;
+        let scheduler = self.routes.get_mut(&held.route).and_then(|route| route.scheduler.as_mut());
+        if let Some(scheduler) = scheduler {
+            scheduler.held(held, next, now);
+        }
+    }
+
+    fn draft(&mut self, from: NodeId, draft: &Draft) {
+        if self.route_of(draft.session).is_some_and(|route| route.gateway != from) {
+            return self.expel(from, "sent a draft for another gateway's session".into());
+        }
+        if draft.tokens.iter().any(|&token| token as usize >= self.identity.vocabulary) {
+            return self.expel(from, "sent a token outside the vocabulary".into());
+        }
+        if let Some(scheduler) = self.scheduler_of(draft.session) {
+            scheduler.draft(draft.session, draft.position, &draft.tokens);
+        }
+    }
+
+    /// When [`State::wake`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let schedulers = self.routes.values().filter_map(|route| route.scheduler.as_ref());
+        schedulers.filter(|_| self.waiting < STEPS_AHEAD).filter_map(Scheduler::wake).min()
+    }
+
+    /// The time has come that [`State::next_wake`] told.
+    pub fn wake(&mut self, now: Instant) {
+        self.pump(now);
+    }
+
+    /// Starts the steps that should start on the routes this node heads, in turn.
+    fn pump(&mut self, now: Instant) {
+        let mut idle = 0;
+        while self.waiting < STEPS_AHEAD && idle < self.heads.len() {
+            self.heads.rotate_left(1);
+            let Some(&route_id) = self.heads.front() else { return };
+            idle = if self.start_step(route_id, now) { 0 } else { idle + 1 };
+        }
+    }
+
+    fn start_step(&mut self, route_id: RouteId, now: Instant) -> bool {
+        let Some(route) = self.routes.get_mut(&route_id) else { return false };
+        let shard = route.shard().clone();
+        let Some(scheduler) = &mut route.scheduler else { return false };
+        let Some(planned) = scheduler.next_step(self.steps, now) else { return false };
+        self.steps += 1;
+        self.waiting += 1;
+        let body: Bytes = planned.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let step = Step { route: route_id, number: planned.number, segments: planned.segments, body };
+        self.actions.push(Action::Work(Command::Step { step, shard }));
+        true
     }
 
     fn expel(&mut self, peer: NodeId, reason: String) {
@@ -452,6 +557,8 @@ fn name(message: &Message) -> &'static str {
         Message::Results(_) => "Results",
         Message::Tokens(_) => "Tokens",
         Message::Failed(_) => "Failed",
+        Message::Held(_) => "Held",
+        Message::Draft(_) => "Draft",
     }
 }
 

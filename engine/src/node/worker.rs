@@ -1,6 +1,8 @@
 //! The thread that computes: it owns the stage, takes commands in order and reports what came of
 //! them. The node's task never waits for it.
 
+mod draw;
+
 use std::{
     collections::HashMap,
     sync::mpsc::{Receiver, Sender, channel},
@@ -13,13 +15,14 @@ use tokio::sync::mpsc;
 
 use crate::{
     message::{
-        Failed, FailedReason, RouteId, Segment, SessionId, Step, TokenReport, decode_rows, encode_rows,
+        BlockHash, Close, Draws, Failed, FailedReason, Held, RouteId, Segment, SessionId, Step, TokenReport,
+        decode_rows, encode_rows,
     },
     model::Shard,
-    request::{Finish, Sampling},
-    sampler::Sampler,
-    stage::{Fault, Input, Prompt, Stage, StepError},
+    request::Sampling,
+    stage::{Fault, Input, Prompt, Short, Stage, StepError},
 };
+use draw::Drawing;
 
 /// Reports that may wait for the node's task; past it the worker pauses.
 const QUEUE: usize = 1024;
@@ -28,16 +31,9 @@ const QUEUE: usize = 1024;
 #[derive(Debug)]
 pub enum Command {
     /// A session begins.
-    Open {
-        /// The session.
-        session: SessionId,
-        /// Positions it can reach.
-        positions: u32,
-        /// On the last stage: how to draw.
-        draws: Option<Draws>,
-    },
+    Open(Opening),
     /// A session is over.
-    Close(SessionId),
+    Close(Close),
     /// Rows to process as `shard` of the route.
     Step {
         /// The rows.
@@ -47,9 +43,26 @@ pub enum Command {
     },
 }
 
+/// A session as a stage sees it.
+#[derive(Debug)]
+pub struct Opening {
+    /// The session.
+    pub session: SessionId,
+    /// Its route.
+    pub route: RouteId,
+    /// Positions it can reach.
+    pub positions: u32,
+    /// Length of its prompt.
+    pub prompt_length: u32,
+    /// Root and whole blocks of the prompt.
+    pub blocks: Vec<BlockHash>,
+    /// On the last stage: how to draw.
+    pub reply: Option<Reply>,
+}
+
 /// What the last stage needs to draw a session's tokens.
 #[derive(Debug)]
-pub struct Draws {
+pub struct Reply {
     /// Sampling parameters.
     pub sampling: Sampling,
     /// The prompt, where a repetition penalty needs it.
@@ -63,15 +76,26 @@ pub struct Draws {
 /// What a worker reports.
 #[derive(Debug)]
 pub enum Output {
+    /// A session is open.
+    Opened {
+        /// The session.
+        session: SessionId,
+        /// Positions whose keys and values are there already.
+        held: u32,
+    },
     /// Rows for the next stage.
     Rows(Step),
     /// The last stage's tokens of a step.
     Drawn {
         /// The step without its body.
         step: Step,
-        /// The tokens.
-        tokens: Vec<TokenReport>,
+        /// What was drawn for each session that was to draw.
+        draws: Vec<Draws>,
+        /// The same for the gateway.
+        reports: Vec<TokenReport>,
     },
+    /// A session has lost positions, and perhaps rows of the step with them.
+    Held(Held),
     /// A session cannot go on.
     Failed(Failed),
     /// A step broke the rules; nothing of it was computed.
@@ -124,25 +148,20 @@ struct Desk<B: Backend> {
     rows: Vec<f32>,
     logits: Vec<f32>,
     faults: Vec<Fault>,
-}
-
-struct Drawing {
-    sampler: Sampler,
-    stop_tokens: Vec<u32>,
-    left: u32,
+    short: Vec<Short>,
 }
 
 impl<B: Backend> Desk<B> {
     fn new(stage: Stage<B>, outbox: mpsc::Sender<Output>) -> Self {
-        let (tokens, rows, logits, faults) = Default::default();
-        Self { stage, drawing: HashMap::new(), outbox, tokens, rows, logits, faults }
+        let (tokens, rows, logits, faults, short) = Default::default();
+        Self { stage, drawing: HashMap::new(), outbox, tokens, rows, logits, faults, short }
     }
 
     fn run(&mut self, inbox: &Receiver<Command>) {
         while let Ok(command) = inbox.recv() {
             match command {
-                Command::Open { session, positions, draws } => self.open(session, positions, draws),
-                Command::Close(session) => self.close(session),
+                Command::Open(opening) => self.open(opening),
+                Command::Close(close) => self.close(&close),
                 Command::Step { step, shard } => self.step(step, &shard),
             }
         }
@@ -153,43 +172,46 @@ impl<B: Backend> Desk<B> {
         let _ = self.outbox.blocking_send(output);
     }
 
-    fn open(&mut self, session: SessionId, positions: u32, draws: Option<Draws>) {
-        if let Err(error) = self.stage.open(session, RouteId(0), positions, Prompt::default()) {
-            let reason = FailedReason::Refused(error.to_string());
-            return self.report(Output::Failed(Failed { session, reason }));
-        }
-        if let Some(draws) = draws {
-            let sampler = Sampler::new(draws.sampling, &draws.prompt);
-            let drawing = Drawing { sampler, stop_tokens: draws.stop_tokens, left: draws.max_tokens };
-            self.drawing.insert(session, drawing);
+    fn open(&mut self, opening: Opening) {
+        let Opening { session, route, positions, prompt_length, blocks, reply } = opening;
+        match self.stage.open(session, route, positions, Prompt { length: prompt_length, blocks: &blocks }) {
+            Ok(held) => {
+                self.drawing.extend(reply.map(|reply| (session, Drawing::new(reply, prompt_length))));
+                self.report(Output::Opened { session, held });
+            }
+            Err(error) => {
+                let reason = FailedReason::Refused(error.to_string());
+                self.report(Output::Failed(Failed { session, reason }));
+            }
         }
     }
 
-    fn close(&mut self, session: SessionId) {
-        self.stage.close(session, &[]);
-        self.drawing.remove(&session);
+    fn close(&mut self, close: &Close) {
+        self.stage.close(close.session, &close.keep);
+        self.drawing.remove(&close.session);
     }
 
     fn step(&mut self, step: Step, shard: &Shard) {
         let (mut step, body) = split(step);
         let mut faults = std::mem::take(&mut self.faults);
         match self.compute(&mut step, &body, shard, &mut faults) {
-            Ok(()) if shard.head => {
-                let tokens = self.draw(&step.segments, &mut faults);
-                self.report_faults(&step, &faults);
-                self.report(Output::Drawn { step, tokens });
-            }
             Ok(()) => {
-                self.report_faults(&step, &faults);
-                self.drop_faulty(&mut step, &faults);
-                self.report(Output::Rows(step));
+                let cut = self.settle_faults(&mut step, &faults);
+                if shard.head {
+                    let (draws, reports) = self.draw(&step, &cut);
+                    self.report(Output::Drawn { step, draws, reports });
+                } else {
+                    self.pass_on(&mut step, &cut);
+                    self.report(Output::Rows(step));
+                }
             }
             Err(error) => self.report(Output::Refused { step, error }),
         }
         self.faults = faults;
     }
 
-    /// Runs the layers. Rows of sessions that are not open any more are dropped first.
+    /// Runs the layers. Rows of sessions that are not open any more, or that miss positions before them,
+    /// are dropped first.
     fn compute(
         &mut self,
         step: &mut Step,
@@ -205,124 +227,96 @@ impl<B: Backend> Desk<B> {
             }
             self.tokens.clear();
             self.tokens.extend(words.iter().map(|&word| u32::from_le_bytes(word)));
-            let lost = keep_open(&mut self.stage, &mut step.segments, &mut self.tokens, 1);
-            self.report_lost(lost);
+            let mut tokens = std::mem::take(&mut self.tokens);
+            self.admit(step, &mut tokens, 1);
+            self.tokens = tokens;
             self.stage.step(shard.layers.clone(), &step.segments, Input::Tokens(&self.tokens), faults)
         } else {
             decode_rows(body, self.stage.profile(), &mut self.rows).map_err(|_| StepError::Input)?;
             if self.rows.len() != total * self.stage.hidden() {
                 return Err(StepError::Input);
             }
-            let width = self.stage.hidden();
-            let lost = keep_open(&mut self.stage, &mut step.segments, &mut self.rows, width);
-            self.report_lost(lost);
+            let mut rows = std::mem::take(&mut self.rows);
+            self.admit(step, &mut rows, self.stage.hidden());
+            self.rows = rows;
             self.stage.step(shard.layers.clone(), &step.segments, Input::Rows(&self.rows), faults)
         }
     }
 
-    fn report_lost(&self, sessions: Vec<SessionId>) {
-        for session in sessions {
-            let reason = FailedReason::Refused("the stage has no KV pages left for it".into());
-            self.report(Output::Failed(Failed { session, reason }));
+    /// Drops what cannot run of a step with `values` of `width` a row, and reports what it lacks.
+    fn admit<T: Copy>(&mut self, step: &mut Step, values: &mut Vec<T>, width: usize) {
+        if step.segments.iter().any(|segment| !self.stage.is_open(segment.session)) {
+            let open = |segment: &Segment| self.stage.is_open(segment.session);
+            retain_rows(&mut step.segments, values, width, open);
+        }
+        self.short.clear();
+        self.stage.reserve(&step.segments, &mut self.short);
+        if self.short.is_empty() {
+            return;
+        }
+        let short = |segment: &Segment| self.short.iter().find(|short| short.session == segment.session);
+        // One that begins where it should lacked pages.
+        let crowded: Vec<SessionId> = (step.segments.iter())
+            .filter(|segment| short(segment).is_some_and(|short| segment.from <= short.held))
+            .map(|segment| segment.session)
+            .collect();
+        retain_rows(&mut step.segments, values, width, |segment| short(segment).is_none());
+        for &Short { session, held, preempted } in &self.short {
+            self.report_held(step, session, held, preempted || crowded.contains(&session));
         }
     }
 
-    fn report_faults(&self, step: &Step, faults: &[Fault]) {
+    fn report_held(&self, step: &Step, session: SessionId, positions: u32, preempted: bool) {
+        let (route, number) = (step.route, step.number);
+        self.report(Output::Held(Held { route, number, session, positions, preempted }));
+    }
+
+    /// Rows that each segment has lost to a fault. One in a row whose token is certain ends the session; a
+    /// drafted row may only be wrong, so it and those after it are as if they had not been sent.
+    fn settle_faults(&mut self, step: &mut Step, faults: &[Fault]) -> Vec<u32> {
+        let mut cut = vec![0; step.segments.len()];
         for fault in faults {
-            let reason = FailedReason::Fault {
-                position: fault.position,
-                layer: fault.layer as u32,
-                operation: fault.operation,
-            };
-            let session = step.segments[fault.segment].session;
-            self.report(Output::Failed(Failed { session, reason }));
+            let segment = &step.segments[fault.segment];
+            if fault.position < segment.to() - segment.drafted {
+                cut[fault.segment] = segment.rows;
+                self.report(Output::Failed(fault_of(segment.session, fault)));
+            } else {
+                cut[fault.segment] = segment.to() - fault.position;
+                self.stage.truncate(segment.session, fault.position);
+                self.report_held(step, segment.session, fault.position, false);
+            }
         }
+        cut
     }
 
-    /// Leaves the rows of sound sessions as the step's body.
-    fn drop_faulty(&mut self, step: &mut Step, faults: &[Fault]) {
-        let rows = step.rows();
-        self.stage.read_rows(0..rows, &mut self.rows);
-        if !faults.is_empty() {
-            let faulty: Vec<SessionId> = faults.iter().map(|f| step.segments[f.segment].session).collect();
-            let sound = |segment: &Segment| !faulty.contains(&segment.session);
-            retain_rows(&mut step.segments, &mut self.rows, self.stage.hidden(), sound);
+    /// Makes the rows that are left the step's body.
+    fn pass_on(&mut self, step: &mut Step, cut: &[u32]) {
+        self.stage.read_rows(0..step.rows(), &mut self.rows);
+        if cut.iter().any(|&rows| rows > 0) {
+            let width = self.stage.hidden();
+            let (mut read, mut write) = (0, 0);
+            for (segment, &cut) in step.segments.iter_mut().zip(cut) {
+                let (whole, kept) = (segment.rows as usize * width, (segment.rows - cut) as usize * width);
+                self.rows.copy_within(read..read + kept, write);
+                read += whole;
+                write += kept;
+                segment.shorten(cut);
+            }
+            self.rows.truncate(write);
+            step.segments.retain(|segment| segment.rows > 0);
         }
         step.body = encode_rows(&self.rows, self.stage.profile()).into();
     }
-
-    /// Draws a token for every sound segment that wants one.
-    fn draw(&mut self, segments: &[Segment], faults: &mut Vec<Fault>) -> Vec<TokenReport> {
-        let mut wanted = Vec::new();
-        let mut last_rows = Vec::new();
-        let mut end = 0;
-        for (index, segment) in segments.iter().enumerate() {
-            end += segment.rows;
-            let sound = !faults.iter().any(|fault| fault.segment == index);
-            let alive = self.drawing.get(&segment.session).is_some_and(|drawing| drawing.left > 0);
-            if segment.draw && sound && alive {
-                wanted.push(index);
-                last_rows.push(end - 1);
-            }
-        }
-        if wanted.is_empty() {
-            return Vec::new();
-        }
-        let (mut some, mut all) = (std::mem::take(&mut self.logits), Vec::new());
-        for rows in last_rows.chunks(self.stage.draw_rows()) {
-            self.stage.logits(segments, rows, &mut some, faults);
-            all.extend_from_slice(&some);
-        }
-        self.logits = all;
-        let width = self.logits.len() / last_rows.len();
-        let mut tokens = Vec::with_capacity(wanted.len());
-        for (index, logits) in wanted.into_iter().zip(self.logits.chunks_exact_mut(width)) {
-            if faults.iter().any(|fault| fault.segment == index) {
-                continue;
-            }
-            let segment = &segments[index];
-            if let Some(drawing) = self.drawing.get_mut(&segment.session) {
-                tokens.push(drawing.next(segment.session, logits, segment.from + segment.rows));
-            }
-        }
-        tokens
-    }
 }
 
-impl Drawing {
-    fn next(&mut self, session: SessionId, logits: &mut [f32], position: u32) -> TokenReport {
-        let draw = self.sampler.draw(logits, position);
-        self.left -= 1;
-        let finish = if self.stop_tokens.contains(&draw.token) {
-            self.left = 0;
-            Some(Finish::Stop)
-        } else {
-            (self.left == 0).then_some(Finish::Length)
-        };
-        TokenReport { session, token: draw.token, logprobs: draw.logprobs, finish }
-    }
+fn fault_of(session: SessionId, fault: &Fault) -> Failed {
+    let (position, layer, operation) = (fault.position, fault.layer as u32, fault.operation);
+    Failed { session, reason: FailedReason::Fault { position, layer, operation } }
 }
 
 fn split(mut step: Step) -> (Step, Bytes) {
     let body = std::mem::take(&mut step.body);
     (step, body)
-}
-
-/// Drops the rows of sessions that are closed or have no pages; returns the latter.
-fn keep_open<B: Backend, T: Copy>(
-    stage: &mut Stage<B>,
-    segments: &mut Vec<Segment>,
-    values: &mut Vec<T>,
-    width: usize,
-) -> Vec<SessionId> {
-    let mut short = Vec::new();
-    stage.reserve(segments, &mut short);
-    let lost: Vec<SessionId> = short.iter().map(|short| short.session).collect();
-    let sound = |segment: &Segment| stage.is_open(segment.session) && !lost.contains(&segment.session);
-    if !segments.iter().all(sound) {
-        retain_rows(segments, values, width, sound);
-    }
-    lost
 }
 
 /// Keeps the segments that `keep` holds for, and their rows of `width` values.

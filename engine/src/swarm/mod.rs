@@ -39,6 +39,8 @@ pub struct SwarmConfig {
     pub allow: Option<HashSet<NodeId>>,
     /// Nodes that alone may hold the embedding and the head, so that no other node sees a token.
     pub private_ends: Option<HashSet<NodeId>>,
+    /// Whether replies may be speculated with.
+    pub speculation: bool,
 }
 
 /// One node as people see it.

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     message::{
-        Ask, Assign, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open, RouteId, SessionId,
-        TokenReport, clip,
+        Ask, Assign, BlockHash, Close, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open,
+        RouteId, SessionId, TokenReport, clip,
     },
     model::Shard,
     peers::Notice,
@@ -99,6 +99,8 @@ struct Waiting {
 pub(super) struct State {
     identity: Identity,
     config: SwarmConfig,
+    /// Secret of the names of token blocks: a node cannot tell from a name what the tokens are.
+    salt: [u8; 16],
     members: HashMap<NodeId, Member>,
     /// Since the status was last refreshed.
     members_changed: bool,
@@ -116,6 +118,7 @@ impl State {
         Self {
             identity,
             config,
+            salt: random().to_le_bytes(),
             members: HashMap::new(),
             members_changed: true,
             assigned: HashMap::new(),
@@ -367,6 +370,9 @@ impl State {
     fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
         let rows =
             hops.iter().filter_map(|hop| self.members.get(&NodeId(hop.node))).map(|m| m.join.rows).min();
+        let mut salt = self.salt.to_vec();
+        salt.extend_from_slice(&request.tenant.to_le_bytes());
+        let blocks = BlockHash::chain(BlockHash::root(&salt), &request.prompt);
         let mut open = Open {
             session,
             route,
@@ -379,10 +385,19 @@ impl State {
             stop_tokens: request.stop_tokens,
             sampling: request.sampling,
             rows: rows.unwrap_or(1),
+            blocks,
+            tenant: request.tenant,
+            priority: request.priority,
+            drafts: self.drafts(),
             signature: Vec::new(),
         };
         open.signature = self.identity.sign(&open.signed_bytes()).to_vec();
         open
+    }
+
+    /// Drafts show tokens to every stage, which private ends rule out.
+    fn drafts(&self) -> Drafts {
+        Drafts { lookup: self.config.speculation && self.config.private_ends.is_none(), model: false }
     }
 
     /// What this swarm does not do for a request.
@@ -424,7 +439,7 @@ impl State {
                 running.tell(Event::Finished(finish));
                 // The first stage learns of the end by itself, but perhaps after the next session's
                 // opening; told by the same link, it frees this one's room before.
-                let close = Message::Close(report.session);
+                let close = Message::Close(Close::abrupt(report.session));
                 self.actions.push(Action::Send { to: running.node(0), message: close });
                 self.finish(report.session);
             }
@@ -469,7 +484,7 @@ impl State {
         for hop in &running.hops {
             let to = NodeId(hop.node);
             if self.members.contains_key(&to) {
-                self.actions.push(Action::Send { to, message: Message::Close(session) });
+                self.actions.push(Action::Send { to, message: Message::Close(Close::abrupt(session)) });
             }
         }
     }

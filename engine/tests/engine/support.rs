@@ -89,7 +89,14 @@ impl<B: Backend + Clone> Pipeline<B> {
         let mut segments = Vec::new();
         for (session, tokens) in batch {
             let held = self.held.get_mut(session).unwrap();
-            segments.push(Segment { session: *session, from: *held, rows: tokens.len() as u32, draw: true });
+            let rows = tokens.len() as u32;
+            segments.push(Segment {
+                session: *session,
+                from: *held,
+                rows,
+                drawn: tokens.to_vec(),
+                drafted: 0,
+            });
             *held += tokens.len() as u32;
         }
         let tokens: Vec<u32> = batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();

@@ -6,6 +6,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use engine::{
     front::costs,
     local::{StageBudget, load_stage},
+    message::Priority,
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     request::{Event, Failure, Finish, Generation, Refusal, Request, Sampling, Submitter},
@@ -52,6 +53,7 @@ impl World {
             waiting: 256,
             allow: None,
             private_ends: None,
+            speculation: true,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -113,6 +115,8 @@ fn request(prompt: &[u32], max_tokens: u32) -> Request {
         max_tokens,
         stop_tokens: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        tenant: 0,
+        priority: Priority::Normal,
         deadline: Duration::from_secs(60),
     }
 }

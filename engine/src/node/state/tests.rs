@@ -1,7 +1,10 @@
 use transport::Identity as Key;
 
 use super::*;
-use crate::{message::Segment, request::Sampling};
+use crate::{
+    message::{Drafts, Priority, Segment},
+    request::Sampling,
+};
 
 fn key(seed: u8) -> Key {
     Key::from_secret([seed; 32])
@@ -41,6 +44,10 @@ fn open(session: u128, gateway: u8) -> Open {
         stop_tokens: Vec::new(),
         sampling: Sampling::default(),
         rows: 16,
+        blocks: Vec::new(),
+        tenant: 0,
+        priority: Priority::Normal,
+        drafts: Drafts::default(),
         signature: Vec::new(),
     };
     open.signature = key(gateway).sign(&open.signed_bytes()).to_vec();
@@ -48,12 +55,35 @@ fn open(session: u128, gateway: u8) -> Open {
 }
 
 fn give(state: &mut State, from: u8, message: Message) -> Vec<Action> {
-    state.receive(key(from).id(), message);
+    state.receive(key(from).id(), message, Instant::now());
+    state.actions()
+}
+
+/// Opens a session, and says for the worker that it is open.
+fn begin(state: &mut State, from: u8, open: Open) -> Vec<Action> {
+    let session = open.session;
+    let mut actions = give(state, from, opening(open));
+    state.worked(Output::Opened { session, held: 0 }, Instant::now());
+    actions.extend(state.actions());
+    actions
+}
+
+/// Says for the worker that a step has been computed.
+fn computed(state: &mut State, actions: &[Action]) -> Vec<Action> {
+    for action in actions {
+        if let Action::Work(Command::Step { step, .. }) = action {
+            state.worked(Output::Rows(step.clone()), Instant::now());
+        }
+    }
     state.actions()
 }
 
 fn expels(actions: &[Action], seed: u8) -> bool {
     actions.iter().any(|action| matches!(action, Action::Expel { peer, .. } if *peer == key(seed).id()))
+}
+
+fn draws(session: u128, token: u32) -> Draws {
+    Draws { session: SessionId(session), position: 3, tokens: vec![token], ended: false }
 }
 
 fn opening(open: Open) -> Message {
@@ -63,7 +93,7 @@ fn opening(open: Open) -> Message {
 #[test]
 fn a_session_is_passed_on_without_its_prompt_and_runs() {
     let mut first = node(1);
-    let actions = give(&mut first, 9, opening(open(1, 9)));
+    let actions = begin(&mut first, 9, open(1, 9));
     let passed = actions.iter().find_map(|action| match action {
         Action::Send { to, message: Message::Open(open), .. } => Some((*to, open.clone())),
         _ => None,
@@ -98,23 +128,22 @@ fn an_opening_that_no_gateway_of_the_node_signed_is_not_followed() {
 fn strangers_cannot_close_feed_or_answer_a_session() {
     let mut second = node(2);
     give(&mut second, 1, opening(open(1, 9)));
-    assert!(give(&mut second, 8, Message::Close(SessionId(1))).is_empty());
-    let segment = Segment { session: SessionId(1), from: 0, rows: 2, draw: false };
+    assert!(give(&mut second, 8, Message::Close(Close::abrupt(SessionId(1)))).is_empty());
+    let segment = Segment { session: SessionId(1), from: 0, rows: 2, drawn: Vec::new(), drafted: 0 };
     let step = |bytes: usize| Step {
         route: RouteId(5),
         number: 0,
-        segments: vec![segment],
+        segments: vec![segment.clone()],
         body: Bytes::from(vec![0; bytes]),
     };
     assert!(expels(&give(&mut second, 8, Message::Step(step(16))), 8));
     assert!(expels(&give(&mut second, 1, Message::Step(step(15))), 1), "of the wrong size");
     assert!(matches!(give(&mut second, 1, Message::Step(step(16)))[..], [Action::Work(_)]));
     let mut first = node(1);
-    give(&mut first, 9, opening(open(1, 9)));
-    let results = |token| {
-        let tokens = vec![(SessionId(1), token, false)];
-        Message::Results(Results { route: RouteId(5), number: 0, tokens })
-    };
+    let actions = begin(&mut first, 9, open(1, 9));
+    computed(&mut first, &actions);
+    let results =
+        |token| Message::Results(Results { route: RouteId(5), number: 0, draws: vec![draws(1, token)] });
     assert!(expels(&give(&mut first, 8, results(3)), 8));
     assert!(expels(&give(&mut first, 2, results(100)), 2), "outside the vocabulary");
     assert!(matches!(give(&mut first, 2, results(3))[..], [Action::Work(Command::Step { .. })]));
@@ -124,13 +153,15 @@ fn strangers_cannot_close_feed_or_answer_a_session() {
 #[test]
 fn steps_on_their_way_come_back_after_their_session_is_closed() {
     let mut first = node(1);
-    give(&mut first, 9, opening(open(1, 9)));
-    give(&mut first, 9, Message::Close(SessionId(1)));
-    let again = give(&mut first, 9, opening(open(2, 9)));
+    let actions = begin(&mut first, 9, open(1, 9));
+    computed(&mut first, &actions);
+    give(&mut first, 9, Message::Close(Close::abrupt(SessionId(1))));
+    let again = begin(&mut first, 9, open(2, 9));
+    computed(&mut first, &again);
     assert!(again.iter().any(|action| matches!(action, Action::Work(Command::Step { .. }))));
-    let late = Results { route: RouteId(5), number: 0, tokens: vec![(SessionId(1), 3, false)] };
+    let late = Results { route: RouteId(5), number: 0, draws: vec![draws(1, 3)] };
     assert!(!expels(&give(&mut first, 2, Message::Results(late)), 2));
-    let next = Results { route: RouteId(5), number: 1, tokens: vec![(SessionId(2), 3, false)] };
+    let next = Results { route: RouteId(5), number: 1, draws: vec![draws(2, 3)] };
     assert!(matches!(give(&mut first, 2, Message::Results(next))[..], [Action::Work(Command::Step { .. })]));
 }
 

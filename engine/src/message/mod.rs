@@ -4,8 +4,12 @@
 //! activation rows, little-endian). Decoding never allocates beyond the bytes it was given, and
 //! everything decoded is checked before it is believed.
 
+mod block;
+mod check;
+mod rows;
+
 use bytes::Bytes;
-use kernels::backend::{Operation, Profile};
+use kernels::backend::Operation;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use transport::NodeId;
@@ -15,6 +19,9 @@ use crate::{
     request::{Finish, Logprobs, Sampling},
 };
 
+pub use block::BlockHash;
+pub use rows::{decode_rows, encode_rows, row_bytes};
+
 /// Names one session everywhere; drawn at random by its gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u128);
@@ -23,10 +30,9 @@ pub struct SessionId(pub u128);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RouteId(pub u128);
 
-/// Stands for the first `64 i` tokens of a session: a hash over all of them and its gateway's salt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BlockHash(pub [u8; 16]);
-
+/// Stands for a drawing row's token where it is not told: nodes between private ends see no tokens, and
+/// without drafts no row needs checking.
+pub const UNTOLD: u32 = u32::MAX;
 /// Most stages of one pipeline.
 pub const MAX_STAGES: usize = 256;
 /// Most layers of a model.
@@ -62,7 +68,7 @@ pub enum Message {
     /// Down the pipeline: a session begins.
     Open(Box<Open>),
     /// Down the pipeline: a session is over, free what it holds.
-    Close(SessionId),
+    Close(Close),
     /// Down the pipeline: rows to process; the body follows.
     Step(Step),
     /// Last stage to first: what became of a step.
@@ -71,6 +77,10 @@ pub enum Message {
     Tokens(Vec<TokenReport>),
     /// Any stage to gateway: a session cannot go on.
     Failed(Failed),
+    /// Any stage to the first: what a session has left here; send again from there.
+    Held(Held),
+    /// Gateway to the first stage: tokens that a session may go on with.
+    Draft(Draft),
 }
 
 /// A node that wants to be told its layers.
@@ -148,6 +158,14 @@ pub struct Open {
     pub sampling: Sampling,
     /// Most rows of one step that every stage takes.
     pub rows: u32,
+    /// Root and whole blocks of the prompt, by which stages share keys and values; empty shares nothing.
+    pub blocks: Vec<BlockHash>,
+    /// Whom the work is for: tenants get equal shares of a busy pipeline.
+    pub tenant: u64,
+    /// Share within the pipeline.
+    pub priority: Priority,
+    /// Where drafts come from.
+    pub drafts: Drafts,
     /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
     /// asked by a gateway it chose, whoever hands it on.
     pub signature: Vec<u8>,
@@ -168,14 +186,56 @@ impl Open {
         signature.is_ok_and(|signature| NodeId(self.gateway).verify(&self.signed_bytes(), signature))
     }
 
+    /// Index of `node` among the hops.
+    pub fn stage_of(&self, node: &[u8; 32]) -> Option<usize> {
+        self.hops.iter().position(|hop| hop.node == *node)
+    }
+
     /// Positions the session can reach.
     pub fn positions(&self) -> u32 {
         self.prompt_length.saturating_add(self.max_tokens)
     }
 }
 
+/// How much of a busy pipeline a session gets, beside others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Priority {
+    /// Half of the usual share.
+    Low,
+    /// The usual share.
+    #[default]
+    Normal,
+    /// Twice the usual share.
+    High,
+}
+
+/// Which drafts a session may be speculated with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drafts {
+    /// Continuations found in what the tenant's sessions already said.
+    pub lookup: bool,
+    /// The gateway's draft model.
+    pub model: bool,
+}
+
+/// The end of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Close {
+    /// The session.
+    pub session: SessionId,
+    /// Root and whole blocks of what it leaves to later sessions that begin alike.
+    pub keep: Vec<BlockHash>,
+}
+
+impl Close {
+    /// The end of a session that leaves nothing.
+    pub fn abrupt(session: SessionId) -> Self {
+        Self { session, keep: Vec::new() }
+    }
+}
+
 /// Consecutive rows of one session within a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// The session.
     pub session: SessionId,
@@ -183,8 +243,25 @@ pub struct Segment {
     pub from: u32,
     /// Number of rows, at least one.
     pub rows: u32,
-    /// Whether a token is drawn from the last row.
-    pub draw: bool,
+    /// Tokens of the last rows. From each of them the next token is drawn; the first draw that is not the
+    /// next of these ends the segment's draws.
+    pub drawn: Vec<u32>,
+    /// How many of the last rows hold tokens that are only a draft.
+    pub drafted: u32,
+}
+
+impl Segment {
+    /// One past the position of the last row.
+    pub fn to(&self) -> u32 {
+        self.from.saturating_add(self.rows)
+    }
+
+    /// Takes `rows` off the end.
+    pub fn shorten(&mut self, rows: u32) {
+        self.rows -= rows.min(self.rows);
+        self.drafted = self.drafted.saturating_sub(rows);
+        self.drawn.truncate(self.drawn.len().saturating_sub(rows as usize));
+    }
 }
 
 /// One batch through one stage.
@@ -204,7 +281,7 @@ pub struct Step {
 impl Step {
     /// Rows over all segments.
     pub fn rows(&self) -> usize {
-        self.segments.iter().map(|segment| segment.rows as usize).sum()
+        self.segments.iter().map(|segment| segment.rows as usize).fold(0, usize::saturating_add)
     }
 }
 
@@ -215,8 +292,48 @@ pub struct Results {
     pub route: RouteId,
     /// Number of the step.
     pub number: u64,
-    /// Drawn tokens, and whether each ended its session.
-    pub tokens: Vec<(SessionId, u32, bool)>,
+    /// What was drawn for each session of the step that was to draw.
+    pub draws: Vec<Draws>,
+}
+
+/// Tokens drawn for one session in one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draws {
+    /// The session.
+    pub session: SessionId,
+    /// Position of the first token.
+    pub position: u32,
+    /// The tokens; none if the rows followed a token that was not drawn.
+    pub tokens: Vec<u32>,
+    /// Whether the last of them ended the session.
+    pub ended: bool,
+}
+
+/// What a session has left at a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The route.
+    pub route: RouteId,
+    /// The step after which it is so.
+    pub number: u64,
+    /// The session.
+    pub session: SessionId,
+    /// Positions whose keys and values the stage has.
+    pub positions: u32,
+    /// Whether the stage took the rest away because it has no more pages: it will have some when another
+    /// session ends.
+    pub preempted: bool,
+}
+
+/// Tokens that a session may go on with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    /// The session.
+    pub session: SessionId,
+    /// Position of the first token.
+    pub position: u32,
+    /// The tokens.
+    pub tokens: Vec<u32>,
 }
 
 /// A drawn token on its way to the client.
@@ -320,29 +437,6 @@ impl Message {
         message.check()?;
         Ok(message)
     }
-
-    fn check(&self) -> Result<(), MessageError> {
-        match self {
-            Message::Open(open) => open.check(),
-            Message::Step(step) => step.check(),
-            Message::Assign(assign) => check_shard(&assign.shard),
-            Message::Join(join) => join.check(),
-            Message::Tokens(tokens) => check_tokens(tokens),
-            Message::Results(results) => ensure(results.tokens.len() <= MAX_SEGMENTS, "too many tokens"),
-            Message::Refuse(reason) => check_text(reason),
-            Message::Failed(failed) => failed.check(),
-            Message::Ask(_) | Message::Welcome | Message::Close(_) => Ok(()),
-        }
-    }
-}
-
-fn ensure(holds: bool, otherwise: &'static str) -> Result<(), MessageError> {
-    if holds { Ok(()) } else { Err(MessageError::Invalid(otherwise)) }
-}
-
-fn check_shard(shard: &Shard) -> Result<(), MessageError> {
-    ensure(shard.layers.start <= shard.layers.end, "layers that run backwards")?;
-    ensure(shard.layers.end <= MAX_LAYERS, "more layers than a model may have")
 }
 
 /// A text as it may travel: cut to the limit, without control characters.
@@ -355,125 +449,6 @@ pub fn clip(text: &str) -> String {
         clipped.push(c);
     }
     clipped
-}
-
-fn check_text(text: &str) -> Result<(), MessageError> {
-    let sound = text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control);
-    ensure(sound, "a text that is too long or has control characters")
-}
-
-fn check_tokens(tokens: &[TokenReport]) -> Result<(), MessageError> {
-    ensure(tokens.len() <= MAX_SEGMENTS, "too many tokens")?;
-    let bounded = |report: &TokenReport| {
-        report.logprobs.as_ref().is_none_or(|logprobs| logprobs.top.len() <= MAX_TOP_LOGPROBS)
-    };
-    ensure(tokens.iter().all(bounded), "too many log-probabilities")
-}
-
-impl Failed {
-    fn check(&self) -> Result<(), MessageError> {
-        match &self.reason {
-            FailedReason::Refused(reason) | FailedReason::PeerLost { reason, .. } => check_text(reason),
-            FailedReason::Fault { .. } => Ok(()),
-        }
-    }
-}
-
-impl Join {
-    fn check(&self) -> Result<(), MessageError> {
-        check_shard(&self.shard)?;
-        check_text(&self.address)?;
-        check_text(&self.device)?;
-        ensure(self.rows > 0, "steps without rows")
-    }
-}
-
-impl Open {
-    /// Whether a stage would accept the values; a gateway asks before it sends.
-    pub fn check(&self) -> Result<(), MessageError> {
-        ensure(!self.hops.is_empty() && self.hops.len() <= MAX_STAGES, "no stages or too many")?;
-        self.hops
-            .iter()
-            .try_for_each(|hop| check_shard(&hop.shard).and_then(|()| check_text(&hop.address)))?;
-        ensure(self.rows > 0, "steps without rows")?;
-        let chained = self.hops.windows(2).all(|pair| pair[0].shard.layers.end == pair[1].shard.layers.start);
-        let mut nodes: Vec<_> = self.hops.iter().map(|hop| hop.node).collect();
-        nodes.sort_unstable();
-        ensure(nodes.windows(2).all(|pair| pair[0] != pair[1]), "one node twice on a route")?;
-        ensure(chained && self.hops[0].shard.layers.start == 0, "stages that do not follow one another")?;
-        ensure(self.prompt_length > 0 && self.max_tokens > 0, "an empty prompt or reply")?;
-        let prompt = self.prompt.len();
-        ensure(
-            prompt == 0 || prompt == self.prompt_length as usize,
-            "a prompt of another length than it says",
-        )?;
-        ensure(self.stop_tokens.len() <= MAX_LIST, "too many stop tokens")?;
-        check_sampling(&self.sampling)
-    }
-
-    /// Index of `node` among the hops.
-    pub fn stage_of(&self, node: &[u8; 32]) -> Option<usize> {
-        self.hops.iter().position(|hop| hop.node == *node)
-    }
-}
-
-fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
-    let in_range = |value: f32, low: f32, high: f32| value >= low && value <= high;
-    ensure(in_range(s.temperature, 0.0, 100.0), "a temperature out of range")?;
-    ensure(in_range(s.top_p, 0.0, 1.0) && in_range(s.min_p, 0.0, 1.0), "top_p or min_p out of range")?;
-    ensure(in_range(s.repetition_penalty, 1e-3, 1e3), "a repetition penalty out of range")?;
-    ensure(in_range(s.frequency_penalty, -100.0, 100.0), "a frequency penalty out of range")?;
-    ensure(in_range(s.presence_penalty, -100.0, 100.0), "a presence penalty out of range")?;
-    ensure(s.logit_bias.len() <= MAX_LIST, "too many logit biases")?;
-    ensure(s.logit_bias.iter().all(|b| in_range(b.1, -1e4, 1e4)), "a logit bias out of range")
-}
-
-impl Step {
-    fn check(&self) -> Result<(), MessageError> {
-        ensure(self.segments.len() <= MAX_SEGMENTS, "too many segments")?;
-        let sound = |s: &Segment| s.rows > 0 && s.from.checked_add(s.rows).is_some();
-        ensure(self.segments.iter().all(sound), "a segment without rows or past the last position")?;
-        let mut sessions: Vec<SessionId> = self.segments.iter().map(|s| s.session).collect();
-        sessions.sort_unstable();
-        ensure(sessions.windows(2).all(|pair| pair[0] != pair[1]), "two segments of one session")
-    }
-}
-
-/// Bytes of one activation row as it travels.
-pub fn row_bytes(hidden: usize, profile: Profile) -> usize {
-    match profile {
-        Profile::Quantised => hidden * 2,
-        Profile::F32 => hidden * 4,
-    }
-}
-
-/// Activation rows as they travel: bf16 under `Quantised` (exact, since a layer's output is bf16), f32
-/// under `F32`; little-endian.
-pub fn encode_rows(values: &[f32], profile: Profile) -> Vec<u8> {
-    match profile {
-        Profile::Quantised => {
-            values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
-        }
-        Profile::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    }
-}
-
-/// The inverse of [`encode_rows`]; `out` is replaced. A partial value at the end is an error.
-pub fn decode_rows(bytes: &[u8], profile: Profile, out: &mut Vec<f32>) -> Result<(), MessageError> {
-    out.clear();
-    match profile {
-        Profile::Quantised => {
-            let (pairs, rest) = bytes.as_chunks::<2>();
-            ensure(rest.is_empty(), "half a value")?;
-            out.extend(pairs.iter().map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)));
-        }
-        Profile::F32 => {
-            let (words, rest) = bytes.as_chunks::<4>();
-            ensure(rest.is_empty(), "part of a value")?;
-            out.extend(words.iter().map(|&b| f32::from_le_bytes(b)));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -494,6 +469,10 @@ mod tests {
             stop_tokens: Vec::new(),
             sampling: Sampling::default(),
             rows: 1,
+            blocks: Vec::new(),
+            tenant: 0,
+            priority: Priority::Normal,
+            drafts: Drafts::default(),
             signature: Vec::new(),
         };
         let step = Step { route: RouteId(2), number: 0, segments: Vec::new(), body: Bytes::new() };

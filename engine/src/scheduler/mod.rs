@@ -1,0 +1,237 @@
+//! What the first stage of a route runs next: continuous batching at step granularity. Pure: no I/O;
+//! fed with sessions, answers and the time, asked for steps.
+//!
+//! Sessions that decode are dealt to as many steps as the route has stages, so that every stage has work;
+//! prompts fill what a step has left. A session sends known rows, then drafted ones if it has any; the
+//! last stage says which draws stand, and whatever was sent after one that does not is sent again.
+
+mod flows;
+mod sequence;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::message::{BlockHash, Draws, Held, MAX_SEGMENTS, Segment, SessionId};
+use flows::Flows;
+use sequence::Sequence;
+pub use sequence::{Opening, Verdict};
+
+/// Fewest prompt rows worth a step of their own, where there are as many.
+const LEAST_CHUNK: usize = 32;
+
+/// Bounds of a route's steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerLimits {
+    /// Most rows of one step.
+    pub rows: usize,
+    /// Most prompt rows of a step in which replies wait.
+    pub chunk: usize,
+    /// Most steps on their way at once.
+    pub in_flight: usize,
+    /// Steps that the decoding sessions are dealt to; one per stage keeps every stage busy.
+    pub groups: usize,
+}
+
+/// A step ready to run: segments and the token of each row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedStep {
+    /// Number of the step.
+    pub number: u64,
+    /// The segments in order.
+    pub segments: Vec<Segment>,
+    /// Token ids of all rows in order.
+    pub tokens: Vec<u32>,
+}
+
+/// A step on its way.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    number: u64,
+    rows: u32,
+    sent: Instant,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: SchedulerLimits,
+    sequences: VecDeque<Sequence>,
+    flows: Flows,
+    in_flight: Vec<Flight>,
+    /// When a session that waits for pages is tried again, if every session of the route does: those
+    /// that have the pages are another route's.
+    retry: Option<Instant>,
+}
+
+/// Wait before that.
+const RETRY: Duration = Duration::from_millis(50);
+
+impl Scheduler {
+    /// An idle scheduler.
+    pub fn new(limits: SchedulerLimits) -> Self {
+        Self {
+            limits,
+            sequences: VecDeque::new(),
+            flows: Flows::default(),
+            in_flight: Vec::new(),
+            retry: None,
+        }
+    }
+
+    /// Adds a session. Nothing of it is sent before [`Scheduler::opened`].
+    pub fn open(&mut self, opening: Opening) {
+        self.flows.enter(opening.flow);
+        self.sequences.push_back(Sequence::new(opening));
+    }
+
+    /// This stage has opened a session and holds its first `positions` positions already.
+    pub fn opened(&mut self, session: SessionId, positions: u32) {
+        if let Some(sequence) = self.find(session) {
+            sequence.opened(positions);
+        }
+    }
+
+    /// Forgets a session; rows of it that are on their way do no harm. Root and whole blocks of what
+    /// every stage has of it.
+    pub fn close(&mut self, session: SessionId) -> Vec<BlockHash> {
+        let Some(place) = self.sequences.iter().position(|s| s.session == session) else {
+            return Vec::new();
+        };
+        let Some(sequence) = self.sequences.remove(place) else { return Vec::new() };
+        self.flows.leave(sequence.flow);
+        self.resume();
+        sequence.into_blocks()
+    }
+
+    /// Whether no session is left.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Takes what became of step `number`. A session that has ended is closed by the caller. A step that is
+    /// not on its way does nothing.
+    pub fn results(&mut self, number: u64, draws: &[Draws], now: Instant) {
+        let Some(place) = self.in_flight.iter().position(|step| step.number == number) else { return };
+        let _flight = self.in_flight.swap_remove(place);
+        let _ = now;
+        for draws in draws {
+            if let Some(sequence) = self.find(draws.session) {
+                sequence.drawn(number, draws);
+            }
+        }
+    }
+
+    /// A stage has lost positions of a session: they are sent again. `next` is the number of the next step.
+    pub fn held(&mut self, held: &Held, next: u64, now: Instant) {
+        if let Some(sequence) = self.find(held.session) {
+            sequence.cut(held.positions, held.number, next, held.preempted);
+        }
+        let all = self.sequences.iter().all(|sequence| sequence.stalled);
+        self.retry = all.then_some(now + RETRY);
+    }
+
+    /// When [`Scheduler::next_step`] may have a step without anything happening before.
+    pub fn wake(&self) -> Option<Instant> {
+        self.retry
+    }
+
+    /// Tokens that may follow in a session, the first at `position`.
+    pub fn draft(&mut self, session: SessionId, position: u32, tokens: &[u32]) {
+        if let Some(sequence) = self.find(session) {
+            sequence.extend_draft(position as usize, tokens);
+        }
+    }
+
+    /// The next step, if one should start. `number` is one that no step of the route ever had.
+    pub fn next_step(&mut self, number: u64, now: Instant) -> Option<PlannedStep> {
+        if self.retry.take_if(|at| *at <= now).is_some() {
+            self.resume();
+        }
+        if self.in_flight.len() >= self.limits.in_flight {
+            return None;
+        }
+        let mut step = PlannedStep { number, segments: Vec::new(), tokens: Vec::new() };
+        let turns = self.turns();
+        let decoding = self.sequences.iter().filter(|sequence| sequence.decoding()).count();
+        let share = decoding.div_ceil(self.limits.groups);
+        self.replies(&turns, share, &mut step);
+        self.prompts(&turns, decoding > 0, &mut step);
+        if step.segments.is_empty() {
+            return None;
+        }
+        self.in_flight.push(Flight { number, rows: step.tokens.len() as u32, sent: now });
+        Some(step)
+    }
+
+    /// Sequences in the order of their turn: the flow that has had the fewest rows first, then whoever
+    /// came first.
+    fn turns(&self) -> Vec<usize> {
+        let mut turns: Vec<usize> = (0..self.sequences.len()).collect();
+        turns.sort_by_key(|&index| self.flows.served(self.sequences[index].flow));
+        turns
+    }
+
+    /// Rows of replies, for `share` sessions. Fewer wait for the others, unless there is nothing to wait
+    /// for: sessions that each went their own way would read every weight for one row.
+    fn replies(&mut self, turns: &[usize], share: usize, step: &mut PlannedStep) {
+        let ready = |sequence: &Sequence| sequence.decoding() && sequence.ready() > 0;
+        let waiting = self.sequences.iter().filter(|sequence| ready(sequence)).count();
+        if waiting < share && !self.in_flight.is_empty() {
+            return;
+        }
+        for &index in turns {
+            let room = self.limits.rows - step.tokens.len();
+            if room == 0 || step.segments.len() >= share.min(MAX_SEGMENTS) {
+                break;
+            }
+            if ready(&self.sequences[index]) {
+                self.send(index, room, room - 1, step);
+            }
+        }
+    }
+
+    /// Rows of prompts in what room there is.
+    fn prompts(&mut self, turns: &[usize], replying: bool, step: &mut PlannedStep) {
+        let waiting = |sequence: &Sequence| if sequence.decoding() { 0 } else { sequence.ready() };
+        let rows: usize = self.sequences.iter().map(waiting).sum();
+        let budget = match replying {
+            true => self.limits.chunk,
+            false => rows.div_ceil(self.limits.groups).max(LEAST_CHUNK),
+        };
+        let mut room = budget.min(self.limits.rows - step.tokens.len());
+        for &index in turns {
+            if room == 0 || step.segments.len() == MAX_SEGMENTS {
+                break;
+            }
+            if waiting(&self.sequences[index]) > 0 {
+                room -= self.send(index, room, 0, step);
+            }
+        }
+    }
+
+    /// Appends rows of a sequence; returns how many.
+    fn send(&mut self, index: usize, rows: usize, drafted: usize, step: &mut PlannedStep) -> usize {
+        let sequence = &mut self.sequences[index];
+        let Some(segment) = sequence.send(step.number, rows, drafted, &mut step.tokens) else { return 0 };
+        let rows = segment.rows as usize;
+        self.flows.charge(sequence.flow, rows);
+        step.segments.push(segment);
+        rows
+    }
+
+    /// Lets the session that has waited longest for pages go on.
+    fn resume(&mut self) {
+        if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.stalled) {
+            sequence.stalled = false;
+        }
+    }
+
+    fn find(&mut self, session: SessionId) -> Option<&mut Sequence> {
+        self.sequences.iter_mut().find(|sequence| sequence.session == session)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,286 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::message::{Priority, RouteId};
+
+const LIMITS: SchedulerLimits = SchedulerLimits { rows: 8, chunk: 4, in_flight: 2, groups: 1 };
+
+fn id(n: u128) -> SessionId {
+    SessionId(n)
+}
+
+fn opening(n: u128, prompt: Vec<u32>, max_tokens: u32) -> Opening {
+    let blocks = BlockHash::chain(BlockHash::root(b"test"), &prompt);
+    Opening { session: id(n), prompt, max_tokens, blocks, flow: (0, Priority::Normal), told: true }
+}
+
+/// A scheduler with sessions `0..` of these prompts, opened.
+fn scheduler(limits: SchedulerLimits, prompts: &[Vec<u32>]) -> Scheduler {
+    let mut scheduler = Scheduler::new(limits);
+    for (n, prompt) in prompts.iter().enumerate() {
+        scheduler.open(opening(n as u128, prompt.clone(), 100));
+        scheduler.opened(id(n as u128), 0);
+    }
+    scheduler
+}
+
+fn drawn(n: u128, position: u32, tokens: &[u32]) -> Draws {
+    Draws { session: id(n), position, tokens: tokens.to_vec(), ended: false }
+}
+
+/// Session, first position, rows, rows that draw, drafted rows of each segment.
+fn shape(step: &PlannedStep) -> Vec<(u128, u32, u32, usize, u32)> {
+    step.segments.iter().map(|s| (s.session.0, s.from, s.rows, s.drawn.len(), s.drafted)).collect()
+}
+
+#[test]
+fn a_prompt_goes_in_chunks_and_draws_from_its_last_row() {
+    let now = Instant::now();
+    let mut scheduler = scheduler(SchedulerLimits { rows: 4, ..LIMITS }, &[(0..6).collect()]);
+    let first = scheduler.next_step(0, now).unwrap();
+    assert_eq!((shape(&first), &first.tokens[..]), (vec![(0, 0, 4, 0, 0)], &[0, 1, 2, 3][..]));
+    let second = scheduler.next_step(1, now).unwrap();
+    assert_eq!((shape(&second), &second.tokens[..]), (vec![(0, 4, 2, 1, 0)], &[4, 5][..]));
+    assert_eq!(second.segments[0].drawn, [5]);
+    assert_eq!(scheduler.next_step(2, now), None, "two steps are on their way");
+    scheduler.results(0, &[], now);
+    assert_eq!(scheduler.next_step(2, now), None, "the token is not known yet");
+    scheduler.results(7, &[drawn(0, 6, &[41])], now);
+    assert_eq!(scheduler.next_step(2, now), None, "no step 7 is on its way");
+    scheduler.results(1, &[drawn(0, 6, &[42])], now);
+    let third = scheduler.next_step(2, now).unwrap();
+    assert_eq!((shape(&third), &third.tokens[..]), (vec![(0, 6, 1, 1, 0)], &[42][..]));
+}
+
+#[test]
+fn a_session_begins_after_what_the_stage_holds_already() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(SchedulerLimits { rows: 300, ..LIMITS });
+    scheduler.open(opening(0, (0..130).collect(), 5));
+    assert_eq!(scheduler.next_step(0, now), None, "the stage has not said what it holds");
+    scheduler.opened(id(0), 128);
+    assert_eq!(shape(&scheduler.next_step(0, now).unwrap()), [(0, 128, 2, 1, 0)]);
+    let held = Held { route: RouteId(0), number: 0, session: id(0), positions: 64, preempted: false };
+    scheduler.held(&held, 1, now);
+    assert_eq!(shape(&scheduler.next_step(1, now).unwrap()), [(0, 64, 66, 1, 0)], "a later stage had less");
+    scheduler.held(&held, 2, now);
+    assert_eq!(scheduler.next_step(2, now), None, "the report speaks of a step before the cut");
+}
+
+#[test]
+fn replies_go_before_prompts_and_leave_them_the_rest() {
+    let now = Instant::now();
+    let mut scheduler = scheduler(SchedulerLimits { rows: 4, ..LIMITS }, &[vec![7]]);
+    scheduler.next_step(0, now).unwrap();
+    scheduler.open(opening(1, (0..9).collect(), 3));
+    scheduler.opened(id(1), 0);
+    scheduler.results(0, &[drawn(0, 1, &[8])], now);
+    assert_eq!(shape(&scheduler.next_step(1, now).unwrap()), [(0, 1, 1, 1, 0), (1, 0, 3, 0, 0)]);
+}
+
+#[test]
+fn replies_are_dealt_to_the_stages_and_stay_together() {
+    let now = Instant::now();
+    let limits = SchedulerLimits { in_flight: 8, groups: 2, ..LIMITS };
+    let mut scheduler = scheduler(limits, &[vec![1], vec![2], vec![3], vec![4]]);
+    let first = shape(&scheduler.next_step(0, now).unwrap());
+    let second = shape(&scheduler.next_step(1, now).unwrap());
+    assert_eq!((first.len(), second.len()), (2, 2));
+    scheduler.results(0, &[drawn(first[0].0, 1, &[9])], now);
+    assert_eq!(scheduler.next_step(2, now), None, "its half is not back");
+    scheduler.results(1, &[drawn(second[0].0, 1, &[9]), drawn(second[1].0, 1, &[9])], now);
+    assert_eq!(shape(&scheduler.next_step(2, now).unwrap()).len(), 2);
+}
+
+#[test]
+fn tenants_get_equal_shares_of_prompt_rows() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(SchedulerLimits { rows: 32, in_flight: 100, ..LIMITS });
+    let long = |n: u128, tenant| Opening { flow: (tenant, Priority::Normal), ..opening(n, vec![1; 640], 1) };
+    for (n, tenant) in [(0, 1), (1, 1), (2, 1), (3, 2)] {
+        scheduler.open(long(n, tenant));
+        scheduler.opened(id(n), 0);
+    }
+    let mut rows = HashMap::new();
+    for number in 0..20 {
+        for (n, _, count, ..) in shape(&scheduler.next_step(number, now).unwrap()) {
+            *rows.entry(n == 3).or_insert(0) += count;
+        }
+    }
+    assert_eq!((rows[&true], rows[&false]), (320, 320));
+}
+
+#[test]
+fn a_draft_is_sent_along_and_what_follows_a_wrong_one_again() {
+    let now = Instant::now();
+    let mut scheduler = scheduler(LIMITS, &[vec![7]]);
+    scheduler.draft(id(0), 1, &[10, 11, 12]);
+    let step = scheduler.next_step(0, now).unwrap();
+    assert_eq!((shape(&step), &step.tokens[..]), (vec![(0, 0, 4, 4, 3)], &[7, 10, 11, 12][..]));
+    scheduler.results(0, &[drawn(0, 1, &[10, 99])], now);
+    let step = scheduler.next_step(1, now).unwrap();
+    assert_eq!((shape(&step), &step.tokens[..]), (vec![(0, 2, 1, 1, 0)], &[99][..]));
+}
+
+#[test]
+fn a_closed_session_is_sent_no_more_and_leaves_its_blocks() {
+    let now = Instant::now();
+    let mut scheduler = Scheduler::new(SchedulerLimits { rows: 300, ..LIMITS });
+    let prompt: Vec<u32> = (0..127).collect();
+    scheduler.open(opening(0, prompt.clone(), 5));
+    scheduler.opened(id(0), 0);
+    scheduler.next_step(0, now).unwrap();
+    scheduler.results(0, &[drawn(0, 127, &[127])], now);
+    scheduler.next_step(1, now).unwrap();
+    scheduler.results(1, &[drawn(0, 128, &[128])], now);
+    let all: Vec<u32> = (0..128).collect();
+    assert_eq!(scheduler.close(id(0)), BlockHash::chain(BlockHash::root(b"test"), &all));
+    scheduler.results(1, &[drawn(0, 128, &[8])], now);
+    assert!(scheduler.is_empty());
+    assert_eq!(scheduler.next_step(2, now), None);
+    assert_eq!(scheduler.close(id(0)), []);
+}
+
+#[test]
+fn a_preempted_session_waits_for_another_to_end_or_a_while() {
+    let now = Instant::now();
+    let mut scheduler = scheduler(LIMITS, &[vec![1], vec![2]]);
+    scheduler.next_step(0, now).unwrap();
+    let held = |n| Held { route: RouteId(0), number: 0, session: id(n), positions: 0, preempted: true };
+    scheduler.held(&held(1), 1, now);
+    scheduler.results(0, &[drawn(0, 1, &[5])], now);
+    assert_eq!(shape(&scheduler.next_step(1, now).unwrap()), [(0, 1, 1, 1, 0)]);
+    scheduler.close(id(0));
+    assert_eq!(shape(&scheduler.next_step(2, now).unwrap()), [(1, 0, 1, 1, 0)]);
+    scheduler.held(&Held { number: 2, ..held(1) }, 3, now);
+    scheduler.results(1, &[], now);
+    scheduler.results(2, &[], now);
+    assert_eq!(scheduler.next_step(3, now), None);
+    let later = scheduler.wake().unwrap();
+    assert_eq!(shape(&scheduler.next_step(3, later).unwrap()), [(1, 0, 1, 1, 0)]);
+}
+
+/// The token that stands at `position` of session `n`, whatever the pipeline does.
+fn truth(n: u128, position: u32) -> u32 {
+    (n as u32 * 31 + position * position * 7) % 5
+}
+
+/// A last stage, and stages before it that lose what they hold now and then.
+#[derive(Default)]
+struct Route {
+    /// Of each session: positions held, next position to draw.
+    sessions: HashMap<SessionId, (u32, u32)>,
+    steps: VecDeque<PlannedStep>,
+}
+
+impl Route {
+    /// Runs the oldest step; `lose` picks a session that loses positions before it.
+    fn run(&mut self, lose: Option<(SessionId, u32, bool)>, ends: &[u32]) -> (u64, Vec<Draws>, Vec<Held>) {
+        let Some(step) = self.steps.pop_front() else { return (u64::MAX, Vec::new(), Vec::new()) };
+        let (mut draws, mut reports) = (Vec::new(), Vec::new());
+        let report = |session, positions, preempted| {
+            let number = step.number;
+            Held { route: RouteId(0), number, session, positions, preempted }
+        };
+        if let Some((session, left, preempted)) = lose
+            && let Some((held, _)) = self.sessions.get_mut(&session)
+        {
+            *held = left.min(*held);
+            reports.push(report(session, *held, preempted));
+        }
+        let mut row = 0;
+        for segment in &step.segments {
+            let tokens = &step.tokens[row..row + segment.rows as usize];
+            row += segment.rows as usize;
+            let (held, next) = self.sessions.get_mut(&segment.session).unwrap();
+            if segment.from > *held {
+                reports.push(report(segment.session, *held, false));
+                continue;
+            }
+            *held = segment.to();
+            if segment.drawn.is_empty() {
+                continue;
+            }
+            assert_eq!(&tokens[tokens.len() - segment.drawn.len()..], segment.drawn);
+            let n = segment.session.0;
+            let mut out = Draws { session: segment.session, position: *next, tokens: vec![], ended: false };
+            for (at, &token) in (segment.from..).zip(tokens) {
+                if at + 1 == *next && token == truth(n, at) && !out.ended {
+                    out.tokens.push(truth(n, *next));
+                    *next += 1;
+                    out.ended = *next == ends[n as usize];
+                }
+            }
+            draws.push(out);
+        }
+        (step.number, draws, reports)
+    }
+}
+
+proptest! {
+    /// Whatever the limits, arrivals, drafts, lost pages and lost rows: every session draws every token
+    /// once, in order, and comes to its end.
+    #[test]
+    fn every_token_is_drawn_once_in_order(
+        sizes in prop::collection::vec((1u32..90, 1u32..30), 1..7),
+        rows in 1usize..40, chunk in 1usize..20, in_flight in 1usize..6, groups in 1usize..5,
+        seed: u64,
+    ) {
+        let mut random = seed | 1;
+        let mut random = move |below: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % below
+        };
+        let mut now = Instant::now();
+        let mut scheduler = Scheduler::new(SchedulerLimits { rows, chunk, in_flight, groups });
+        let ends: Vec<u32> = sizes.iter().map(|(prompt, reply)| prompt + reply).collect();
+        let mut route = Route::default();
+        for (n, &(prompt, reply)) in (0u128..).zip(&sizes) {
+            scheduler.open(opening(n, (0..prompt).map(|at| truth(n, at)).collect(), reply));
+            scheduler.opened(id(n), 0);
+            route.sessions.insert(id(n), (0, prompt));
+        }
+        let mut number = 0;
+        for round in 0..20_000 {
+            now += Duration::from_millis(1);
+            let n = random(sizes.len() as u64) as u128;
+            if random(2) == 0 {
+                // Half of the drafted tokens are right.
+                let from = route.sessions.get(&id(n)).map_or(0, |session| session.1);
+                let from = from.saturating_sub(random(3) as u32);
+                let guess = |at| if random(4) == 0 { 9 } else { truth(n, at) };
+                let tokens: Vec<u32> = (from..from + 6).map(guess).collect();
+                scheduler.draft(id(n), from, &tokens);
+            }
+            while random(4) > 0 && let Some(step) = scheduler.next_step(number, now) {
+                number += 1;
+                prop_assert!(step.tokens.len() <= rows);
+                prop_assert_eq!(step.tokens.len(), step.segments.iter().map(|s| s.rows as usize).sum::<usize>());
+                route.steps.push_back(step);
+                prop_assert!(route.steps.len() <= in_flight);
+            }
+            let lose = (random(8) == 0 && round < 5000)
+                .then(|| (id(n), random(100) as u32, random(2) == 0));
+            let (done, draws, reports) = route.run(lose, &ends);
+            for held in reports {
+                scheduler.held(&held, number, now);
+            }
+            scheduler.results(done, &draws, now);
+            for draws in draws.iter().filter(|draws| draws.ended) {
+                scheduler.close(draws.session);
+                route.sessions.get_mut(&draws.session).unwrap().0 = u32::MAX;
+            }
+            if scheduler.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(scheduler.is_empty(), "{scheduler:?}");
+        for (n, end) in (0u128..).zip(ends) {
+            prop_assert_eq!(route.sessions[&id(n)].1, end);
+        }
+    }
+}
