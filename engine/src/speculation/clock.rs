@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// Observations after which one counts a third.
-const MEMORY: f64 = 64.0;
+const MEMORY: f64 = 32.0;
 
 /// Longer steps are prompts; guesses are never so many, and the line need not hold there.
 const MOST_ROWS: u32 = 128;

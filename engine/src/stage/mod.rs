@@ -83,8 +83,7 @@ pub enum StepError {
         /// The bound.
         limit: usize,
     },
-    /// Rows past what the session can reach, with a gap before them, within a shared block, or without
-    /// pages.
+    /// Rows past what the session can reach, with a gap before them, or without pages.
     #[error("rows {from}..{to} do not follow the session's {held} positions")]
     Positions {
         /// First position.
@@ -286,7 +285,9 @@ impl<B: Backend> Stage<B> {
     ///
     /// `short` is replaced: every session that lost its pages, in the step or not, and every one whose
     /// segment cannot run, because positions before it are missing here or because older sessions hold
-    /// all pages. The caller takes their segments out of the step.
+    /// all pages. The caller takes their segments out of the step. A segment that begins within a block
+    /// that is shared is short of that block's positions: the block is not written, and has to be computed
+    /// from its start.
     pub fn reserve(&mut self, segments: &[Segment], short: &mut Vec<Short>) {
         self.pager.reserve(segments, short);
     }

@@ -273,12 +273,14 @@ impl Pager {
         if from > holding.held {
             return Err(holding.held);
         }
-        let in_shared = from < holding.shared_positions();
-        if in_shared && from % BLOCK != 0 {
-            return Ok(());
+        if from < holding.shared_positions() {
+            // A shared block is not written: this and what follows is computed into pages of the session's own.
+            holding.cut((from / BLOCK) as usize, &mut self.store);
+            if from > holding.held {
+                return Err(holding.held);
+            }
         }
-        let blocks = if in_shared { (from / BLOCK) as usize } else { pages_for(to) };
-        holding.cut(blocks, &mut self.store);
+        holding.cut(pages_for(to), &mut self.store);
         holding.held = from;
         let missing = pages_for(to) - holding.table.len();
         if !self.make_room(missing, age, short) {
