@@ -5,5 +5,6 @@ mod bits;
 mod pages;
 mod parity;
 mod process;
+mod sharing;
 mod support;
 mod swarm;

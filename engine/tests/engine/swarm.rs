@@ -13,7 +13,7 @@ use engine::{
     swarm::{Swarm, SwarmConfig, SwarmStatus},
 };
 use kernels::{
-    backend::Backend,
+    backend::{Backend, KvShape},
     cpu::{Cpu, Isa},
 };
 use tokio::time::Instant;
@@ -26,13 +26,15 @@ const BUDGET: StageBudget =
     StageBudget { rows: 32, chunk: 16, sessions: 64, context: 256, kv_bytes: 64 << 20 };
 
 /// A gateway on a simulated network, and what is needed to add nodes.
-struct World {
-    network: Network,
-    model: Arc<Model>,
+pub(crate) struct World {
+    pub(crate) network: Network,
+    pub(crate) model: Arc<Model>,
     cpu: Cpu,
     swarm: Swarm,
-    submitter: Submitter,
+    pub(crate) submitter: Submitter,
     gateway: GatewayAddress,
+    /// KV pages of each node; as many as its budget has if `None`.
+    pub(crate) pages: Option<usize>,
 }
 
 fn identity(seed: u8) -> Identity {
@@ -40,7 +42,7 @@ fn identity(seed: u8) -> Identity {
 }
 
 impl World {
-    fn new(name: &str, seed: u64, change: impl FnOnce(&mut SwarmConfig)) -> Self {
+    pub(crate) fn new(name: &str, seed: u64, change: impl FnOnce(&mut SwarmConfig)) -> Self {
         let model = Arc::new(open(name));
         let network = Network::new(seed);
         let endpoint = network.endpoint(&identity(200), Limits::default()).unwrap();
@@ -59,7 +61,7 @@ impl World {
         let (submitter, submissions) = Submitter::channel(512);
         let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, submissions);
         let cpu = Cpu::new(1, Isa::detect()).unwrap();
-        Self { network, model, cpu, swarm, submitter, gateway }
+        Self { network, model, cpu, swarm, submitter, gateway, pages: None }
     }
 
     fn node(&self, seed: u8, shard: Shard) -> Node {
@@ -68,8 +70,18 @@ impl World {
 
     fn node_of(&self, seed: u8, shard: Shard, fingerprint: [u8; 32]) -> Node {
         let endpoint = self.network.endpoint(&identity(seed), Limits::default()).unwrap();
+        let model = self.model.config();
+        let shape = KvShape {
+            layers: shard.layers.len(),
+            pages: 1,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            profile: QUANTISATION.profile(),
+        };
+        let kv_bytes = self.pages.map_or(BUDGET.kv_bytes, |pages| (pages * shape.page_bytes()) as u64);
+        let budget = StageBudget { kv_bytes, ..BUDGET };
         let stage =
-            load_stage(&self.model, &shard, QUANTISATION, &BUDGET, self.cpu.clone(), &|_| {}).unwrap();
+            load_stage(&self.model, &shard, QUANTISATION, &budget, self.cpu.clone(), &|_| {}).unwrap();
         let config = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
@@ -82,7 +94,7 @@ impl World {
     }
 
     /// Nodes that begin at `cuts`, the first at layer 0.
-    fn pipeline(&self, cuts: &[usize]) -> Vec<Node> {
+    pub(crate) fn pipeline(&self, cuts: &[usize]) -> Vec<Node> {
         let layers = self.model.config().layers;
         let ends = cuts.iter().skip(1).copied().chain([layers]);
         let shard = |(&from, to): (&usize, usize)| Shard {
@@ -93,15 +105,15 @@ impl World {
         cuts.iter().zip(ends).enumerate().map(|(n, bounds)| self.node(n as u8 + 1, shard(bounds))).collect()
     }
 
-    async fn until(&self, holds: impl FnMut(&SwarmStatus) -> bool) -> SwarmStatus {
+    pub(crate) async fn until(&self, holds: impl FnMut(&SwarmStatus) -> bool) -> SwarmStatus {
         self.swarm.status().wait_for(holds).await.unwrap().clone()
     }
 
-    async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.until(SwarmStatus::ready).await;
     }
 
-    async fn stop(self, nodes: Vec<Node>) {
+    pub(crate) async fn stop(self, nodes: Vec<Node>) {
         self.swarm.stop().await;
         for node in nodes {
             node.stop().await;
@@ -109,7 +121,7 @@ impl World {
     }
 }
 
-fn request(prompt: &[u32], max_tokens: u32) -> Request {
+pub(crate) fn request(prompt: &[u32], max_tokens: u32) -> Request {
     Request {
         prompt: prompt.to_vec(),
         max_tokens,
@@ -132,17 +144,19 @@ async fn collect(mut generation: Generation) -> Result<(Vec<u32>, Finish), Failu
     }
 }
 
-async fn reply(world: &World, request: Request) -> (Vec<u32>, Finish) {
+pub(crate) async fn reply(world: &World, request: Request) -> (Vec<u32>, Finish) {
     collect(world.submitter.submit(request).await.unwrap()).await.unwrap()
 }
 
 /// Greedy tokens without any swarm.
-fn expected(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
+pub(crate) fn expected(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
     let mut pipeline = Pipeline::new(model, &Cpu::new(1, Isa::detect()).unwrap(), QUANTISATION, &[]);
     let session = engine::message::SessionId(1);
     pipeline.open(session, 256);
-    let outcome = pipeline.step(&[(session, prompt)]);
-    let mut tokens = vec![argmax(outcome.logits(prompt.len() - 1..prompt.len()))];
+    let mut tokens = Vec::new();
+    for chunk in prompt.chunks(64) {
+        tokens = vec![argmax(pipeline.step(&[(session, chunk)]).logits(chunk.len() - 1..chunk.len()))];
+    }
     while tokens.len() < n {
         let token = *tokens.last().unwrap();
         tokens.push(argmax(pipeline.step(&[(session, &[token])]).logits(0..1)));
