@@ -254,7 +254,7 @@ impl State {
             rows,
             chunk: self.identity.chunk.min(rows),
             in_flight: (open.hops.len() * STEPS_PER_STAGE).min(affordable).max(2),
-            groups: open.hops.len(),
+            stages: open.hops.len(),
         };
         self.forget_idle_routes();
         if stage == 0 && !self.routes.contains_key(&route_id) {

@@ -1,10 +1,11 @@
 //! What the first stage of a route runs next: continuous batching at step granularity. Pure: no I/O;
 //! fed with sessions, answers and the time, asked for steps.
 //!
-//! Sessions that decode are dealt to as many steps as the route has stages, so that every stage has work;
-//! prompts fill what a step has left. A session sends known rows, then drafted ones if it has any; the
+//! Sessions that decode are dealt to as many steps as keep the stages busy; prompts fill what a step has
+//! left. A session sends known rows, then drafted ones if it has any; the
 //! last stage says which draws stand, and whatever was sent after one that does not is sent again.
 
+mod dealing;
 mod flows;
 mod guess;
 mod sequence;
@@ -18,6 +19,7 @@ use crate::{
     message::{BlockHash, Draws, Held, MAX_SEGMENTS, Segment, SessionId},
     speculation::{clock::RingClock, controller::Source},
 };
+use dealing::Dealing;
 use flows::Flows;
 use guess::{Choice, Memories};
 pub use sequence::Opening;
@@ -35,8 +37,8 @@ pub struct SchedulerLimits {
     pub chunk: usize,
     /// Most steps on their way at once.
     pub in_flight: usize,
-    /// Steps that the decoding sessions are dealt to; one per stage keeps every stage busy.
-    pub groups: usize,
+    /// Stages of the route.
+    pub stages: usize,
 }
 
 /// A step ready to run: segments and the token of each row.
@@ -92,6 +94,7 @@ pub struct Scheduler {
     /// When the last answer came.
     answered: Option<Instant>,
     drafted: Tally,
+    dealing: Dealing,
 }
 
 /// Wait before that.
@@ -110,6 +113,7 @@ impl Scheduler {
             memories: Memories::default(),
             answered: None,
             drafted: Tally::default(),
+            dealing: Dealing::new(limits.stages),
         }
     }
 
@@ -157,6 +161,9 @@ impl Scheduler {
         let Some(place) = self.in_flight.iter().position(|step| step.number == number) else { return };
         let flight = self.in_flight.swap_remove(place);
         self.time(&flight, now);
+        let decoding = self.sequences.iter().filter(|sequence| sequence.decoding()).count();
+        let tokens = draws.iter().map(|draws| draws.tokens.len()).sum();
+        self.dealing.answered(tokens, decoding, now);
         for draws in draws {
             let sequence = self.sequences.iter_mut().find(|sequence| sequence.session == draws.session);
             if let Some(sequence) = sequence {
@@ -210,7 +217,7 @@ impl Scheduler {
         let mut step = PlannedStep { number, segments: Vec::new(), tokens: Vec::new() };
         let turns = self.turns();
         let decoding = self.sequences.iter().filter(|sequence| sequence.decoding()).count();
-        let share = decoding.div_ceil(self.limits.groups);
+        let share = decoding.div_ceil(self.dealing.groups());
         self.replies(&turns, share, &mut step, now);
         let regular = step.segments.iter().all(|segment| segment.drafted < segment.rows);
         let replies = step.segments.len();
@@ -267,7 +274,7 @@ impl Scheduler {
         let rows: usize = self.sequences.iter().map(waiting).sum();
         let budget = match replying {
             true => self.limits.chunk,
-            false => rows.div_ceil(self.limits.groups).max(LEAST_CHUNK),
+            false => rows.div_ceil(self.limits.stages).max(LEAST_CHUNK),
         };
         let mut room = budget.min(self.limits.rows - step.tokens.len());
         for &index in turns {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::message::{Drafts, Priority, RouteId};
 
-const LIMITS: SchedulerLimits = SchedulerLimits { rows: 8, chunk: 4, in_flight: 2, groups: 1 };
+const LIMITS: SchedulerLimits = SchedulerLimits { rows: 8, chunk: 4, in_flight: 2, stages: 1 };
 
 const BOTH: Drafts = Drafts { lookup: true, model: true };
 
@@ -85,7 +85,7 @@ fn replies_go_before_prompts_and_leave_them_the_rest() {
 #[test]
 fn replies_are_dealt_to_the_stages_and_stay_together() {
     let now = Instant::now();
-    let limits = SchedulerLimits { in_flight: 8, groups: 2, ..LIMITS };
+    let limits = SchedulerLimits { in_flight: 8, stages: 2, ..LIMITS };
     let mut scheduler = scheduler(limits, &[vec![1], vec![2], vec![3], vec![4]]);
     let first = shape(&scheduler.next_step(0, now).unwrap());
     let second = shape(&scheduler.next_step(1, now).unwrap());
@@ -267,7 +267,7 @@ proptest! {
     #[test]
     fn every_token_is_drawn_once_in_order(
         sizes in prop::collection::vec((1u32..90, 1u32..30), 1..7),
-        rows in 1usize..40, chunk in 1usize..20, in_flight in 1usize..6, groups in 1usize..5,
+        rows in 1usize..40, chunk in 1usize..20, in_flight in 1usize..6, stages in 1usize..5,
         seed: u64,
     ) {
         let mut random = seed | 1;
@@ -278,7 +278,7 @@ proptest! {
             random % below
         };
         let mut now = Instant::now();
-        let mut scheduler = Scheduler::new(SchedulerLimits { rows, chunk, in_flight, groups });
+        let mut scheduler = Scheduler::new(SchedulerLimits { rows, chunk, in_flight, stages });
         let ends: Vec<u32> = sizes.iter().map(|(prompt, reply)| prompt + reply).collect();
         let mut route = Route::default();
         for (n, &(prompt, reply)) in (0u128..).zip(&sizes) {
