@@ -189,6 +189,15 @@ fn the_youngest_gives_way_and_nobody_does_in_vain() {
 }
 
 #[test]
+fn the_oldest_is_served_first() {
+    let mut pager = Pager::new(limits(4));
+    pager.begin(1, 100, &[]);
+    pager.begin(2, 100, &[]);
+    let waits = Short { session: id(2), held: 0, preempted: false };
+    assert_eq!(pager.run(&[segment(id(2), 0, 64), segment(id(1), 0, 256)]), Err(vec![waits]));
+}
+
+#[test]
 fn shared_blocks_are_never_written() {
     let mut pager = Pager::new(limits(8));
     pager.begin(1, 128, &[1, 2]);
