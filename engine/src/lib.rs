@@ -19,6 +19,7 @@ pub mod pull;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
+pub mod speculation;
 pub mod stage;
 pub mod swarm;
 pub mod tokenizer;

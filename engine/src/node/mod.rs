@@ -23,6 +23,7 @@ use crate::{
 };
 pub use ask::{AskError, ask};
 use state::{Action, State};
+pub use worker::StageLoad;
 use worker::{Output, Worker};
 
 /// First wait before a gateway is dialled again; it doubles up to [`LONGEST_WAIT`].
@@ -115,6 +116,10 @@ pub struct NodeStatus {
     pub gateways: usize,
     /// Sessions open on its stage.
     pub sessions: usize,
+    /// Tokens guessed and sent along, on the routes it is the first stage of.
+    pub drafted: u64,
+    /// How many of them were drawn.
+    pub accepted: u64,
 }
 
 /// A running node. Dropping it stops the node in the background; [`Node::stop`] waits for it.
@@ -122,6 +127,7 @@ pub struct NodeStatus {
 pub struct Node {
     id: NodeId,
     status: watch::Receiver<NodeStatus>,
+    load: watch::Receiver<StageLoad>,
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), NodeError>>,
 }
@@ -158,13 +164,14 @@ impl Node {
             device: clip(&config.device),
         };
         let (worker, outputs) = Worker::start(stage)?;
+        let load = worker.load();
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
         let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
         let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish };
         let task = tokio::spawn(desk.run(events, outputs, stopping));
-        Ok(Self { id, status, stop, task })
+        Ok(Self { id, status, load, stop, task })
     }
 
     /// The node's id.
@@ -175,6 +182,11 @@ impl Node {
     /// How it is doing, now and later.
     pub fn status(&self) -> watch::Receiver<NodeStatus> {
         self.status.clone()
+    }
+
+    /// What its stage has done and holds, now and later.
+    pub fn load(&self) -> watch::Receiver<StageLoad> {
+        self.load.clone()
     }
 
     /// Runs until every gateway has refused the node, or its stage is gone.
@@ -344,6 +356,8 @@ impl Desk {
         let status = NodeStatus {
             gateways: self.gateways.values().filter(|gateway| gateway.welcome).count(),
             sessions: self.state.sessions(),
+            drafted: self.state.drafted().offered,
+            accepted: self.state.drafted().accepted,
         };
         self.publish.send_if_modified(|old| {
             let changed = *old != status;

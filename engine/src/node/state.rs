@@ -16,7 +16,7 @@ use crate::{
         Results, RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
-    scheduler::{Opening, Scheduler, SchedulerLimits},
+    scheduler::{Opening, Scheduler, SchedulerLimits, Tally},
 };
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
@@ -122,6 +122,8 @@ pub struct State {
     waiting: usize,
     /// Steps begun on any route, so that each has its own number.
     steps: u64,
+    /// What became of guesses on routes that are gone.
+    drafted: Tally,
     actions: Vec<Action>,
 }
 
@@ -135,6 +137,7 @@ impl State {
             heads: VecDeque::new(),
             waiting: 0,
             steps: 0,
+            drafted: Tally::default(),
             actions: Vec::new(),
         }
     }
@@ -142,6 +145,12 @@ impl State {
     /// Sessions open now.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// What became of guesses on the routes this node heads.
+    pub fn drafted(&self) -> Tally {
+        let schedulers = self.routes.values().filter_map(|route| route.scheduler.as_ref());
+        schedulers.map(Scheduler::drafted).fold(self.drafted, Tally::plus)
     }
 
     /// What is to be done since the last call, in order.
@@ -157,7 +166,7 @@ impl State {
             Message::Step(step) => self.step(from, step),
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
-            Message::Draft(draft) => self.draft(from, &draft),
+            Message::Draft(draft) => self.draft(from, &draft, now),
             other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
         }
         self.pump(now);
@@ -223,8 +232,7 @@ impl State {
             let reason = FailedReason::PeerLost { node: *peer.as_bytes(), reason: clip(reason) };
             self.fail(Failed { session, reason });
         }
-        self.routes.retain(|_, route| !affected(route));
-        self.forget_heads();
+        self.forget_routes(affected);
     }
 
     fn open(&mut self, from: NodeId, mut open: Open) {
@@ -277,7 +285,7 @@ impl State {
                 max_tokens: open.max_tokens,
                 blocks: open.blocks.clone(),
                 flow: (open.tenant, open.priority),
-                told: open.drafts.lookup || open.drafts.model,
+                drafts: open.drafts,
             });
         }
         self.actions.push(Action::Work(Command::Open(worker::Opening {
@@ -350,13 +358,18 @@ impl State {
     fn forget_idle_routes(&mut self) {
         let idle = |route: &Route| route.sessions.is_empty();
         if self.routes.values().filter(|route| idle(route)).count() >= MAX_IDLE_ROUTES {
-            self.routes.retain(|_, route| !idle(route));
-            self.forget_heads();
+            self.forget_routes(idle);
         }
     }
 
-    /// Heads are the routes with a scheduler.
-    fn forget_heads(&mut self) {
+    fn forget_routes(&mut self, which: impl Fn(&Route) -> bool) {
+        self.routes.retain(|_, route| {
+            let forgotten = which(route);
+            if let Some(scheduler) = route.scheduler.as_ref().filter(|_| forgotten) {
+                self.drafted = self.drafted.plus(scheduler.drafted());
+            }
+            !forgotten
+        });
         self.heads.retain(|route| self.routes.contains_key(route));
     }
 
@@ -485,7 +498,7 @@ impl State {
         }
     }
 
-    fn draft(&mut self, from: NodeId, draft: &Draft) {
+    fn draft(&mut self, from: NodeId, draft: &Draft, now: Instant) {
         if self.route_of(draft.session).is_some_and(|route| route.gateway != from) {
             return self.expel(from, "sent a draft for another gateway's session".into());
         }
@@ -493,7 +506,7 @@ impl State {
             return self.expel(from, "sent a token outside the vocabulary".into());
         }
         if let Some(scheduler) = self.scheduler_of(draft.session) {
-            scheduler.draft(draft.session, draft.position, &draft.tokens);
+            scheduler.draft(draft.session, draft.position, &draft.tokens, now);
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use kernels::backend::Backend;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     message::{
@@ -20,7 +20,7 @@ use crate::{
     },
     model::Shard,
     request::Sampling,
-    stage::{Fault, Input, Prompt, Short, Stage, StepError},
+    stage::{Fault, Input, KvUsage, Prompt, Short, Stage, StepError},
 };
 use draw::Drawing;
 
@@ -107,11 +107,25 @@ pub enum Output {
     },
 }
 
+/// What a stage has done and what it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageLoad {
+    /// How its KV is used.
+    pub kv: KvUsage,
+    /// Rows computed.
+    pub rows: u64,
+    /// Positions of prompts that were not computed, because an earlier session left them.
+    pub reused: u64,
+    /// Times that a session lost its pages.
+    pub preempted: u64,
+}
+
 /// The node's end of a worker.
 #[derive(Debug)]
 pub struct Worker {
     commands: Sender<Command>,
     thread: JoinHandle<()>,
+    load: watch::Receiver<StageLoad>,
 }
 
 impl Worker {
@@ -119,9 +133,10 @@ impl Worker {
     pub fn start<B: Backend>(stage: Stage<B>) -> std::io::Result<(Self, mpsc::Receiver<Output>)> {
         let (commands, inbox) = channel();
         let (outbox, outputs) = mpsc::channel(QUEUE);
-        let mut desk = Desk::new(stage, outbox);
+        let (publish, load) = watch::channel(StageLoad { kv: stage.usage(), ..StageLoad::default() });
+        let mut desk = Desk::new(stage, outbox, publish);
         let thread = std::thread::Builder::new().name("stage".into()).spawn(move || desk.run(&inbox))?;
-        Ok((Self { commands, thread }, outputs))
+        Ok((Self { commands, thread, load }, outputs))
     }
 
     /// Hands in a command. What may wait is bounded by the node's state: its sessions, and its steps
@@ -129,6 +144,11 @@ impl Worker {
     pub fn submit(&self, command: Command) {
         // A worker that died shows in the end of its outputs.
         let _ = self.commands.send(command);
+    }
+
+    /// What the stage has done and holds, now and later.
+    pub fn load(&self) -> watch::Receiver<StageLoad> {
+        self.load.clone()
     }
 
     /// Ends the thread after what it has been given.
@@ -144,6 +164,8 @@ struct Desk<B: Backend> {
     stage: Stage<B>,
     drawing: HashMap<SessionId, Drawing>,
     outbox: mpsc::Sender<Output>,
+    load: StageLoad,
+    publish: watch::Sender<StageLoad>,
     tokens: Vec<u32>,
     rows: Vec<f32>,
     logits: Vec<f32>,
@@ -152,9 +174,10 @@ struct Desk<B: Backend> {
 }
 
 impl<B: Backend> Desk<B> {
-    fn new(stage: Stage<B>, outbox: mpsc::Sender<Output>) -> Self {
+    fn new(stage: Stage<B>, outbox: mpsc::Sender<Output>, publish: watch::Sender<StageLoad>) -> Self {
         let (tokens, rows, logits, faults, short) = Default::default();
-        Self { stage, drawing: HashMap::new(), outbox, tokens, rows, logits, faults, short }
+        let load = *publish.borrow();
+        Self { stage, drawing: HashMap::new(), outbox, load, publish, tokens, rows, logits, faults, short }
     }
 
     fn run(&mut self, inbox: &Receiver<Command>) {
@@ -164,6 +187,8 @@ impl<B: Backend> Desk<B> {
                 Command::Close(close) => self.close(&close),
                 Command::Step { step, shard } => self.step(step, &shard),
             }
+            self.load.kv = self.stage.usage();
+            self.publish.send_if_modified(|load| std::mem::replace(load, self.load) != self.load);
         }
     }
 
@@ -176,6 +201,7 @@ impl<B: Backend> Desk<B> {
         let Opening { session, route, positions, prompt_length, blocks, reply } = opening;
         match self.stage.open(session, route, positions, Prompt { length: prompt_length, blocks: &blocks }) {
             Ok(held) => {
+                self.load.reused += u64::from(held);
                 self.drawing.extend(reply.map(|reply| (session, Drawing::new(reply, prompt_length))));
                 self.report(Output::Opened { session, held });
             }
@@ -196,6 +222,7 @@ impl<B: Backend> Desk<B> {
         let mut faults = std::mem::take(&mut self.faults);
         match self.compute(&mut step, &body, shard, &mut faults) {
             Ok(()) => {
+                self.load.rows += step.rows() as u64;
                 let cut = self.settle_faults(&mut step, &faults);
                 if shard.head {
                     let (draws, reports) = self.draw(&step, &cut);
@@ -261,6 +288,7 @@ impl<B: Backend> Desk<B> {
             .map(|segment| segment.session)
             .collect();
         retain_rows(&mut step.segments, values, width, |segment| short(segment).is_none());
+        self.load.preempted += self.short.iter().filter(|short| short.preempted).count() as u64;
         for &Short { session, held, preempted } in &self.short {
             self.report_held(step, session, held, preempted || crowded.contains(&session));
         }

@@ -6,6 +6,7 @@
 //! last stage says which draws stand, and whatever was sent after one that does not is sent again.
 
 mod flows;
+mod guess;
 mod sequence;
 
 use std::{
@@ -13,10 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::message::{BlockHash, Draws, Held, MAX_SEGMENTS, Segment, SessionId};
+use crate::{
+    message::{BlockHash, Draws, Held, MAX_SEGMENTS, Segment, SessionId},
+    speculation::{clock::RingClock, controller::Source},
+};
 use flows::Flows;
+use guess::{Choice, Memories};
+pub use sequence::Opening;
 use sequence::Sequence;
-pub use sequence::{Opening, Verdict};
 
 /// Fewest prompt rows worth a step of their own, where there are as many.
 const LEAST_CHUNK: usize = 32;
@@ -45,12 +50,31 @@ pub struct PlannedStep {
     pub tokens: Vec<u32>,
 }
 
+/// What became of guesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tokens guessed and sent along.
+    pub offered: u64,
+    /// How many of them were drawn.
+    pub accepted: u64,
+}
+
+impl Tally {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self { offered: self.offered + other.offered, accepted: self.accepted + other.accepted }
+    }
+}
+
 /// A step on its way.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     number: u64,
-    rows: u32,
     sent: Instant,
+    rows: u32,
+    sessions: u32,
+    /// Whether it has replies' rows alone, and nothing that waits for an answer before its own.
+    regular: bool,
 }
 
 /// See the module.
@@ -63,6 +87,11 @@ pub struct Scheduler {
     /// When a session that waits for pages is tried again, if every session of the route does: those
     /// that have the pages are another route's.
     retry: Option<Instant>,
+    clock: RingClock,
+    memories: Memories,
+    /// When the last answer came.
+    answered: Option<Instant>,
+    drafted: Tally,
 }
 
 /// Wait before that.
@@ -77,6 +106,10 @@ impl Scheduler {
             flows: Flows::default(),
             in_flight: Vec::new(),
             retry: None,
+            clock: RingClock::new(),
+            memories: Memories::default(),
+            answered: None,
+            drafted: Tally::default(),
         }
     }
 
@@ -101,8 +134,16 @@ impl Scheduler {
         };
         let Some(sequence) = self.sequences.remove(place) else { return Vec::new() };
         self.flows.leave(sequence.flow);
+        if let Some(text) = sequence.memory() {
+            self.memories.insert(sequence.flow.0, text);
+        }
         self.resume();
         sequence.into_blocks()
+    }
+
+    /// What became of guesses so far.
+    pub fn drafted(&self) -> Tally {
+        self.drafted
     }
 
     /// Whether no session is left.
@@ -114,13 +155,26 @@ impl Scheduler {
     /// not on its way does nothing.
     pub fn results(&mut self, number: u64, draws: &[Draws], now: Instant) {
         let Some(place) = self.in_flight.iter().position(|step| step.number == number) else { return };
-        let _flight = self.in_flight.swap_remove(place);
-        let _ = now;
+        let flight = self.in_flight.swap_remove(place);
+        self.time(&flight, now);
         for draws in draws {
-            if let Some(sequence) = self.find(draws.session) {
-                sequence.drawn(number, draws);
+            let sequence = self.sequences.iter_mut().find(|sequence| sequence.session == draws.session);
+            if let Some(sequence) = sequence {
+                let tally = sequence.drawn(number, draws, &self.clock, now);
+                self.drafted = self.drafted.plus(tally);
             }
         }
+    }
+
+    /// Takes the time of a step that was answered.
+    fn time(&mut self, flight: &Flight, now: Instant) {
+        if flight.regular {
+            self.clock.observe(flight.rows, flight.sessions, now - flight.sent);
+            if let Some(before) = self.answered.filter(|&before| before > flight.sent) {
+                self.clock.observe_gap(flight.rows, now - before);
+            }
+        }
+        self.answered = Some(now);
     }
 
     /// A stage has lost positions of a session: they are sent again. `next` is the number of the next step.
@@ -134,13 +188,13 @@ impl Scheduler {
 
     /// When [`Scheduler::next_step`] may have a step without anything happening before.
     pub fn wake(&self) -> Option<Instant> {
-        self.retry
+        self.sequences.iter().filter_map(Sequence::waits).chain(self.retry).min()
     }
 
-    /// Tokens that may follow in a session, the first at `position`.
-    pub fn draft(&mut self, session: SessionId, position: u32, tokens: &[u32]) {
+    /// The draft model's guesses at a session's tokens, the first at `position`.
+    pub fn draft(&mut self, session: SessionId, position: u32, tokens: &[u32], now: Instant) {
         if let Some(sequence) = self.find(session) {
-            sequence.extend_draft(position as usize, tokens);
+            sequence.hear(position as usize, tokens, now);
         }
     }
 
@@ -152,16 +206,25 @@ impl Scheduler {
         if self.in_flight.len() >= self.limits.in_flight {
             return None;
         }
+        self.sequences.iter_mut().for_each(|sequence| sequence.expire(now));
         let mut step = PlannedStep { number, segments: Vec::new(), tokens: Vec::new() };
         let turns = self.turns();
         let decoding = self.sequences.iter().filter(|sequence| sequence.decoding()).count();
         let share = decoding.div_ceil(self.limits.groups);
-        self.replies(&turns, share, &mut step);
-        self.prompts(&turns, decoding > 0, &mut step);
+        self.replies(&turns, share, &mut step, now);
+        let regular = step.segments.iter().all(|segment| segment.drafted < segment.rows);
+        let replies = step.segments.len();
+        self.prompts(&turns, decoding > 0, &mut step, now);
         if step.segments.is_empty() {
             return None;
         }
-        self.in_flight.push(Flight { number, rows: step.tokens.len() as u32, sent: now });
+        self.in_flight.push(Flight {
+            number,
+            sent: now,
+            rows: step.tokens.len() as u32,
+            sessions: replies as u32,
+            regular: regular && replies == step.segments.len(),
+        });
         Some(step)
     }
 
@@ -175,25 +238,31 @@ impl Scheduler {
 
     /// Rows of replies, for `share` sessions. Fewer wait for the others, unless there is nothing to wait
     /// for: sessions that each went their own way would read every weight for one row.
-    fn replies(&mut self, turns: &[usize], share: usize, step: &mut PlannedStep) {
+    fn replies(&mut self, turns: &[usize], share: usize, step: &mut PlannedStep, now: Instant) {
         let ready = |sequence: &Sequence| sequence.decoding() && sequence.ready() > 0;
         let waiting = self.sequences.iter().filter(|sequence| ready(sequence)).count();
-        if waiting < share && !self.in_flight.is_empty() {
-            return;
-        }
+        let together = waiting >= share || self.in_flight.is_empty();
+        let mut guesses = Vec::new();
         for &index in turns {
             let room = self.limits.rows - step.tokens.len();
             if room == 0 || step.segments.len() >= share.min(MAX_SEGMENTS) {
                 break;
             }
-            if ready(&self.sequences[index]) {
-                self.send(index, room, room - 1, step);
+            let known = usize::from(ready(&self.sequences[index]));
+            if known == 1 && !together {
+                continue;
+            }
+            let sequence = &mut self.sequences[index];
+            let choice = sequence.guess(&self.clock, &self.memories, room - known, &mut guesses);
+            let source = choice.map_or(Source::Model, |Choice { source, .. }| source);
+            if known == 1 || choice.is_some() {
+                self.send(index, room, (source, &guesses), step, now);
             }
         }
     }
 
     /// Rows of prompts in what room there is.
-    fn prompts(&mut self, turns: &[usize], replying: bool, step: &mut PlannedStep) {
+    fn prompts(&mut self, turns: &[usize], replying: bool, step: &mut PlannedStep, now: Instant) {
         let waiting = |sequence: &Sequence| if sequence.decoding() { 0 } else { sequence.ready() };
         let rows: usize = self.sequences.iter().map(waiting).sum();
         let budget = match replying {
@@ -206,15 +275,23 @@ impl Scheduler {
                 break;
             }
             if waiting(&self.sequences[index]) > 0 {
-                room -= self.send(index, room, 0, step);
+                room -= self.send(index, room, (Source::Model, &[]), step, now);
             }
         }
     }
 
     /// Appends rows of a sequence; returns how many.
-    fn send(&mut self, index: usize, rows: usize, drafted: usize, step: &mut PlannedStep) -> usize {
+    fn send(
+        &mut self,
+        index: usize,
+        rows: usize,
+        guesses: (Source, &[u32]),
+        step: &mut PlannedStep,
+        now: Instant,
+    ) -> usize {
         let sequence = &mut self.sequences[index];
-        let Some(segment) = sequence.send(step.number, rows, drafted, &mut step.tokens) else { return 0 };
+        let segment = sequence.send(step.number, rows, guesses, &mut step.tokens, now);
+        let Some(segment) = segment else { return 0 };
         let rows = segment.rows as usize;
         self.flows.charge(sequence.flow, rows);
         step.segments.push(segment);

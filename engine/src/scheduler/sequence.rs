@@ -1,14 +1,24 @@
 //! One session as the scheduler sees it: what is known of it, what is on its way, what may come next.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use kernels::backend::PAGE;
 
-use super::flows::Flow;
-use crate::message::{BlockHash, Draws, Segment, SessionId, UNTOLD};
-
-/// Most drafted tokens kept for a session.
-const MAX_DRAFT: usize = 256;
+use super::{
+    Tally,
+    flows::Flow,
+    guess::{Choice, Guesses, Memories},
+};
+use crate::{
+    message::{BlockHash, Drafts, Draws, Segment, SessionId, UNTOLD},
+    speculation::{
+        clock::RingClock,
+        controller::{Outcome, Source},
+    },
+};
 
 /// A session on its way into the scheduler.
 #[derive(Clone, Debug)]
@@ -23,8 +33,8 @@ pub struct Opening {
     pub blocks: Vec<BlockHash>,
     /// Whose work it is.
     pub flow: Flow,
-    /// Whether other stages may see tokens, which drafts need.
-    pub told: bool,
+    /// Where guesses at its tokens may come from.
+    pub drafts: Drafts,
 }
 
 /// A drawing segment on its way.
@@ -34,15 +44,13 @@ struct Window {
     number: u64,
     /// Rows that draw.
     draws: u32,
-}
-
-/// What an answer taught about drafts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// Drafted tokens that were sent along.
-    pub offered: u32,
-    /// How many of them were drawn.
-    pub accepted: u32,
+    /// Rows that hold guesses, and where those come from.
+    guesses: u32,
+    source: Source,
+    /// Whether it begins with a guess.
+    chained: bool,
+    /// How long it waited for its guesses.
+    waited: Duration,
 }
 
 #[derive(Debug)]
@@ -55,12 +63,14 @@ pub(super) struct Sequence {
     /// One past the last position it can reach.
     end: usize,
     blocks: Vec<BlockHash>,
-    told: bool,
     /// Position of the next row to send; unknown until this stage has said what it holds.
     next: Option<usize>,
-    /// What the tokens after the known ones may be.
-    draft: VecDeque<u32>,
+    /// Guesses that were sent, after the known tokens.
+    tail: Vec<u32>,
     windows: VecDeque<Window>,
+    /// Whether a window of the chain on its way has failed, so that those after it say nothing.
+    broken: bool,
+    guesses: Option<Box<Guesses>>,
     /// Reports of steps before this one speak of what was sent before the last cut.
     cut_at: u64,
     /// A stage took its pages; it waits until another session ends.
@@ -69,7 +79,9 @@ pub(super) struct Sequence {
 
 impl Sequence {
     pub(super) fn new(opening: Opening) -> Self {
-        let Opening { session, prompt, max_tokens, blocks, flow, told } = opening;
+        let Opening { session, prompt, max_tokens, blocks, flow, drafts } = opening;
+        let Drafts { lookup, model } = drafts;
+        let guesses = (lookup || model).then(|| Box::new(Guesses::new(&prompt, lookup, model)));
         Self {
             session,
             flow,
@@ -77,10 +89,11 @@ impl Sequence {
             end: prompt.len().saturating_add(max_tokens as usize),
             tokens: prompt,
             blocks,
-            told,
             next: None,
-            draft: VecDeque::new(),
+            tail: Vec::new(),
             windows: VecDeque::new(),
+            broken: false,
+            guesses,
             cut_at: 0,
             stalled: false,
         }
@@ -89,7 +102,7 @@ impl Sequence {
     /// Known rows that can be sent now.
     pub(super) fn ready(&self) -> usize {
         match self.next {
-            Some(next) if !self.stalled => self.tokens.len().saturating_sub(next),
+            Some(next) if !self.stalled && self.waits().is_none() => self.tokens.len().saturating_sub(next),
             _ => 0,
         }
     }
@@ -99,128 +112,152 @@ impl Sequence {
         self.next.is_some_and(|next| next + 1 >= self.tokens.len()) && !self.stalled
     }
 
-    /// Drafted rows that could follow what is sent or ready.
-    pub(super) fn drafted(&self) -> usize {
-        let Some(next) = self.next.filter(|_| !self.stalled) else { return 0 };
-        let sent = next.saturating_sub(self.tokens.len());
-        // The last row draws the last token, so nothing is sent at the end itself.
-        let room = self.end.saturating_sub(1).saturating_sub(next.max(self.tokens.len()));
-        (self.draft.len() - sent.min(self.draft.len())).min(room)
+    /// Until when it waits for guesses.
+    pub(super) fn waits(&self) -> Option<Instant> {
+        self.guesses.as_ref()?.waits()
     }
 
-    /// Drawing segments that are not answered yet.
-    pub(super) fn windows(&self) -> usize {
-        self.windows.len()
-    }
-
-    pub(super) fn known(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// The draft beyond the known tokens, sent or not.
-    pub(super) fn draft(&self) -> impl Iterator<Item = u32> {
-        self.draft.iter().copied()
-    }
-
-    /// Takes a draft whose first token stands at `position`. Whatever contradicts the draft that is there
-    /// is left: what has been sent cannot be changed, and the rest is as likely.
-    pub(super) fn extend_draft(&mut self, position: usize, tokens: &[u32]) {
-        let from = self.tokens.len() + self.draft.len();
-        let overlap = from.saturating_sub(position).min(tokens.len());
-        let agrees = (position..from.min(position + tokens.len()))
-            .zip(tokens)
-            .all(|(at, &token)| self.token(at) == Some(token));
-        if self.told && position <= from && agrees {
-            let room = MAX_DRAFT.saturating_sub(self.draft.len());
-            self.draft.extend(tokens[overlap..].iter().take(room));
+    /// Ends a wait that has been long enough.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if let Some(guesses) = &mut self.guesses {
+            guesses.expire(now);
         }
     }
 
-    /// Forgets the draft beyond what has been sent.
-    pub(super) fn drop_unsent_draft(&mut self) {
-        let sent = self.next.unwrap_or(0).saturating_sub(self.tokens.len());
-        self.draft.truncate(sent);
+    /// What the session said, for others of its tenant; `None` if it takes no part.
+    pub(super) fn memory(&self) -> Option<&[u32]> {
+        self.guesses.is_some().then_some(&self.tokens)
     }
 
-    fn token(&self, position: usize) -> Option<u32> {
-        let drafted = || self.draft.get(position - self.tokens.len()).copied();
-        self.tokens.get(position).copied().or_else(drafted)
+    /// Guesses to send with at most `room` rows: after the last known row if that is ready, or after
+    /// guesses that are on their way.
+    pub(super) fn guess(
+        &mut self,
+        clock: &RingClock,
+        memories: &Memories,
+        room: usize,
+        out: &mut Vec<u32>,
+    ) -> Option<Choice> {
+        out.clear();
+        let next = self.next.filter(|_| self.decoding())?;
+        // The last row draws the last token, so nothing is sent at the end itself.
+        let room = room.min(self.end.saturating_sub(1).saturating_sub(next.max(self.tokens.len())));
+        let windows = if next < self.tokens.len() { 0 } else { self.windows.len().max(1) };
+        if room == 0 || (windows > 0 && self.broken) {
+            return None;
+        }
+        let guesses = self.guesses.as_mut()?;
+        guesses.choose(clock, (self.flow.0, memories), (&self.tokens, &self.tail), (room, windows), out)
     }
 
-    /// The next segment of at most `rows` known rows and `drafted` drafted ones, and its tokens.
+    /// The next segment of at most `rows` known rows and then `guesses`, which come from `source`, and its
+    /// tokens.
     pub(super) fn send(
         &mut self,
         number: u64,
         rows: usize,
-        drafted: usize,
+        (source, guesses): (Source, &[u32]),
         tokens: &mut Vec<u32>,
+        now: Instant,
     ) -> Option<Segment> {
         let from = self.next?;
         let known = self.ready().min(rows);
         let frontier = self.tokens.len();
-        let drafted = if from + known >= frontier { drafted.min(self.drafted()) } else { 0 };
-        let to = from + known + drafted;
+        let guesses = if from + known >= frontier { guesses } else { &[] };
+        let to = from + known + guesses.len();
         if to == from {
             return None;
         }
-        let first_draw = (frontier - 1).clamp(from, to);
         let at = tokens.len();
-        tokens.extend((from..to).filter_map(|position| self.token(position)));
-        let drawn = match self.told {
-            true => tokens[at + first_draw - from..].to_vec(),
-            false => vec![UNTOLD; to - first_draw],
+        tokens.extend(self.tokens.get(from..from + known).unwrap_or(&[]));
+        tokens.extend(guesses);
+        self.tail.extend(guesses);
+        self.next = Some(to);
+        let first_draw = (frontier - 1).clamp(from, to);
+        let drawn = match self.guesses {
+            Some(_) => tokens[at + first_draw - from..].to_vec(),
+            None => vec![UNTOLD; to - first_draw],
         };
         if !drawn.is_empty() {
-            self.windows.push_back(Window { number, draws: drawn.len() as u32 });
+            let chained = from >= frontier;
+            self.broken &= chained;
+            let waited = self.guesses.as_mut().map_or(Duration::ZERO, |guesses| guesses.waited(now));
+            let (draws, guesses) = (drawn.len() as u32, guesses.len() as u32);
+            self.windows.push_back(Window { number, draws, guesses, source, chained, waited });
         }
-        self.next = Some(to);
-        Some(Segment {
-            session: self.session,
-            from: from as u32,
-            rows: (to - from) as u32,
-            drawn,
-            drafted: drafted as u32,
-        })
+        let (from, rows, drafted) = (from as u32, (to - from) as u32, guesses.len() as u32);
+        Some(Segment { session: self.session, from, rows, drawn, drafted })
     }
 
-    /// Takes the tokens that step `number` drew. What the draws taught about drafts, if there were any.
-    pub(super) fn drawn(&mut self, number: u64, draws: &Draws) -> Option<Verdict> {
-        let mut sent = 0;
+    /// Takes the tokens that step `number` drew; what became of the guesses in it.
+    pub(super) fn drawn(&mut self, number: u64, draws: &Draws, clock: &RingClock, now: Instant) -> Tally {
+        let mut sent = None;
         while let Some(window) = self.windows.pop_front_if(|window| window.number <= number) {
-            sent = window.draws;
+            sent = Some(window).filter(|window| window.number == number);
         }
-        let count = draws.tokens.len();
-        if draws.position as usize != self.tokens.len() || self.tokens.len() + count > self.end {
-            self.settle();
-            return None;
+        let valid = draws.position as usize == self.tokens.len()
+            && self.tokens.len() + draws.tokens.len() <= self.end;
+        let tokens: &[u32] = if valid { &draws.tokens } else { &[] };
+        for &token in tokens {
+            self.take(token);
         }
-        for &token in &draws.tokens {
-            if self.draft.front() == Some(&token) {
-                self.draft.pop_front();
-            } else {
-                self.draft.clear();
-                self.rewind(self.tokens.len());
+        let tally = sent.map_or_else(Tally::default, |sent| self.judge(&sent, tokens.len() as u32, clock));
+        if self.windows.is_empty() {
+            // With no draw on its way the last known row is sent again: nothing else would bring the next
+            // token.
+            self.rewind(self.tokens.len() - 1);
+        }
+        if !tokens.is_empty() && self.next.is_some_and(|next| next < self.tokens.len()) {
+            let known = self.tokens.len();
+            if let Some(guesses) = &mut self.guesses {
+                guesses.ask(known, clock, now);
             }
-            self.tokens.push(token);
         }
-        if count < sent as usize {
+        tally
+    }
+
+    /// The next token is known.
+    fn take(&mut self, token: u32) {
+        let position = self.tokens.len();
+        if self.tail.first() == Some(&token) {
+            self.tail.remove(0);
+        } else {
+            self.rewind(position);
+        }
+        self.tokens.push(token);
+        if let Some(guesses) = &mut self.guesses {
+            guesses.known(position, token);
+        }
+    }
+
+    /// A window was answered with `count` tokens.
+    fn judge(&mut self, window: &Window, count: u32, clock: &RingClock) -> Tally {
+        if count < window.draws && count > 0 {
             // Rows after a token that was not drawn, or that a stage cut off, did not count.
             self.rewind(self.tokens.len() - 1);
         }
-        self.settle();
-        (sent > 1 && count > 0)
-            .then(|| Verdict { offered: sent - 1, accepted: (count as u32 - 1).min(sent - 1) })
-    }
-
-    /// With no draw on its way the last known row is sent again: nothing else would bring the next token.
-    fn settle(&mut self) {
-        if self.windows.is_empty() {
-            self.rewind(self.tokens.len() - 1);
+        let telling = count > 0 || (window.chained && !self.broken);
+        self.broken |= count < window.draws;
+        let Window { source, chained, waited, guesses: offered, .. } = *window;
+        let accepted = count.saturating_sub(u32::from(!chained)).min(offered);
+        if let Some(guesses) = self.guesses.as_mut().filter(|_| telling) {
+            let (offered, accepted) = (offered as usize, accepted as usize);
+            guesses.observe(clock, &Outcome { source, offered, accepted, chained, waited });
         }
+        Tally { offered: offered.into(), accepted: accepted.into() }
     }
 
+    /// Rows from position `to` on are to be sent again.
     fn rewind(&mut self, to: usize) {
         self.next = self.next.map(|next| next.min(to));
+        self.tail.truncate(to.saturating_sub(self.tokens.len()));
+    }
+
+    /// The draft model's guesses, the first at `position`.
+    pub(super) fn hear(&mut self, position: usize, guesses: &[u32], now: Instant) {
+        if let Some(own) = &mut self.guesses {
+            own.hear(&self.tokens, position, guesses, now);
+        }
     }
 
     /// This stage says what it holds of the session at its opening.
@@ -234,15 +271,14 @@ impl Sequence {
         if number < self.cut_at || self.next.is_none() {
             return;
         }
-        let positions = positions as usize;
-        if positions >= self.tokens.len() {
-            // A drafted row did not go through; it must not be tried again and again.
-            self.draft.truncate(positions - self.tokens.len());
-        }
         self.windows.retain(|window| window.number <= number);
-        self.rewind(positions);
+        self.broken = true;
+        self.rewind(positions as usize);
         self.cut_at = now;
         self.stalled |= preempted;
+        if self.windows.is_empty() {
+            self.rewind(self.tokens.len() - 1);
+        }
     }
 
     /// Root and whole blocks of what every stage has worked through.

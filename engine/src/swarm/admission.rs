@@ -1,4 +1,8 @@
 //! Which nodes have room for one more session.
+//!
+//! Most replies end long before their limit, so a session is promised the pages that it is likely to
+//! need. When many turn out long, a stage runs out and the youngest session waits: its reply comes later,
+//! and is the same.
 
 use std::collections::HashMap;
 
@@ -21,6 +25,42 @@ pub(super) struct Member {
     pub pages: u32,
     /// Sessions promised.
     pub sessions: u32,
+}
+
+/// Positions of a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    /// It will probably not go beyond these.
+    pub likely: u32,
+    /// It cannot go beyond these.
+    pub most: u32,
+}
+
+/// How long replies get.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Replies {
+    /// Moving average, in tokens.
+    typical: f64,
+}
+
+impl Default for Replies {
+    fn default() -> Self {
+        Self { typical: 256.0 }
+    }
+}
+
+impl Replies {
+    /// A reply has ended.
+    pub(super) fn ended(&mut self, tokens: u32) {
+        self.typical += (f64::from(tokens) - self.typical) / 16.0;
+    }
+
+    /// What a request needs: twice the usual reply, if it may be as long.
+    pub(super) fn need(&self, prompt: u32, max_tokens: u32) -> Need {
+        let likely = (2.0 * self.typical) as u32 + PAGE as u32;
+        let most = prompt.saturating_add(max_tokens);
+        Need { likely: prompt.saturating_add(max_tokens.min(likely)), most }
+    }
 }
 
 /// Why no route was found.
@@ -47,9 +87,11 @@ impl Member {
         self.join.positions.min(self.join.kv_pages.saturating_mul(PAGE as u32))
     }
 
-    fn has_room(&self, positions: u32) -> bool {
-        let pages = positions.div_ceil(PAGE as u32);
-        self.sessions < self.join.sessions && pages <= self.join.kv_pages.saturating_sub(self.pages)
+    fn has_room(&self, need: Need) -> bool {
+        let pages = need.likely.div_ceil(PAGE as u32);
+        self.sessions < self.join.sessions
+            && pages <= self.join.kv_pages.saturating_sub(self.pages)
+            && need.most <= self.capacity()
     }
 
     /// Promises the room of a session.
@@ -64,6 +106,11 @@ impl Member {
         self.sessions = self.sessions.saturating_sub(1);
     }
 
+    /// A session that was promised `positions` has come to need one page more.
+    pub(super) fn grow(&mut self) {
+        self.pages = self.pages.saturating_add(1);
+    }
+
     fn span(&self, id: &NodeId, config: &SwarmConfig) -> Span {
         let shard = &self.join.shard;
         let may_hold_ends = config.private_ends.as_ref().is_none_or(|ends| ends.contains(id));
@@ -76,11 +123,11 @@ impl Member {
     }
 }
 
-/// Finds the stages for a session of `positions` positions.
+/// Finds the stages for a session.
 pub(super) fn find_route(
     members: &HashMap<NodeId, Member>,
     config: &SwarmConfig,
-    positions: u32,
+    need: Need,
 ) -> Result<Vec<Hop>, NoRoute> {
     let select = |keep: &dyn Fn(&Member) -> bool| {
         let mut nodes: Vec<(&NodeId, &Member)> = members.iter().filter(|(_, member)| keep(member)).collect();
@@ -88,9 +135,9 @@ pub(super) fn find_route(
         let spans: Vec<Span> = nodes.iter().map(|(id, member)| member.span(id, config)).collect();
         cover(config.costs.layers(), &spans).map(|legs| hops(&nodes, legs))
     };
-    select(&|member| member.has_room(positions)).or_else(|_| {
+    select(&|member| member.has_room(need)).or_else(|_| {
         select(&|_| true).map_err(NoRoute::Missing)?;
-        match select(&|member| member.capacity() >= positions) {
+        match select(&|member| member.capacity() >= need.most) {
             Ok(_) => Err(NoRoute::Full),
             Err(_) => Err(NoRoute::TooLong { limit: longest(members) }),
         }

@@ -4,12 +4,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use kernels::backend::PAGE;
 use tokio::{sync::mpsc, time::Instant};
 use transport::{Identity, NodeId};
 
 use super::{
     NodeSummary, SwarmConfig, SwarmStatus,
-    admission::{Member, NoRoute, find_route},
+    admission::{Member, Need, NoRoute, Replies, find_route},
 };
 use crate::{
     message::{
@@ -65,7 +66,12 @@ struct Running {
     hops: Vec<Hop>,
     /// Tokens that may still come.
     left: u32,
+    /// Positions that it has come to.
     positions: u32,
+    /// Positions that its nodes' pages were promised for.
+    reserved: u32,
+    /// Tokens drawn.
+    drawn: u32,
     deadline: Instant,
     events: mpsc::Sender<Event>,
 }
@@ -109,6 +115,7 @@ pub(super) struct State {
     running: HashMap<SessionId, Running>,
     routes: Vec<(RouteId, Vec<Hop>)>,
     waiting: VecDeque<Waiting>,
+    replies: Replies,
     actions: Vec<Action>,
 }
 
@@ -125,6 +132,7 @@ impl State {
             running: HashMap::new(),
             routes: Vec::new(),
             waiting: VecDeque::new(),
+            replies: Replies::default(),
             actions: Vec::new(),
         }
     }
@@ -157,7 +165,7 @@ impl State {
     fn pipeline(&self) -> (Vec<NodeSummary>, Option<String>) {
         let mut nodes: Vec<NodeSummary> = self.members.iter().map(summary).collect();
         nodes.sort_by(|a, b| (a.from, !a.embedding, a.to, &a.id).cmp(&(b.from, !b.embedding, b.to, &b.id)));
-        let missing = match find_route(&self.members, &self.config, 1) {
+        let missing = match find_route(&self.members, &self.config, Need { likely: 1, most: 1 }) {
             Err(NoRoute::Missing(gap)) => Some(gap.to_string()),
             _ => None,
         };
@@ -328,15 +336,15 @@ impl State {
                 continue;
             }
             let request = &next.submission.request;
-            let positions = request.prompt.len() as u32 + request.max_tokens;
-            let outcome = find_route(&self.members, &self.config, positions);
+            let need = self.replies.need(request.prompt.len() as u32, request.max_tokens);
+            let outcome = find_route(&self.members, &self.config, need);
             let refusal = match outcome {
                 Err(NoRoute::Full) => return,
                 Err(NoRoute::Missing(gap)) => Refusal::NoPipeline { missing: gap.to_string() },
-                Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: positions, limit },
+                Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: need.most, limit },
                 Ok(hops) => {
                     if let Some(Waiting { submission, deadline }) = self.waiting.pop_front() {
-                        self.begin(submission, deadline, hops, positions);
+                        self.begin(submission, deadline, hops, need.likely);
                     }
                     continue;
                 }
@@ -347,7 +355,7 @@ impl State {
         }
     }
 
-    fn begin(&mut self, submission: Submission, deadline: Instant, hops: Vec<Hop>, positions: u32) {
+    fn begin(&mut self, submission: Submission, deadline: Instant, hops: Vec<Hop>, reserved: u32) {
         let session = SessionId(random());
         let route = self.route(&hops);
         let Submission { request, reply } = submission;
@@ -357,14 +365,15 @@ impl State {
         }
         for hop in &hops {
             if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
-                member.reserve(positions);
+                member.reserve(reserved);
             }
         }
-        let left = request.max_tokens;
+        let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
         let open = self.opening(session, route, hops.clone(), request);
         self.actions.push(Action::Watch { session, events: events.clone() });
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
-        self.running.insert(session, Running { route, hops, left, positions, deadline, events });
+        let running = Running { route, hops, left, positions, reserved, drawn: 0, deadline, events };
+        self.running.insert(session, running);
     }
 
     fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
@@ -434,6 +443,16 @@ impl State {
                 return self.actions.push(Action::Expel { peer, reason });
             }
             running.left -= 1;
+            running.drawn += 1;
+            running.positions += 1;
+            if running.positions > running.reserved {
+                running.reserved += PAGE as u32;
+                for hop in &running.hops {
+                    if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
+                        member.grow();
+                    }
+                }
+            }
             running.tell(Event::Token { token: report.token, logprobs: report.logprobs });
             if let Some(finish) = report.finish {
                 running.tell(Event::Finished(finish));
@@ -441,6 +460,7 @@ impl State {
                 // opening; told by the same link, it frees this one's room before.
                 let close = Message::Close(Close::abrupt(report.session));
                 self.actions.push(Action::Send { to: running.node(0), message: close });
+                self.replies.ended(running.drawn);
                 self.finish(report.session);
             }
         }
@@ -493,7 +513,7 @@ impl State {
         let Some(running) = self.running.remove(&session) else { return };
         for hop in &running.hops {
             if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
-                member.release(running.positions);
+                member.release(running.reserved);
             }
         }
     }

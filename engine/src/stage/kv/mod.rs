@@ -43,7 +43,7 @@ pub struct Short {
 }
 
 /// How a stage's KV is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvUsage {
     /// All pages.
     pub pages: usize,

@@ -1,0 +1,220 @@
+//! Guesses at what a session says next: where they come from, how many go out, and what became of them.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::speculation::{
+    clock::RingClock,
+    controller::{Controller, MOST_ROWS, Outcome, Source},
+    lookup::{Lookup, Shared},
+};
+
+/// Most guesses of the draft model that are kept for a session.
+const MOST_FROM_MODEL: usize = 256;
+/// Tokens at the end of a text that other texts are searched for.
+const CONTEXT: usize = 64;
+/// Tenants whose texts are remembered.
+const TENANTS: usize = 16;
+/// Bytes of the texts of one tenant, and what finds them.
+const TENANT_BYTES: usize = 4 << 20;
+
+/// What the sessions of each tenant said, those of the latest tenants.
+#[derive(Debug, Default)]
+pub(super) struct Memories {
+    tenants: VecDeque<(u64, Shared)>,
+}
+
+impl Memories {
+    /// Takes in a session that has ended.
+    pub(super) fn insert(&mut self, tenant: u64, tokens: &[u32]) {
+        let known = self.tenants.iter().position(|(known, _)| *known == tenant);
+        let (_, mut memory) = known
+            .and_then(|place| self.tenants.remove(place))
+            .unwrap_or_else(|| (tenant, Shared::new(TENANT_BYTES)));
+        memory.insert(tokens);
+        self.tenants.push_front((tenant, memory));
+        self.tenants.truncate(TENANTS);
+    }
+
+    fn of(&self, tenant: u64) -> Option<&Shared> {
+        self.tenants.iter().find(|(known, _)| *known == tenant).map(|(_, memory)| memory)
+    }
+}
+
+/// What the draft model has said of a session beyond its known tokens.
+#[derive(Debug, Default)]
+struct FromModel {
+    /// Position of the first guess.
+    position: usize,
+    guesses: VecDeque<u32>,
+}
+
+impl FromModel {
+    /// The guess at a position.
+    fn at(&self, position: usize) -> Option<u32> {
+        self.guesses.get(position.checked_sub(self.position)?).copied()
+    }
+
+    /// Guesses after `known` positions and a tail of guesses already sent, if it agrees with the tail.
+    fn after(&self, known: usize, tail: &[u32]) -> impl Iterator<Item = u32> {
+        let agrees = (known..).zip(tail).all(|(position, &token)| self.at(position) == Some(token));
+        let next = known + tail.len();
+        (next..).map_while(move |position| self.at(position).filter(|_| agrees))
+    }
+}
+
+/// A session's guesses. Each known token is taken in once.
+#[derive(Debug)]
+pub(super) struct Guesses {
+    lookup: Option<Lookup>,
+    model: Option<FromModel>,
+    controller: Controller,
+    /// When the last known token became known, if the draft model has not yet guessed at the next.
+    asked: Option<Instant>,
+    /// How long the session may wait for that.
+    until: Option<Instant>,
+    /// When it began to.
+    since: Option<Instant>,
+    scratch: Vec<u32>,
+}
+
+/// Guesses that go out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    pub(super) source: Source,
+}
+
+impl Guesses {
+    /// For a session with this prompt; `lookup` and `model` say which sources it has.
+    pub(super) fn new(prompt: &[u32], lookup: bool, model: bool) -> Self {
+        Self {
+            lookup: lookup.then(|| Lookup::new(prompt)),
+            model: model.then(FromModel::default),
+            controller: Controller::new(),
+            asked: None,
+            until: None,
+            since: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The token at `position` is known now.
+    pub(super) fn known(&mut self, position: usize, token: u32) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.push(token);
+        }
+        if let Some(model) = &mut self.model {
+            match model.at(position) {
+                Some(guess) if guess == token => {
+                    let passed = position + 1 - model.position;
+                    model.guesses.drain(..passed);
+                    model.position = position + 1;
+                }
+                _ => model.guesses.clear(),
+            }
+        }
+    }
+
+    /// The session could send a row for the token after its `known` ones.
+    pub(super) fn ask(&mut self, known: usize, clock: &RingClock, now: Instant) {
+        let Some(model) = &self.model else { return };
+        if model.at(known).is_some() {
+            self.controller.observe_delay(Duration::ZERO);
+            (self.asked, self.until) = (None, None);
+        } else {
+            self.asked = Some(now);
+            let wait = self.controller.wait(clock, MOST_ROWS);
+            self.until = (!wait.is_zero()).then(|| now + wait);
+            self.since = self.until.map(|_| now);
+        }
+    }
+
+    /// Ends a wait that has been long enough.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.until.take_if(|until| *until <= now);
+    }
+
+    /// How long the session has waited for what it sends now.
+    pub(super) fn waited(&mut self, now: Instant) -> Duration {
+        self.since.take().map_or(Duration::ZERO, |since| now - since)
+    }
+
+    /// Until when the session waits for the draft model.
+    pub(super) fn waits(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// The draft model's guesses from `position` on, of a session whose `known` tokens end before them or
+    /// among them. The latest word counts.
+    pub(super) fn hear(&mut self, tokens: &[u32], position: usize, guesses: &[u32], now: Instant) {
+        let Some(model) = &mut self.model else { return };
+        let known = tokens.len();
+        let passed = known.saturating_sub(position).min(guesses.len());
+        let agrees = tokens.get(position..).unwrap_or(&[]).iter().zip(guesses).all(|(a, b)| a == b);
+        let (next, fresh) = (position + passed, &guesses[passed..]);
+        if !agrees || fresh.is_empty() || next > known + model.guesses.len() {
+            return;
+        }
+        if model.guesses.is_empty() {
+            model.position = known;
+        }
+        model.guesses.truncate(next.saturating_sub(model.position));
+        let room = MOST_FROM_MODEL.saturating_sub(model.guesses.len());
+        model.guesses.extend(fresh.iter().take(room));
+        if let Some(asked) = self.asked.take_if(|_| model.at(known).is_some()) {
+            self.controller.observe_delay(now - asked);
+            self.until = None;
+        }
+    }
+
+    /// What to send after `known` tokens of which `tail` are guesses on their way, at most `room` rows, in
+    /// `windows` windows already; the guesses are in `out`.
+    pub(super) fn choose(
+        &mut self,
+        clock: &RingClock,
+        (tenant, memories): (u64, &Memories),
+        (tokens, tail): (&[u32], &[u32]),
+        (room, windows): (usize, usize),
+        out: &mut Vec<u32>,
+    ) -> Option<Choice> {
+        out.clear();
+        let most = room.min(MOST_ROWS);
+        let mut offers = Vec::with_capacity(3);
+        let mut proposals: [Vec<u32>; 3] = Default::default();
+        if let Some(lookup) = &self.lookup {
+            let matched = lookup.propose(tail, most, &mut proposals[0]);
+            offers.push((Source::Own { matched }, proposals[0].len()));
+            let memory = memories.of(tenant);
+            let matched = memory.map_or(0, |memory| {
+                self.scratch.clear();
+                self.scratch.extend_from_slice(&tokens[tokens.len().saturating_sub(CONTEXT)..]);
+                self.scratch.extend_from_slice(tail);
+                let from = self.scratch.len().saturating_sub(CONTEXT);
+                memory.propose(&self.scratch[from..], most, &mut proposals[1])
+            });
+            offers.push((Source::Shared { matched }, proposals[1].len()));
+        }
+        if let Some(model) = &self.model {
+            let place = offers.len();
+            proposals[place].extend(model.after(tokens.len(), tail).take(most));
+            offers.push((Source::Model, proposals[place].len()));
+        }
+        offers.iter().any(|offer| offer.1 > 0).then_some(())?;
+        let (place, plan) = self.controller.choose(clock, &offers)?;
+        let first = windows == 0;
+        let rows = if first { plan.draft } else { plan.draft + 1 };
+        if plan.draft == 0 || windows >= plan.windows || offers[place].1 < usize::from(!first) {
+            return None;
+        }
+        std::mem::swap(out, &mut proposals[place]);
+        out.truncate(rows);
+        (!out.is_empty()).then_some(Choice { source: offers[place].0 })
+    }
+
+    /// What became of a window.
+    pub(super) fn observe(&mut self, clock: &RingClock, outcome: &Outcome) {
+        self.controller.observe(clock, outcome);
+    }
+}
