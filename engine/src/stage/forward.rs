@@ -92,8 +92,7 @@ impl<B: Backend> Stage<B> {
         }
     }
 
-    /// Moves what the device recorded in `layer` to the sessions it belongs to. Of a segment's faults the
-    /// one at the lowest position stands: it is the one that a step of a single row would have seen.
+    /// Moves what the device recorded in `layer` to the sessions it belongs to.
     fn collect_faults(&mut self, segments: &[Segment], layer: usize, out: &mut Vec<Fault>) {
         let recorded = &self.workspace.faults;
         if !recorded.any() {
@@ -102,13 +101,18 @@ impl<B: Backend> Stage<B> {
         for row in 0..self.workspace.rows.len() {
             let Some(operation) = recorded.of(row) else { continue };
             let (segment, position) = locate(segments, row);
-            let fault = Fault { segment, position, layer, operation: operation.into() };
-            match out.iter_mut().find(|fault| fault.segment == segment) {
-                Some(first) if first.position <= position => {}
-                Some(first) => *first = fault,
-                None => out.push(fault),
-            }
+            note(Fault { segment, position, layer, operation: operation.into() }, out);
         }
+    }
+}
+
+/// Keeps one fault per segment: of those at the lowest position the first. That one does not depend on
+/// the rows that came along, because no row sees a later one.
+fn note(fault: Fault, faults: &mut Vec<Fault>) {
+    match faults.iter_mut().find(|known| known.segment == fault.segment) {
+        Some(known) if known.position <= fault.position => {}
+        Some(known) => *known = fault,
+        None => faults.push(fault),
     }
 }
 
@@ -123,4 +127,22 @@ fn locate(segments: &[Segment], row: usize) -> (usize, u32) {
         first = next;
     }
     unreachable!("row {row} is past the {first} rows of the batch")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::FaultOperation;
+
+    #[test]
+    fn the_fault_of_the_first_position_stands() {
+        let fault = |segment, position, layer| {
+            let operation = FaultOperation::LayerOutput;
+            Fault { segment, position, layer, operation }
+        };
+        let mut faults = Vec::new();
+        let recorded = [fault(0, 70, 2), fault(1, 5, 2), fault(0, 60, 3), fault(0, 70, 3), fault(0, 60, 4)];
+        recorded.into_iter().for_each(|fault| note(fault, &mut faults));
+        assert_eq!(faults, [fault(0, 60, 3), fault(1, 5, 2)]);
+    }
 }

@@ -189,6 +189,15 @@ fn the_youngest_gives_way_and_nobody_does_in_vain() {
 }
 
 #[test]
+fn the_oldest_is_served_first() {
+    let mut pager = Pager::new(limits(4));
+    pager.begin(1, 100, &[]);
+    pager.begin(2, 100, &[]);
+    let waits = Short { session: id(2), held: 0, preempted: false };
+    assert_eq!(pager.run(&[segment(id(2), 0, 64), segment(id(1), 0, 256)]), Err(vec![waits]));
+}
+
+#[test]
 fn shared_blocks_are_never_written() {
     let mut pager = Pager::new(limits(8));
     pager.begin(1, 128, &[1, 2]);
@@ -351,7 +360,7 @@ impl World {
         let given = Prompt { length: prompt as u32, blocks: &actor.hashes(prompt) };
         match self.pager.open(session, route, reach as u32, given) {
             Ok(held) => {
-                assert!(held % BLOCK == 0 && (held as usize) < prompt);
+                assert!(held.is_multiple_of(BLOCK) && (held as usize) < prompt);
                 (actor.held, actor.next) = (held as usize, held as usize);
                 self.actors.push(actor);
                 self.verify(self.actors.len() - 1);
@@ -436,7 +445,8 @@ impl World {
         } else {
             let missing = asked.unwrap().from > short.held;
             assert!(missing || Some(age) != oldest, "the oldest finds pages");
-            let within = short.held % BLOCK == 0 && short.held / BLOCK == asked.unwrap().from / BLOCK;
+            let within =
+                short.held.is_multiple_of(BLOCK) && short.held / BLOCK == asked.unwrap().from / BLOCK;
             assert!(
                 !missing || within || asked.unwrap().from as usize > actor.held,
                 "nothing is lost unsaid"
