@@ -1,7 +1,10 @@
 //! Drawing a token from logits: section 10 of the numerics. Pure; the random number depends on seed,
 //! choice and position alone, so the same request draws the same tokens on every pipeline.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, hash_map::Entry},
+};
 
 use kernels::reference::exp;
 use rand_chacha::{
@@ -62,15 +65,36 @@ impl Sampler {
         }
     }
 
-    /// Draws the token that will stand at `position` from the logits of the row before it. The logits
-    /// are penalised in place.
+    /// Draws the token that will stand at `position` from the logits of the row before it, and counts it
+    /// as seen. The logits are penalised in place.
     pub fn draw(&mut self, logits: &mut [f32], position: u32) -> Draw {
         let unmodified = self.sampling.logprobs.map(|_| logits.to_vec());
-        self.penalise(logits);
-        let token = self.choose(logits, position);
-        *self.in_reply.entry(token).or_default() += 1;
+        let token = self.peek(logits, position);
+        self.accept(token);
         let logprobs = unmodified.map(|logits| report(&logits, token, self.sampling.logprobs.unwrap_or(0)));
         Draw { token, logprobs }
+    }
+
+    /// The token that [`Sampler::draw`] would draw, which is not counted yet. The logits are penalised in
+    /// place.
+    pub fn peek(&mut self, logits: &mut [f32], position: u32) -> u32 {
+        self.penalise(logits);
+        self.choose(logits, position)
+    }
+
+    /// Counts a token of the reply as seen, whoever drew it.
+    pub fn accept(&mut self, token: u32) {
+        *self.in_reply.entry(token).or_default() += 1;
+    }
+
+    /// Takes back an [`Sampler::accept`] of the same token.
+    pub fn retract(&mut self, token: u32) {
+        if let Entry::Occupied(mut entry) = self.in_reply.entry(token) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
     }
 
     fn choose(&mut self, logits: &[f32], position: u32) -> u32 {
@@ -285,6 +309,23 @@ mod tests {
         assert_eq!(present.draw(&mut logits.to_vec(), 2).token, 1);
         let biased = Sampling { logit_bias: vec![(2, 100.0), (77, 1.0)], ..greedy };
         assert_eq!(draw(biased, &logits, 1), 2);
+    }
+
+    #[test]
+    fn a_token_taken_back_was_never_seen() {
+        let sampling = Sampling { temperature: 0.0, frequency_penalty: 0.3, ..Sampling::default() };
+        let logits = [2.0f32, 1.5, -1.0];
+        let mut sampler = Sampler::new(sampling, &[]);
+        let peek = |sampler: &mut Sampler| sampler.peek(&mut logits.to_vec(), 1);
+        assert_eq!((peek(&mut sampler), peek(&mut sampler)), (0, 0), "a look counts nothing");
+        sampler.accept(0);
+        sampler.accept(0);
+        assert_eq!(peek(&mut sampler), 1);
+        sampler.retract(0);
+        assert_eq!(peek(&mut sampler), 0);
+        sampler.retract(0);
+        sampler.retract(0);
+        assert_eq!(sampler.in_reply.len(), 0);
     }
 
     #[test]

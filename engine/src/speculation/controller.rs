@@ -159,8 +159,8 @@ impl Controller {
         Self { classes: PRIORS.map(class), account: ALLOWANCE, draft_delay: None }
     }
 
-    /// What to send when `source` has `available` guesses after the known tokens and the windows on
-    /// their way.
+    /// What to send when `source` has `available` guesses after the known tokens, those in windows on
+    /// their way included. It is asked again before every window.
     pub fn plan(&self, clock: &RingClock, source: Source, available: usize) -> Plan {
         self.choose(clock, &[(source, available)]).map_or(Plan::PLAIN, |(_, plan)| plan)
     }
