@@ -12,6 +12,7 @@ pub mod bandwidth;
 pub mod checkpoint;
 pub mod cli;
 pub mod client;
+pub mod gguf;
 pub mod machine;
 pub mod meter;
 pub mod report;
