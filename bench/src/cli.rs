@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     checkpoint::MakeModelArgs,
     report::Report,
-    suites::{decode::DecodeArgs, serve::ServeArgs, transport::TransportArgs},
+    suites::{compare::CompareArgs, decode::DecodeArgs, serve::ServeArgs, transport::TransportArgs},
 };
 
 /// Measure Dolphin.
@@ -37,6 +37,8 @@ pub enum Suite {
     Serve(ServeArgs),
     /// Prefill and decoding of one stage that holds the whole model, without HTTP
     Decode(DecodeArgs),
+    /// Prefill and decoding beside llama.cpp's, on the same GGUF files
+    CompareLlamacpp(CompareArgs),
     /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
     Transport(TransportArgs),
     /// Write a random-weight checkpoint in the shape of a known model
@@ -53,6 +55,7 @@ impl Cli {
         let report = match &self.suite {
             Suite::Serve(args) => runtime()?.block_on(args.run())?.report(args),
             Suite::Decode(args) => args.run()?,
+            Suite::CompareLlamacpp(args) => runtime()?.block_on(unless_interrupted(args.clone().run()))?,
             Suite::Transport(args) => runtime()?.block_on(args.run())?,
             Suite::MakeModel(args) => return args.run(),
         };
@@ -77,6 +80,39 @@ impl Cli {
             written.with_context(|| format!("{} cannot be written", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// Runs a suite that has child processes, which end with it when this one is told to.
+async fn unless_interrupted(
+    suite: impl Future<Output = anyhow::Result<Report>> + Send + 'static,
+) -> anyhow::Result<Report> {
+    let suite = tokio::spawn(suite);
+    let stop = suite.abort_handle();
+    tokio::select! {
+        report = suite => report.context("the suite died")?,
+        () = interrupted() => {
+            stop.abort();
+            anyhow::bail!("interrupted")
+        }
+    }
+}
+
+/// Waits for Ctrl-C or a request to end; for ever where the system cannot tell.
+async fn interrupted() {
+    #[cfg(unix)]
+    let ended = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let ended = std::future::pending::<()>();
+    tokio::select! {
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        () = ended => {}
     }
 }
 

@@ -1,14 +1,22 @@
 //! A stage driven the way a node drives it, without the node.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use engine::{
     message::{Segment, SessionId},
-    model::ModelConfig,
-    stage::{Input, Stage},
+    model::{Model, ModelConfig, Quantisation, Shard},
+    stage::{Input, Stage, StageLimits},
 };
-use kernels::cpu::Cpu;
+use indicatif::ProgressBar;
+use kernels::{
+    backend::{KvShape, PAGE},
+    cpu::{Cpu, Isa},
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -22,7 +30,42 @@ pub(crate) fn positions(count: usize) -> anyhow::Result<u32> {
     u32::try_from(count).context("no model has so many positions")
 }
 
-/// A stage with sessions `0..n`, driven the way a node drives it.
+/// The model at `path`, or the embedded one.
+///
+/// # Errors
+/// If it cannot be used.
+pub(crate) fn open_model(path: Option<&Path>) -> anyhow::Result<Model> {
+    match path {
+        Some(path) => Model::open(path).with_context(|| format!("{} cannot be used", path.display())),
+        None => Ok(Model::demo()?),
+    }
+}
+
+/// How a file of quantised weights is run without a change of its values; `None` if its formats are not
+/// those of a quantisation.
+pub(crate) fn as_stored(model: &Model) -> Option<Quantisation> {
+    let (embedding, layers, _) = model.stored_bytes();
+    [Quantisation::Q8, Quantisation::Q4].into_iter().find(|&quantisation| {
+        let formats = model.stored_formats();
+        formats.iter().all(|format| matches!(format.to_string().as_str(), "Q8_0" | "Q4_0"))
+            && model.embedding_bytes(quantisation) == embedding
+            && model.layer_bytes(quantisation) == layers
+    })
+}
+
+/// Bytes of K and V that a row reads for each position before it, in all layers.
+pub(crate) fn kv_position_bytes(config: &ModelConfig, quantisation: Quantisation) -> usize {
+    let shape = KvShape {
+        layers: config.layers,
+        pages: 0,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        profile: quantisation.profile(),
+    };
+    shape.page_bytes() / PAGE
+}
+
+/// A stage that holds a whole model, driven the way a node drives it.
 pub(crate) struct Rig {
     stage: Stage<Metered<Cpu>>,
     pub(crate) meter: Metered<Cpu>,
@@ -37,27 +80,50 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    pub(crate) fn new(
-        stage: Stage<Metered<Cpu>>,
-        meter: Metered<Cpu>,
-        config: &ModelConfig,
+    /// Loads a model, prompts to be taken in at most `chunk` rows at once.
+    pub(crate) fn load(
+        model: &Model,
+        quantisation: Quantisation,
+        threads: usize,
         chunk: usize,
-    ) -> Self {
-        let rng = ChaCha8Rng::seed_from_u64(1);
+        limits: StageLimits,
+    ) -> anyhow::Result<Self> {
+        let config = model.config();
+        ensure!(limits.positions <= config.max_positions, "the model has {} positions", config.max_positions);
+        let shard = Shard { layers: 0..config.layers, embedding: true, head: true };
+        let bar = ProgressBar::new(0).with_message("loading");
+        let weights = model.load(&shard, quantisation, &|progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+        })?;
+        bar.finish_and_clear();
+        let meter = Metered::new(Cpu::new(threads, Isa::detect())?);
+        let stage = Stage::new(meter.clone(), config, &shard, weights, quantisation.profile(), limits)?;
+        let (rng, next) = (ChaCha8Rng::seed_from_u64(1), vec![0; limits.sessions]);
         let (layers, vocabulary) = (config.layers, config.vocabulary);
-        Self { stage, meter, layers, vocabulary, chunk, rng, logits: Vec::new(), next: Vec::new() }
+        Ok(Self { stage, meter, layers, vocabulary, chunk, rng, logits: Vec::new(), next })
     }
 
-    pub(crate) fn open(&mut self, sessions: usize, reach: usize) -> anyhow::Result<()> {
-        for session in 0..sessions {
+    /// Opens sessions that may reach `reach` positions.
+    pub(crate) fn open(&mut self, sessions: Range<usize>, reach: usize) -> anyhow::Result<()> {
+        for session in sessions {
             self.stage.open(SessionId(session as u128), positions(reach)?)?;
         }
-        self.next = vec![0; sessions];
         Ok(())
     }
 
-    pub(crate) fn close(&mut self, sessions: usize) {
-        (0..sessions).for_each(|session| self.stage.close(SessionId(session as u128)));
+    pub(crate) fn close(&mut self, sessions: Range<usize>) {
+        sessions.for_each(|session| self.stage.close(SessionId(session as u128)));
+    }
+
+    /// Takes a random prompt through a new session, and gives the prompt tokens per second.
+    pub(crate) fn time_prefill(&mut self, session: usize, length: usize) -> anyhow::Result<f64> {
+        self.open(session..session + 1, length)?;
+        let start = Instant::now();
+        self.prefill(session, length)?;
+        let rate = length as f64 / start.elapsed().as_secs_f64();
+        self.close(session..session + 1);
+        Ok(rate)
     }
 
     /// Takes a random prompt through the model and draws the token after it.
@@ -77,10 +143,10 @@ impl Rig {
         Ok(())
     }
 
-    /// Decodes greedily from position `from` on, which may lie before the sessions' ends.
+    /// Sessions `0..batch` decode greedily from position `from` on, which may lie before their ends.
     pub(crate) fn decode(&mut self, batch: usize, from: usize, steps: usize) -> anyhow::Result<Duration> {
         let rows: Vec<u32> = (0..batch as u32).collect();
-        let mut next = self.next.clone();
+        let mut next = self.next[..batch].to_vec();
         let start = Instant::now();
         for position in from..from + steps {
             let segment = |session: usize| Segment {

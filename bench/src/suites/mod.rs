@@ -1,5 +1,6 @@
 //! The suites.
 
+pub mod compare;
 pub mod decode;
 pub mod serve;
 pub mod transport;
