@@ -12,7 +12,10 @@ use clap::{Parser, Subcommand};
 use crate::{
     checkpoint::MakeModelArgs,
     report::Report,
-    suites::{compare::CompareArgs, decode::DecodeArgs, serve::ServeArgs, transport::TransportArgs},
+    suites::{
+        compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, serve::ServeArgs, soak::SoakArgs,
+        transport::TransportArgs,
+    },
 };
 
 /// Measure Dolphin.
@@ -39,6 +42,10 @@ pub enum Suite {
     Decode(DecodeArgs),
     /// Prefill and decoding beside llama.cpp's, on the same GGUF files
     CompareLlamacpp(CompareArgs),
+    /// Time of a token over several stages on loopback, beside one
+    Hops(HopsArgs),
+    /// Many short requests, to find what is lost or left open
+    Soak(SoakArgs),
     /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
     Transport(TransportArgs),
     /// Write a random-weight checkpoint in the shape of a known model
@@ -53,9 +60,16 @@ impl Cli {
     /// part of a report, not an error.
     pub fn run(self) -> anyhow::Result<()> {
         let report = match &self.suite {
+            Suite::Serve(args) if !args.rtt.is_empty() => runtime()?.block_on(args.run_simulated())?,
             Suite::Serve(args) => runtime()?.block_on(args.run())?.report(args),
             Suite::Decode(args) => args.run()?,
             Suite::CompareLlamacpp(args) => runtime()?.block_on(unless_interrupted(args.clone().run()))?,
+            Suite::Hops(args) => runtime()?.block_on(args.run())?,
+            Suite::Soak(args) => {
+                let soak = runtime()?.block_on(args.run())?;
+                self.write(&soak.report(args))?;
+                return soak.verdict(args);
+            }
             Suite::Transport(args) => runtime()?.block_on(args.run())?,
             Suite::MakeModel(args) => return args.run(),
         };

@@ -21,4 +21,5 @@ mod rig;
 pub mod sse;
 pub mod stats;
 pub mod suites;
+mod swarm;
 pub mod workload;

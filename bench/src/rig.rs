@@ -128,11 +128,31 @@ impl Rig {
 
     /// Takes a random prompt through the model and draws the token after it.
     pub(crate) fn prefill(&mut self, session: usize, length: usize) -> anyhow::Result<()> {
-        let prompt: Vec<u32> =
-            (0..length).map(|_| self.rng.random_range(0..self.vocabulary as u32)).collect();
+        let vocabulary = self.vocabulary as u32;
+        let prompt: Vec<u32> = (0..length).map(|_| self.rng.random_range(0..vocabulary)).collect();
+        self.prefill_with(session, &prompt)
+    }
+
+    /// The greedy reply of `tokens` tokens to a prompt, by the first session, which must be closed.
+    #[cfg(test)]
+    pub(crate) fn reply(&mut self, prompt: &[u32], tokens: usize) -> anyhow::Result<Vec<u32>> {
+        self.open(0..1, prompt.len() + tokens)?;
+        self.prefill_with(0, prompt)?;
+        let mut reply = vec![self.next[0]];
+        while reply.len() < tokens {
+            let from = prompt.len() + reply.len() - 1;
+            let segment = Segment { session: SessionId(0), from: from as u32, rows: 1, draw: true };
+            self.step(&[segment], &reply[reply.len() - 1..], &[0])?;
+            reply.push(argmax(&self.logits));
+        }
+        self.close(0..1);
+        Ok(reply)
+    }
+
+    fn prefill_with(&mut self, session: usize, prompt: &[u32]) -> anyhow::Result<()> {
         let mut from = 0;
         for tokens in prompt.chunks(self.chunk) {
-            let draw = from + tokens.len() == length;
+            let draw = from + tokens.len() == prompt.len();
             let id = SessionId(session as u128);
             let segment = Segment { session: id, from: from as u32, rows: tokens.len() as u32, draw };
             let last = [tokens.len() as u32 - 1];

@@ -2,5 +2,8 @@
 
 pub mod compare;
 pub mod decode;
+pub mod hops;
 pub mod serve;
+pub mod soak;
 pub mod transport;
+mod wide;
