@@ -1,4 +1,5 @@
-//! Random weights in the true shape of a known model, for measurements that need no real ones.
+//! Random weights in the true shape of a known model, for measurements that need no real ones: a
+//! directory of safetensors, or a quantised GGUF file ([`crate::gguf`]).
 
 use std::{
     fs::File,
@@ -6,13 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use kernels::round::bf16_from_f32;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
+
+use crate::gguf;
 
 /// Values drawn and written at once.
 const PIECE: usize = 1 << 16;
@@ -24,11 +27,28 @@ const ONE: u16 = 0x3f80;
 pub struct MakeModelArgs {
     /// Shape of the model
     pub shape: ShapeName,
-    /// Directory to write, made if it is missing
-    pub directory: PathBuf,
+    /// Directory to write, or FILE.gguf; directories are made if they are missing
+    #[arg(value_name = "DIR|FILE.gguf")]
+    pub path: PathBuf,
+    /// Format of the weights [default: bf16 in a directory, q8_0 in a GGUF]
+    #[arg(long)]
+    pub format: Option<WeightFormat>,
     /// Seed of the weights
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// Formats of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightFormat {
+    /// bfloat16, in safetensors
+    Bf16,
+    /// Q8_0 throughout, in GGUF
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Q4_0 with a Q8_0 head, in GGUF
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// Shapes there are.
@@ -74,6 +94,14 @@ pub struct Shape {
 }
 
 impl ShapeName {
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Qwen3 => "qwen3-0.6b",
+            Self::TinyLlama => "tinyllama-1.1b",
+        }
+    }
+
     /// The shape of that name.
     pub const fn shape(self) -> Shape {
         match self {
@@ -112,25 +140,45 @@ impl ShapeName {
 }
 
 impl MakeModelArgs {
-    /// Writes the checkpoint.
+    /// Writes the model.
     ///
     /// # Errors
-    /// If a file cannot be written.
+    /// If the format does not go with the path, or a file cannot be written.
     pub fn run(&self) -> anyhow::Result<()> {
         let shape = self.shape.shape();
-        let bar = ProgressBar::new(shape.bytes());
-        write(&shape, &self.directory, self.seed, &|bytes| bar.inc(bytes))
-            .with_context(|| format!("{} cannot be written", self.directory.display()))?;
+        let in_gguf = self.path.extension().is_some_and(|extension| extension == "gguf");
+        let default = if in_gguf { WeightFormat::Q8_0 } else { WeightFormat::Bf16 };
+        let format = self.format.unwrap_or(default);
+        ensure!(
+            in_gguf == (format != WeightFormat::Bf16),
+            "bf16 is written into a directory, every other format into a file whose name ends in .gguf"
+        );
+        let bar = ProgressBar::new(0).with_message("writing");
+        let progress = |done: u64, total: u64| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        let written = match format {
+            WeightFormat::Bf16 => write(&shape, &self.path, self.seed, &progress),
+            _ => gguf::write(&shape, self.shape.name(), format, &self.path, self.seed, &progress),
+        };
+        written.with_context(|| format!("{} cannot be written", self.path.display()))?;
         bar.finish_and_clear();
-        eprintln!("{}: {} MB of weights", self.directory.display(), shape.bytes() / 1_000_000);
+        eprintln!("{}: {} MB of weights", self.path.display(), bar.length().unwrap_or(0) / 1_000_000);
         Ok(())
     }
 }
 
 /// A tensor of a checkpoint.
-struct Tensor {
+pub(crate) struct Tensor {
+    /// Name in safetensors.
     name: String,
-    shape: Vec<usize>,
+    /// Name in GGUF.
+    pub(crate) gguf: String,
+    /// Rows and columns, or the length of a vector.
+    pub(crate) shape: Vec<usize>,
+    /// The decoder layer it belongs to.
+    pub(crate) layer: Option<usize>,
 }
 
 impl Tensor {
@@ -149,31 +197,41 @@ impl Shape {
         self.tensors().iter().map(Tensor::bytes).sum()
     }
 
-    fn tensors(&self) -> Vec<Tensor> {
+    /// All tensors in the order of a step.
+    pub(crate) fn tensors(&self) -> Vec<Tensor> {
         let (hidden, q, kv) = (self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize]| tensors.push(Tensor { name, shape: shape.to_vec() });
-        add("model.embed_tokens.weight".into(), &[self.vocabulary, hidden]);
+        let mut add = |layer, name: String, gguf: String, shape: &[usize]| {
+            let [name, gguf] = [name, gguf].map(|name| format!("{name}.weight"));
+            tensors.push(Tensor { name, gguf, shape: shape.to_vec(), layer });
+        };
+        add(None, "model.embed_tokens".into(), "token_embd".into(), &[self.vocabulary, hidden]);
         for layer in 0..self.layers {
-            let mut part =
-                |name: &str, shape: &[usize]| add(format!("model.layers.{layer}.{name}.weight"), shape);
-            part("input_layernorm", &[hidden]);
-            part("self_attn.q_proj", &[q, hidden]);
-            part("self_attn.k_proj", &[kv, hidden]);
-            part("self_attn.v_proj", &[kv, hidden]);
-            part("self_attn.o_proj", &[hidden, q]);
+            let mut part = |name: &str, gguf: &str, shape: &[usize]| {
+                add(
+                    Some(layer),
+                    format!("model.layers.{layer}.{name}"),
+                    format!("blk.{layer}.{gguf}"),
+                    shape,
+                );
+            };
+            part("input_layernorm", "attn_norm", &[hidden]);
+            part("self_attn.q_proj", "attn_q", &[q, hidden]);
+            part("self_attn.k_proj", "attn_k", &[kv, hidden]);
+            part("self_attn.v_proj", "attn_v", &[kv, hidden]);
+            part("self_attn.o_proj", "attn_output", &[hidden, q]);
             if self.qk_norm {
-                part("self_attn.q_norm", &[self.head_dim]);
-                part("self_attn.k_norm", &[self.head_dim]);
+                part("self_attn.q_norm", "attn_q_norm", &[self.head_dim]);
+                part("self_attn.k_norm", "attn_k_norm", &[self.head_dim]);
             }
-            part("post_attention_layernorm", &[hidden]);
-            part("mlp.gate_proj", &[self.intermediate, hidden]);
-            part("mlp.up_proj", &[self.intermediate, hidden]);
-            part("mlp.down_proj", &[hidden, self.intermediate]);
+            part("post_attention_layernorm", "ffn_norm", &[hidden]);
+            part("mlp.gate_proj", "ffn_gate", &[self.intermediate, hidden]);
+            part("mlp.up_proj", "ffn_up", &[self.intermediate, hidden]);
+            part("mlp.down_proj", "ffn_down", &[hidden, self.intermediate]);
         }
-        add("model.norm.weight".into(), &[hidden]);
+        add(None, "model.norm".into(), "output_norm".into(), &[hidden]);
         if !self.tied {
-            add("lm_head.weight".into(), &[self.vocabulary, hidden]);
+            add(None, "lm_head".into(), "output".into(), &[self.vocabulary, hidden]);
         }
         tensors
     }
@@ -191,12 +249,12 @@ impl Shape {
 }
 
 /// Writes weights, configuration and tokenizer of `shape` into `directory`; `progress` is told of the
-/// bytes written. The same seed gives the same bytes. The configuration comes last, so that a
+/// bytes of weights that are written, and of all. The same seed gives the same bytes. The configuration comes last, so that a
 /// directory that has one is whole.
 ///
 /// # Errors
 /// Of the file system.
-pub fn write(shape: &Shape, directory: &Path, seed: u64, progress: &dyn Fn(u64)) -> io::Result<()> {
+pub fn write(shape: &Shape, directory: &Path, seed: u64, progress: &dyn Fn(u64, u64)) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
     let mut out = BufWriter::new(File::create(directory.join("model.safetensors"))?);
     let tensors = shape.tensors();
@@ -204,8 +262,12 @@ pub fn write(shape: &Shape, directory: &Path, seed: u64, progress: &dyn Fn(u64))
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header.as_bytes())?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (mut done, total) = (0, shape.bytes());
     for tensor in &tensors {
-        write_tensor(tensor, &mut rng, &mut out, progress)?;
+        write_tensor(tensor, &mut rng, &mut out, &mut |bytes| {
+            done += bytes;
+            progress(done, total);
+        })?;
     }
     out.into_inner()?.sync_all()?;
     std::fs::write(directory.join("tokenizer.json"), tokenizer(shape.vocabulary).to_string())?;
@@ -226,28 +288,37 @@ fn header(tensors: &[Tensor]) -> String {
     header
 }
 
-/// Norms are one. Matrices are uniform with a variance of one over their inputs, so that activations
-/// keep their size through the layers.
+/// Largest value of a matrix of `inputs` columns: values are uniform with a variance of one over their
+/// inputs, so that activations keep their size through the layers.
+pub(crate) fn bound(inputs: usize) -> f32 {
+    (3.0 / inputs as f32).sqrt()
+}
+
+/// A value in [-1, 1) from random bytes.
+pub(crate) fn uniform(bytes: [u8; 2]) -> f32 {
+    f32::from(i16::from_le_bytes(bytes)) / 32_768.0
+}
+
+/// Norms are one.
 fn write_tensor(
     tensor: &Tensor,
     rng: &mut ChaCha8Rng,
     out: &mut impl Write,
-    progress: &dyn Fn(u64),
+    progress: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
     let [_, inputs] = *tensor.shape else {
         let ones = ONE.to_le_bytes().repeat(tensor.values());
         progress(tensor.bytes());
         return out.write_all(&ones);
     };
-    let bound = (3.0 / inputs as f32).sqrt();
+    let bound = bound(inputs);
     let mut bytes = vec![0; 2 * PIECE];
     let mut left = tensor.values();
     while left > 0 {
         let piece = &mut bytes[..2 * left.min(PIECE)];
         rng.fill_bytes(piece);
         for pair in piece.as_chunks_mut::<2>().0 {
-            let uniform = f32::from(i16::from_le_bytes(*pair)) / 32_768.0;
-            *pair = bf16_from_f32(uniform * bound).to_le_bytes();
+            *pair = bf16_from_f32(uniform(*pair) * bound).to_le_bytes();
         }
         out.write_all(piece)?;
         progress(piece.len() as u64);
@@ -256,12 +327,15 @@ fn write_tensor(
     Ok(())
 }
 
-/// A byte-level tokenizer with a token for each byte. The ids above have a word each, so that every
-/// token of a random reply is text; no text is tokenised to them, because nothing is merged.
-fn tokenizer(vocabulary: usize) -> Value {
+/// The tokens of a byte-level vocabulary: one for each byte, then a word for each id, so that every
+/// token of a random reply is text. No text is tokenised to the words, because nothing is merged.
+pub(crate) fn tokens(vocabulary: usize) -> impl Iterator<Item = String> {
     let bytes = (0..=255_u8).map(byte_letter).map(String::from);
-    let words = (0..vocabulary.saturating_sub(256)).map(word);
-    let vocab: Map<String, Value> = bytes.chain(words).zip((0..).map(Value::from)).collect();
+    bytes.chain((0..vocabulary.saturating_sub(256)).map(word))
+}
+
+fn tokenizer(vocabulary: usize) -> Value {
+    let vocab: Map<String, Value> = tokens(vocabulary).zip((0..).map(Value::from)).collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": {
@@ -323,7 +397,7 @@ mod tests {
     fn a_checkpoint_opens_and_loads() {
         for shape in [SMALL, Shape { family: "llama", tied: false, qk_norm: false, ..SMALL }] {
             let directory = tempfile::tempdir().expect("temporary directory");
-            write(&shape, directory.path(), 1, &|_| {}).expect("written");
+            write(&shape, directory.path(), 1, &|_, _| {}).expect("written");
             let model = Model::open(directory.path()).expect("opens");
             assert_eq!((model.config().vocabulary, model.config().tied), (300, shape.tied));
             let shard = Shard { layers: 0..2, embedding: true, head: true };
@@ -335,7 +409,7 @@ mod tests {
     #[test]
     fn every_id_is_text_and_every_text_is_bytes() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        write(&SMALL, directory.path(), 1, &|_| {}).expect("written");
+        write(&SMALL, directory.path(), 1, &|_, _| {}).expect("written");
         let tokenizer = Model::open(directory.path()).and_then(|model| model.tokenizer()).expect("opens");
         let ids = tokenizer.encode("Ünïcode\n", false).expect("encodes");
         assert_eq!(ids, "Ünïcode\n".bytes().map(u32::from).collect::<Vec<_>>());
@@ -346,7 +420,7 @@ mod tests {
     fn the_seed_decides_the_bytes() {
         let bytes = |seed| {
             let directory = tempfile::tempdir().expect("temporary directory");
-            write(&SMALL, directory.path(), seed, &|_| {}).expect("written");
+            write(&SMALL, directory.path(), seed, &|_, _| {}).expect("written");
             std::fs::read(directory.path().join("model.safetensors")).expect("there")
         };
         assert!(bytes(1) == bytes(1) && bytes(1) != bytes(2));

@@ -12,7 +12,10 @@ use clap::{Parser, Subcommand};
 use crate::{
     checkpoint::MakeModelArgs,
     report::Report,
-    suites::{decode::DecodeArgs, serve::ServeArgs, transport::TransportArgs},
+    suites::{
+        compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, serve::ServeArgs, soak::SoakArgs,
+        transport::TransportArgs,
+    },
 };
 
 /// Measure Dolphin.
@@ -37,6 +40,12 @@ pub enum Suite {
     Serve(ServeArgs),
     /// Prefill and decoding of one stage that holds the whole model, without HTTP
     Decode(DecodeArgs),
+    /// Prefill and decoding beside llama.cpp's, on the same GGUF files
+    CompareLlamacpp(CompareArgs),
+    /// Time of a token over several stages on loopback, beside one
+    Hops(HopsArgs),
+    /// Many short requests, to find what is lost or left open
+    Soak(SoakArgs),
     /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
     Transport(TransportArgs),
     /// Write a random-weight checkpoint in the shape of a known model
@@ -51,8 +60,16 @@ impl Cli {
     /// part of a report, not an error.
     pub fn run(self) -> anyhow::Result<()> {
         let report = match &self.suite {
+            Suite::Serve(args) if !args.rtt.is_empty() => runtime()?.block_on(args.run_simulated())?,
             Suite::Serve(args) => runtime()?.block_on(args.run())?.report(args),
             Suite::Decode(args) => args.run()?,
+            Suite::CompareLlamacpp(args) => runtime()?.block_on(unless_interrupted(args.clone().run()))?,
+            Suite::Hops(args) => runtime()?.block_on(args.run())?,
+            Suite::Soak(args) => {
+                let soak = runtime()?.block_on(args.run())?;
+                self.write(&soak.report(args))?;
+                return soak.verdict(args);
+            }
             Suite::Transport(args) => runtime()?.block_on(args.run())?,
             Suite::MakeModel(args) => return args.run(),
         };
@@ -77,6 +94,39 @@ impl Cli {
             written.with_context(|| format!("{} cannot be written", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// Runs a suite that has child processes, which end with it when this one is told to.
+async fn unless_interrupted(
+    suite: impl Future<Output = anyhow::Result<Report>> + Send + 'static,
+) -> anyhow::Result<Report> {
+    let suite = tokio::spawn(suite);
+    let stop = suite.abort_handle();
+    tokio::select! {
+        report = suite => report.context("the suite died")?,
+        () = interrupted() => {
+            stop.abort();
+            anyhow::bail!("interrupted")
+        }
+    }
+}
+
+/// Waits for Ctrl-C or a request to end; for ever where the system cannot tell.
+async fn interrupted() {
+    #[cfg(unix)]
+    let ended = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let ended = std::future::pending::<()>();
+    tokio::select! {
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        () = ended => {}
     }
 }
 

@@ -110,18 +110,33 @@ impl Client {
     /// # Errors
     /// [`Failure`], to be counted.
     pub async fn reply(&self, prompt: Value) -> Result<Reply, Failure> {
-        let body = self.body(prompt);
-        match tokio::time::timeout(self.style.timeout, self.stream(&body)).await {
+        let reply = self.ask(prompt, self.style.max_tokens, None).await?;
+        reply.ok_or_else(|| Failure::new("client: left"))
+    }
+
+    /// Streams one reply of `max_tokens` tokens, and closes the connection after `leave_after` pieces of
+    /// text; `None` if it left.
+    ///
+    /// # Errors
+    /// [`Failure`], to be counted.
+    pub async fn ask(
+        &self,
+        prompt: Value,
+        max_tokens: u32,
+        leave_after: Option<usize>,
+    ) -> Result<Option<Reply>, Failure> {
+        let body = self.body(prompt, max_tokens);
+        match tokio::time::timeout(self.style.timeout, self.stream(&body, leave_after)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::new("timeout")),
         }
     }
 
-    fn body(&self, prompt: Value) -> Value {
+    fn body(&self, prompt: Value, max_tokens: u32) -> Value {
         let mut body = json!({
             "model": self.model,
             "prompt": prompt,
-            "max_tokens": self.style.max_tokens,
+            "max_tokens": max_tokens,
             "temperature": self.style.temperature,
             "stream": true,
             "stream_options": { "include_usage": true },
@@ -133,7 +148,7 @@ impl Client {
         body
     }
 
-    async fn stream(&self, body: &Value) -> Result<Reply, Failure> {
+    async fn stream(&self, body: &Value, leave_after: Option<usize>) -> Result<Option<Reply>, Failure> {
         let start = Instant::now();
         let request = self.http.post(format!("{}/completions", self.base)).json(body);
         let response = self.signed(request).send().await.map_err(|error| unsent(&error))?;
@@ -143,16 +158,21 @@ impl Client {
         let mut bytes = response.bytes_stream();
         let (mut parser, mut events) = (Parser::default(), Vec::new());
         let mut progress = Progress::new(start);
-        while let Some(piece) = bytes.next().await {
+        loop {
+            if leave_after.is_some_and(|pieces| progress.pieces() >= pieces) {
+                return Ok(None);
+            }
+            let Some(piece) = bytes.next().await else {
+                return Err(Failure::new("stream: ended early"));
+            };
             let piece = piece.map_err(|_| Failure::new("stream: connection lost"))?;
             parser.push(&piece, &mut events).map_err(|_| Failure::new("stream: an event is too long"))?;
             for event in events.drain(..) {
                 if progress.take(&event, Instant::now())? {
-                    return progress.reply();
+                    return progress.reply().map(Some);
                 }
             }
         }
-        Err(Failure::new("stream: ended early"))
     }
 }
 
@@ -179,6 +199,11 @@ struct Progress {
 impl Progress {
     fn new(start: Instant) -> Self {
         Self { start, last: None, end: start, first_s: None, gaps_s: Vec::new(), usage: None }
+    }
+
+    /// Pieces of text so far.
+    fn pieces(&self) -> usize {
+        usize::from(self.first_s.is_some()) + self.gaps_s.len()
     }
 
     /// Takes an event that arrived at `now`; whether it was the last.

@@ -2,16 +2,18 @@
 //!
 //! [`cli`] leads to a suite ([`suites::serve`], [`suites::decode`], [`suites::transport`]) or to
 //! [`checkpoint`], which writes random-weight models of true shapes. A suite gives a [`report`]; what it
-//! is made of: [`stats`], [`machine`], [`bandwidth`] (the limit of decoding), [`meter`] (time per
+//! is made of: [`stats`], [`machine`], [`limits`] (of the machine), [`meter`] (time per
 //! operation of a backend), `rig` (a stage without its node), [`workload`] (prompts), [`client`] and
 //! [`sse`] (one streamed reply).
 
 #![forbid(unsafe_code)]
 
-pub mod bandwidth;
 pub mod checkpoint;
 pub mod cli;
 pub mod client;
+pub mod gguf;
+pub mod limits;
+pub mod llamacpp;
 pub mod machine;
 pub mod meter;
 pub mod report;
@@ -19,4 +21,5 @@ mod rig;
 pub mod sse;
 pub mod stats;
 pub mod suites;
+mod swarm;
 pub mod workload;

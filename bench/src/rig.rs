@@ -1,14 +1,22 @@
 //! A stage driven the way a node drives it, without the node.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail, ensure};
 use engine::{
     message::{RouteId, Segment, SessionId},
-    model::ModelConfig,
-    stage::{Input, Prompt, Stage},
+    model::{Model, ModelConfig, Quantisation, Shard},
+    stage::{Fault, Input, Prompt, Stage, StageLimits},
 };
-use kernels::cpu::Cpu;
+use indicatif::ProgressBar;
+use kernels::{
+    backend::{KvShape, PAGE},
+    cpu::{Cpu, Isa},
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -22,7 +30,42 @@ pub(crate) fn positions(count: usize) -> anyhow::Result<u32> {
     u32::try_from(count).context("no model has so many positions")
 }
 
-/// A stage with sessions `0..n`, driven the way a node drives it.
+/// The model at `path`, or the embedded one.
+///
+/// # Errors
+/// If it cannot be used.
+pub(crate) fn open_model(path: Option<&Path>) -> anyhow::Result<Model> {
+    match path {
+        Some(path) => Model::open(path).with_context(|| format!("{} cannot be used", path.display())),
+        None => Ok(Model::demo()?),
+    }
+}
+
+/// How a file of quantised weights is run without a change of its values; `None` if its formats are not
+/// those of a quantisation.
+pub(crate) fn as_stored(model: &Model) -> Option<Quantisation> {
+    let (embedding, layers, _) = model.stored_bytes();
+    [Quantisation::Q8, Quantisation::Q4].into_iter().find(|&quantisation| {
+        let formats = model.stored_formats();
+        formats.iter().all(|format| matches!(format.to_string().as_str(), "Q8_0" | "Q4_0"))
+            && model.embedding_bytes(quantisation) == embedding
+            && model.layer_bytes(quantisation) == layers
+    })
+}
+
+/// Bytes of K and V that a row reads for each position before it, in all layers.
+pub(crate) fn kv_position_bytes(config: &ModelConfig, quantisation: Quantisation) -> usize {
+    let shape = KvShape {
+        layers: config.layers,
+        pages: 0,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        profile: quantisation.profile(),
+    };
+    shape.page_bytes() / PAGE
+}
+
+/// A stage that holds a whole model, driven the way a node drives it.
 pub(crate) struct Rig {
     stage: Stage<Metered<Cpu>>,
     pub(crate) meter: Metered<Cpu>,
@@ -32,75 +75,100 @@ pub(crate) struct Rig {
     chunk: usize,
     rng: ChaCha8Rng,
     logits: Vec<f32>,
-    /// Those of as many rows as the stage takes at once.
-    some_logits: Vec<f32>,
     /// The next token of each session.
     next: Vec<u32>,
 }
 
 impl Rig {
-    pub(crate) fn new(
-        stage: Stage<Metered<Cpu>>,
-        meter: Metered<Cpu>,
-        config: &ModelConfig,
+    /// Loads a model, prompts to be taken in at most `chunk` rows at once.
+    pub(crate) fn load(
+        model: &Model,
+        quantisation: Quantisation,
+        threads: usize,
         chunk: usize,
-    ) -> Self {
-        let rng = ChaCha8Rng::seed_from_u64(1);
+        limits: StageLimits,
+    ) -> anyhow::Result<Self> {
+        let config = model.config();
+        ensure!(limits.positions <= config.max_positions, "the model has {} positions", config.max_positions);
+        let shard = Shard { layers: 0..config.layers, embedding: true, head: true };
+        let bar = ProgressBar::new(0).with_message("loading");
+        let weights = model.load(&shard, quantisation, &|progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+        })?;
+        bar.finish_and_clear();
+        let meter = Metered::new(Cpu::new(threads, Isa::detect())?);
+        let stage = Stage::new(meter.clone(), config, &shard, weights, quantisation.profile(), limits)?;
+        let (rng, next) = (ChaCha8Rng::seed_from_u64(1), vec![0; limits.sessions]);
         let (layers, vocabulary) = (config.layers, config.vocabulary);
-        let (logits, some_logits, next) = Default::default();
-        Self { stage, meter, layers, vocabulary, chunk, rng, logits, some_logits, next }
+        Ok(Self { stage, meter, layers, vocabulary, chunk, rng, logits: Vec::new(), next })
     }
 
-    pub(crate) fn open(&mut self, sessions: usize, reach: usize) -> anyhow::Result<()> {
-        for session in 0..sessions {
+    /// Opens sessions that may reach `reach` positions.
+    pub(crate) fn open(&mut self, sessions: Range<usize>, reach: usize) -> anyhow::Result<()> {
+        for session in sessions {
             let id = SessionId(session as u128);
             self.stage.open(id, RouteId(0), positions(reach)?, Prompt::default())?;
         }
-        self.next = vec![0; sessions];
         Ok(())
     }
 
-    pub(crate) fn close(&mut self, sessions: usize) {
-        (0..sessions).for_each(|session| self.stage.close(SessionId(session as u128), &[]));
+    pub(crate) fn close(&mut self, sessions: Range<usize>) {
+        sessions.for_each(|session| self.stage.close(SessionId(session as u128), &[]));
+    }
+
+    /// Takes a random prompt through a new session, and gives the prompt tokens per second.
+    pub(crate) fn time_prefill(&mut self, session: usize, length: usize) -> anyhow::Result<f64> {
+        self.open(session..session + 1, length)?;
+        let start = Instant::now();
+        self.prefill(session, length)?;
+        let rate = length as f64 / start.elapsed().as_secs_f64();
+        self.close(session..session + 1);
+        Ok(rate)
     }
 
     /// Takes a random prompt through the model and draws the token after it.
     pub(crate) fn prefill(&mut self, session: usize, length: usize) -> anyhow::Result<()> {
-        let prompt: Vec<u32> =
-            (0..length).map(|_| self.rng.random_range(0..self.vocabulary as u32)).collect();
+        let vocabulary = self.vocabulary as u32;
+        let prompt: Vec<u32> = (0..length).map(|_| self.rng.random_range(0..vocabulary)).collect();
+        self.prefill_with(session, &prompt)
+    }
+
+    /// The greedy reply of `tokens` tokens to a prompt, by the first session, which must be closed.
+    #[cfg(test)]
+    pub(crate) fn reply(&mut self, prompt: &[u32], tokens: usize) -> anyhow::Result<Vec<u32>> {
+        self.open(0..1, prompt.len() + tokens)?;
+        self.prefill_with(0, prompt)?;
+        let mut reply = vec![self.next[0]];
+        while reply.len() < tokens {
+            let from = prompt.len() + reply.len() - 1;
+            let segment = segment(0, from, 1);
+            self.step(&[segment], &reply[reply.len() - 1..], &[0])?;
+            reply.push(argmax(&self.logits));
+        }
+        self.close(0..1);
+        Ok(reply)
+    }
+
+    fn prefill_with(&mut self, session: usize, prompt: &[u32]) -> anyhow::Result<()> {
         let mut from = 0;
         for tokens in prompt.chunks(self.chunk) {
-            let draw = from + tokens.len() == length;
-            let id = SessionId(session as u128);
-            let segment = Segment {
-                session: id,
-                from: from as u32,
-                rows: tokens.len() as u32,
-                drawn: Vec::new(),
-                drafted: 0,
-            };
+            let draw = from + tokens.len() == prompt.len();
             let last = [tokens.len() as u32 - 1];
-            self.step(&[segment], tokens, if draw { &last } else { &[] })?;
+            self.step(&[segment(session, from, tokens.len())], tokens, if draw { &last } else { &[] })?;
             from += tokens.len();
         }
         self.next[session] = argmax(&self.logits);
         Ok(())
     }
 
-    /// Decodes greedily from position `from` on, which may lie before the sessions' ends.
+    /// Sessions `0..batch` decode greedily from position `from` on, which may lie before their ends.
     pub(crate) fn decode(&mut self, batch: usize, from: usize, steps: usize) -> anyhow::Result<Duration> {
         let rows: Vec<u32> = (0..batch as u32).collect();
-        let mut next = self.next.clone();
+        let mut next = self.next[..batch].to_vec();
         let start = Instant::now();
         for position in from..from + steps {
-            let segment = |session: usize| Segment {
-                session: SessionId(session as u128),
-                from: position as u32,
-                rows: 1,
-                drawn: Vec::new(),
-                drafted: 0,
-            };
-            let segments: Vec<Segment> = (0..batch).map(segment).collect();
+            let segments: Vec<Segment> = (0..batch).map(|session| segment(session, position, 1)).collect();
             self.step(&segments, &next, &rows)?;
             for (next, logits) in next.iter_mut().zip(self.logits.chunks_exact(self.vocabulary)) {
                 *next = argmax(logits);
@@ -113,12 +181,10 @@ impl Rig {
     fn step(&mut self, segments: &[Segment], tokens: &[u32], drawn: &[u32]) -> anyhow::Result<()> {
         let (mut faults, mut short) = (Vec::new(), Vec::new());
         self.stage.reserve(segments, &mut short);
-        ensure!(short.is_empty(), "too few KV pages");
+        ensure!(short.is_empty(), "the stage has not the pages for so many sessions");
         self.stage.step(0..self.layers, segments, Input::Tokens(tokens), &mut faults)?;
-        self.logits.clear();
-        for rows in drawn.chunks(self.stage.draw_rows()) {
-            self.stage.logits(segments, rows, &mut self.some_logits, &mut faults);
-            self.logits.extend_from_slice(&self.some_logits);
+        if !drawn.is_empty() && faults.is_empty() {
+            self.draw(segments, drawn, &mut faults);
         }
         match faults.first() {
             Some(fault) => bail!("a value of layer {} is not finite ({:?})", fault.layer, fault.operation),
@@ -126,10 +192,25 @@ impl Rig {
         }
     }
 
+    /// Logits of some rows of the last step.
+    fn draw(&mut self, segments: &[Segment], rows: &[u32], faults: &mut Vec<Fault>) {
+        let mut part = Vec::new();
+        self.logits.clear();
+        for rows in rows.chunks(self.stage.draw_rows()) {
+            self.stage.logits(segments, rows, &mut part, faults);
+            self.logits.extend_from_slice(&part);
+        }
+    }
+
     /// Time spent in each operation since the last call.
     pub(crate) fn operations(&self) -> [Duration; Timed::ALL.len()] {
         Timed::ALL.map(|operation| self.meter.take(operation))
     }
+}
+
+fn segment(session: usize, from: usize, rows: usize) -> Segment {
+    let session = SessionId(session as u128);
+    Segment { session, from: from as u32, rows: rows as u32, drawn: Vec::new(), drafted: 0 }
 }
 
 /// The lowest id of the largest logit.

@@ -48,3 +48,15 @@ async fn an_endpoint_that_is_not_there_is_an_error() {
     drop(listener);
     assert!(args(&["--url", &url]).run().await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_longer_ring_takes_its_time() {
+    let args = args(&["--stages", "3", "--rtt", "0,60", "--bandwidth", "100", "--repetitions", "1"]);
+    let report = args.run_simulated().await.expect("starts");
+    let figure = |name: &str| report.figures.iter().find(|figure| figure.name == name).expect("there");
+    assert_eq!(report.details["errors"], serde_json::json!({}));
+    let value = figure("100 Mbit/s, RTT 60 ms: inter-token time, p50").value.expect("measured");
+    assert!(value >= 59.0, "{value}");
+    let slower = figure("100 Mbit/s, RTT 60 ms: output rate").against.as_ref().expect("beside RTT 0");
+    assert!(slower.ratio < 1.0);
+}

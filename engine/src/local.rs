@@ -1,5 +1,5 @@
-//! A whole swarm in one process (`dolphin up`): a gateway and its nodes, joined by real links on
-//! loopback.
+//! A whole swarm in one process: a gateway and its nodes, joined by real links on loopback
+//! (`dolphin up`) or by a simulated network (measurements).
 
 use std::{
     collections::HashSet,
@@ -15,6 +15,7 @@ use transport::{
     Identity, Limits, NodeId, Transport,
     peer::IdentityError,
     quic::{BindError, Endpoint},
+    sim,
 };
 
 use crate::{
@@ -93,6 +94,30 @@ pub fn shard_bytes(model: &Model, shard: &Shard, quantisation: Quantisation) -> 
     layers + embedding + head
 }
 
+/// What links run over.
+#[derive(Clone, Debug)]
+pub enum Links {
+    /// QUIC, on sockets bound here; port 0 lets the system choose.
+    Quic(SocketAddr),
+    /// A simulated network.
+    Simulated(sim::Network),
+}
+
+impl Links {
+    /// QUIC on loopback.
+    pub fn loopback() -> Self {
+        Self::Quic(loopback())
+    }
+
+    fn bind(&self, identity: &Identity) -> Result<Arc<dyn Transport>, BindError> {
+        let limits = Limits::default();
+        Ok(match self {
+            Self::Quic(address) => Arc::new(Endpoint::bind(identity, *address, limits)?),
+            Self::Simulated(network) => Arc::new(network.endpoint(identity, limits)?),
+        })
+    }
+}
+
 /// What a local swarm is made of.
 #[derive(Clone, Debug)]
 pub struct LocalConfig {
@@ -100,8 +125,8 @@ pub struct LocalConfig {
     pub nodes: usize,
     /// Whether embedding, head and sampler stay on the gateway.
     pub private: bool,
-    /// Where links are bound; port 0 in production and tests alike.
-    pub links: SocketAddr,
+    /// What its links run over.
+    pub links: Links,
     /// The front.
     pub front: FrontConfig,
     /// Each node's share.
@@ -161,9 +186,9 @@ impl Local {
             seats.extend(ends.seats);
         }
         let identity = Identity::generate()?;
-        let endpoint = bind(&identity, config.links)?;
+        let endpoint = config.links.bind(&identity)?;
         let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
-        let front = Front::start(&model, identity, Arc::new(endpoint), config.front).await?;
+        let front = Front::start(&model, identity, endpoint, config.front).await?;
         let mut local = Self { front, nodes: Vec::new(), join };
         let room = Room {
             model,
@@ -184,6 +209,11 @@ impl Local {
         &self.front
     }
 
+    /// Its nodes, in the order of their layers; private ends come last.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
     /// Where further nodes may join.
     pub fn join(&self) -> &GatewayAddress {
         &self.join
@@ -198,10 +228,6 @@ impl Local {
 /// Loopback with a port of the system's choice.
 pub fn loopback() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
-}
-
-fn bind(identity: &Identity, address: SocketAddr) -> Result<Endpoint, BindError> {
-    Endpoint::bind(identity, address, Limits::default())
 }
 
 /// Equal parts of the model, with its ends unless those are private.
@@ -231,7 +257,7 @@ struct Room {
     quantisation: Quantisation,
     budget: StageBudget,
     gateway: GatewayAddress,
-    links: SocketAddr,
+    links: Links,
 }
 
 impl Room {
@@ -249,7 +275,7 @@ impl Room {
             load_stage(&model, &shard, quantisation, &budget, backend, &progress)
         });
         let stage = loading.await.map_err(|_| LocalError::Died)??;
-        let endpoint = bind(&identity, self.links)?;
+        let endpoint = self.links.bind(&identity)?;
         let config = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
@@ -258,7 +284,7 @@ impl Room {
             weight_bytes,
             device,
         };
-        Ok(Node::start(stage, Arc::new(endpoint), config)?)
+        Ok(Node::start(stage, endpoint, config)?)
     }
 }
 
@@ -295,7 +321,7 @@ impl PrivateEnds {
         gateway: GatewayAddress,
         progress: impl Fn(Progress) + Clone + Send + 'static,
     ) -> Result<Vec<Node>, LocalError> {
-        let room = Room { model, quantisation, budget, gateway, links: loopback() };
+        let room = Room { model, quantisation, budget, gateway, links: Links::loopback() };
         let mut nodes = Vec::new();
         for seat in self.seats {
             nodes.push(room.seat(seat, backend.clone(), progress.clone()).await?);

@@ -3,27 +3,24 @@
 //! A decoding step reads every weight once whatever the batch, so its limit is the read bandwidth of
 //! main memory, measured around each repetition with as many threads.
 
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use engine::{
-    model::{Model, ModelConfig, Quantisation, Shard},
-    stage::{Stage, StageLimits, kv::pages_for},
+    model::{Model, Quantisation},
+    stage::{StageLimits, kv::pages_for},
 };
 use indicatif::ProgressBar;
-use kernels::{
-    backend::{Backend, KvShape, PAGE},
-    cpu::{Cpu, Isa},
-};
+use kernels::{backend::Backend, cpu::Isa};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    bandwidth::Probe,
+    limits::Probe,
     machine::cores,
-    meter::{Metered, Timed},
+    meter::Timed,
     report::{Figure, Report},
-    rig::{Rig, positions},
+    rig::{Rig, as_stored, kv_position_bytes, open_model, positions},
     stats::{Summary, median},
 };
 
@@ -33,9 +30,9 @@ pub struct DecodeArgs {
     /// Model [default: the embedded demo model]
     #[arg(long, value_name = "DIR|FILE")]
     pub model: Option<PathBuf>,
-    /// How its weights are held
-    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
-    pub quant: Quantisation,
+    /// How its weights are held [default: as a GGUF holds them, else q8]
+    #[arg(long, value_name = "q8|q4|f32")]
+    pub quant: Option<Quantisation>,
     /// Threads that compute, and that read where bandwidth is measured [default: one per core]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -95,14 +92,12 @@ impl DecodeArgs {
         let counts = [self.prompt, self.context, self.tokens, self.repetitions, self.rows];
         ensure!(!counts.contains(&0) && !self.batch.contains(&0), "every count must be at least 1");
         ensure!(!self.batch.is_empty(), "--batch needs a number");
-        let model = match &self.model {
-            Some(path) => Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?,
-            None => Model::demo()?,
-        };
+        let model = open_model(self.model.as_deref())?;
+        let quantisation = self.quant.or_else(|| as_stored(&model)).unwrap_or_default();
         let threads = self.threads.unwrap_or_else(cores);
-        let mut rig = self.rig(&model, threads)?;
+        let mut rig = self.rig(&model, quantisation, threads)?;
         let probe = Probe::new(threads);
-        let weights = Weights::of(&model, self.quant);
+        let weights = Weights::of(&model, quantisation);
         let rounds = (self.batch.len() + 1) * (self.repetitions + 1);
         let bar = ProgressBar::new(rounds as u64).with_message("measuring");
         let prefill = self.prefill(&mut rig, &bar)?;
@@ -114,14 +109,14 @@ impl DecodeArgs {
         let figures = self.figures(&weights, &prefill, &decoded);
         let details = json!({
             "model": model.name(), "device": rig.meter.describe(), "weight_bytes_per_step": weights.step,
-            "kv_bytes_per_session_and_step": self.kv_bytes(model.config()),
+            "kv_bytes_per_session_and_step":
+                kv_position_bytes(model.config(), quantisation) * (self.context + self.tokens / 2),
             "operation_ms": decoded.iter().map(milliseconds).collect::<Vec<_>>(),
         });
-        Ok(Report::new("decode", self.parameters(threads), figures, details))
+        Ok(Report::new("decode", self.parameters(quantisation, threads), figures, details))
     }
 
-    fn rig(&self, model: &Model, threads: usize) -> anyhow::Result<Rig> {
-        let config = model.config();
+    fn rig(&self, model: &Model, quantisation: Quantisation, threads: usize) -> anyhow::Result<Rig> {
         let sessions = self.batch.iter().copied().max().unwrap_or(1);
         let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
         let limits = StageLimits {
@@ -130,28 +125,14 @@ impl DecodeArgs {
             sessions,
             positions: decoding.max(prompt),
         };
-        ensure!(limits.positions <= config.max_positions, "the model has {} positions", config.max_positions);
-        let shard = Shard { layers: 0..config.layers, embedding: true, head: true };
-        let bar = ProgressBar::new(0).with_message("loading");
-        let weights = model.load(&shard, self.quant, &|progress| {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-        })?;
-        bar.finish_and_clear();
-        let meter = Metered::new(Cpu::new(threads, Isa::detect())?);
-        let stage = Stage::new(meter.clone(), config, &shard, weights, self.quant.profile(), limits)?;
-        Ok(Rig::new(stage, meter, config, self.rows))
+        Rig::load(model, quantisation, threads, self.rows, limits)
     }
 
     /// Prompt tokens per second.
     fn prefill(&self, rig: &mut Rig, bar: &ProgressBar) -> anyhow::Result<Vec<f64>> {
         let mut rates = Vec::new();
         for _ in 0..=self.repetitions {
-            rig.open(1, self.prompt)?;
-            let start = Instant::now();
-            rig.prefill(0, self.prompt)?;
-            rates.push(self.prompt as f64 / start.elapsed().as_secs_f64());
-            rig.close(1);
+            rates.push(rig.time_prefill(0, self.prompt)?);
             bar.inc(1);
         }
         rates.remove(0);
@@ -166,7 +147,7 @@ impl DecodeArgs {
         bar: &ProgressBar,
     ) -> anyhow::Result<Decoded> {
         let mut repetitions = Vec::new();
-        rig.open(batch, self.context + self.tokens)?;
+        rig.open(0..batch, self.context + self.tokens)?;
         for session in 0..batch {
             rig.prefill(session, self.context)?;
         }
@@ -182,7 +163,7 @@ impl DecodeArgs {
             repetitions.push(Repetition { bandwidth, step_s: elapsed.as_secs_f64() / steps, spent_s });
             bar.inc(1);
         }
-        rig.close(batch);
+        rig.close(0..batch);
         Ok(Decoded { batch, repetitions })
     }
 
@@ -213,21 +194,9 @@ impl DecodeArgs {
         figures
     }
 
-    /// K and V that one session's row reads in the middle of a repetition.
-    fn kv_bytes(&self, config: &ModelConfig) -> usize {
-        let shape = KvShape {
-            layers: config.layers,
-            pages: 0,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            profile: self.quant.profile(),
-        };
-        shape.page_bytes() / PAGE * (self.context + self.tokens / 2)
-    }
-
-    fn parameters(&self, threads: usize) -> Value {
+    fn parameters(&self, quantisation: Quantisation, threads: usize) -> Value {
         json!({
-            "model": self.model, "quantisation": self.quant, "threads": threads,
+            "model": self.model, "quantisation": quantisation, "threads": threads,
             "isa": Isa::detect().name(), "batch": self.batch, "prompt": self.prompt,
             "context": self.context, "tokens": self.tokens, "repetitions": self.repetitions,
             "step_rows": self.rows,

@@ -1,5 +1,9 @@
 //! The suites.
 
+pub mod compare;
 pub mod decode;
+pub mod hops;
 pub mod serve;
+pub mod soak;
 pub mod transport;
+mod wide;

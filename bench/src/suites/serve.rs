@@ -11,30 +11,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
-use engine::{
-    front::FrontConfig,
-    gateway::GatewayConfig,
-    local::{Local, LocalConfig, StageBudget, loopback},
-    model::{Model, Quantisation},
-};
+use engine::{local::Links, model::Quantisation};
 use indicatif::ProgressBar;
-use kernels::cpu::{Cpu, Isa};
 use serde_json::{Value, json};
 
 use crate::{
     client::{Client, Failure, Reply, Style},
     machine::cores,
     report::{Figure, Report},
+    rig::{as_stored, open_model},
     stats::percentile,
+    swarm::Setup,
     workload::Workload,
 };
-
-/// KV memory of each node of a swarm in this process.
-const KV_BYTES: u64 = 2 << 30;
-/// Most rows of one step of it, as in `dolphin up`.
-const STEP_ROWS: usize = 256;
 
 /// What to send, and to whom.
 #[derive(Args, Clone, Debug)]
@@ -48,12 +39,21 @@ pub struct ServeArgs {
     /// Model of the swarm in this process [default: the embedded demo model]
     #[arg(long, value_name = "DIR|FILE", conflicts_with = "url")]
     pub model: Option<PathBuf>,
-    /// How its weights are held
-    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
-    pub quant: Quantisation,
+    /// How its weights are held [default: as a GGUF holds them, else q8]
+    #[arg(long, value_name = "q8|q4|f32")]
+    pub quant: Option<Quantisation>,
     /// Nodes it is cut over
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, visible_alias = "stages")]
     pub nodes: usize,
+    /// Link the nodes by a simulated network, with these round trips of the whole ring, in ms
+    #[arg(long, value_delimiter = ',', value_name = "MS", conflicts_with = "url")]
+    pub rtt: Vec<u64>,
+    /// Bandwidths of its links, in Mbit/s
+    #[arg(long, value_delimiter = ',', default_value = "100,1000", value_name = "MBIT", requires = "rtt")]
+    pub bandwidth: Vec<u64>,
+    /// Repetitions of each of its settings, which take turns
+    #[arg(long, default_value_t = 3, requires = "rtt")]
+    pub repetitions: usize,
     /// Threads that compute, shared by its nodes [default: one per core]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -94,6 +94,8 @@ pub struct ServeArgs {
 pub struct Outcome {
     /// Name of the served model.
     pub model: String,
+    /// The swarm in this process, if there is one.
+    pub swarm: Value,
     /// Replies that ended as they should.
     pub replies: Vec<Reply>,
     /// Failures, counted by kind.
@@ -110,27 +112,26 @@ impl ServeArgs {
     /// # Errors
     /// If there is no endpoint to talk to.
     pub async fn run(&self) -> anyhow::Result<Outcome> {
+        let workload = self.workload()?;
+        let Some(url) = &self.url else {
+            let setup = self.setup(Links::loopback())?;
+            let local = setup.start().await?;
+            let url = format!("{}/v1", local.front().url());
+            let outcome = self.drive(&url, &workload).await;
+            local.stop().await;
+            return Ok(Outcome { swarm: setup.parameters(), ..outcome? });
+        };
+        self.drive(url, &workload).await
+    }
+
+    /// What to send.
+    pub(crate) fn workload(&self) -> anyhow::Result<Workload> {
         ensure!(self.clients > 0 && self.requests > 0, "--clients and --requests must be at least 1");
         ensure!(self.prompt_tokens > 0 && self.max_tokens > 0, "prompts and replies need at least 1 token");
-        let workload = match &self.prompts {
-            Some(path) => Workload::from_file(path)?,
-            None => Workload::Random { tokens: self.prompt_tokens, seed: self.seed },
-        };
-        let (base, local) = match &self.url {
-            Some(url) => (url.clone(), None),
-            None => {
-                let local = self.local().await?;
-                (format!("{}/v1", local.front().url()), Some(local))
-            }
-        };
-        let outcome = match Client::new(&base, self.api_key.clone(), self.style()).await {
-            Ok(client) => Ok(self.drive(client, workload).await),
-            Err(error) => Err(error),
-        };
-        if let Some(local) = local {
-            local.stop().await;
+        match &self.prompts {
+            Some(path) => Workload::from_file(path),
+            None => Ok(Workload::Random { tokens: self.prompt_tokens, seed: self.seed }),
         }
-        outcome
     }
 
     fn style(&self) -> Style {
@@ -143,11 +144,12 @@ impl ServeArgs {
     }
 
     /// The loop itself. Which client sends which prompt does not depend on the times.
-    async fn drive(&self, client: Client, workload: Workload) -> Outcome {
+    pub(crate) async fn drive(&self, url: &str, workload: &Workload) -> anyhow::Result<Outcome> {
+        let client = Client::new(url, self.api_key.clone(), self.style()).await?;
         let total = self.clients * self.requests;
         let bar = ProgressBar::new(total as u64);
         let failed = Arc::new(AtomicUsize::new(0));
-        let workload = Arc::new(workload);
+        let workload = Arc::new(workload.clone());
         let start = Instant::now();
         let clients: Vec<_> = (0..self.clients)
             .map(|index| {
@@ -177,67 +179,31 @@ impl ServeArgs {
         }
         outcome.elapsed_s = start.elapsed().as_secs_f64();
         bar.finish_and_clear();
-        outcome
+        Ok(outcome)
     }
 
-    async fn local(&self) -> anyhow::Result<Local> {
-        ensure!(self.nodes > 0, "--nodes must be at least 1");
-        let model = match &self.model {
-            Some(path) => Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?,
-            None => Model::demo()?,
-        };
-        let timeout = Duration::from_secs(self.timeout_s);
-        let front = FrontConfig {
-            gateway: GatewayConfig {
-                listen: loopback(),
-                api_keys: self.api_key.iter().cloned().collect(),
-                max_concurrent: self.clients.max(GatewayConfig::default().max_concurrent),
-                request_deadline: timeout,
-                drain_timeout: Duration::ZERO,
-                ..GatewayConfig::default()
-            },
-            model_name: None,
-            quantisation: self.quant,
-            context: self.context,
-            running: self.clients,
-            waiting: self.clients,
-            allow: None,
-            private_ends: None,
-            speculation: false,
-        };
-        let budget = StageBudget {
-            rows: STEP_ROWS,
-            chunk: STEP_ROWS,
+    /// The swarm in this process, over `links`.
+    pub(crate) fn setup(&self, links: Links) -> anyhow::Result<Setup> {
+        let model = open_model(self.model.as_deref())?;
+        Ok(Setup {
+            quantisation: self.quant.or_else(|| as_stored(&model)).unwrap_or_default(),
+            model: Arc::new(model),
+            nodes: self.nodes,
+            threads: self.threads.unwrap_or_else(cores),
+            clients: self.clients,
             // A stage hears of a session's end after the client, which may ask again in between.
             sessions: 2 * self.clients,
             context: self.context,
-            kv_bytes: KV_BYTES,
-        };
-        let config = LocalConfig { nodes: self.nodes, private: false, links: loopback(), front, budget };
-        let backend = Cpu::new(self.threads.unwrap_or_else(cores), Isa::detect())?;
-        let bar = ProgressBar::new(0).with_message("loading");
-        let follow = {
-            let bar = bar.clone();
-            move |progress: engine::model::Progress| {
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
-            }
-        };
-        let local = Local::start(Arc::new(model), backend, config, follow).await?;
-        bar.finish_and_clear();
-        Ok(local)
+            timeout: Duration::from_secs(self.timeout_s),
+            api_key: self.api_key.clone(),
+            links,
+        })
     }
 
-    fn parameters(&self) -> Value {
-        let local = self.url.is_none().then(|| {
-            json!({
-                "quantisation": self.quant, "nodes": self.nodes,
-                "threads": self.threads.unwrap_or_else(cores), "context": self.context,
-                "step_rows": STEP_ROWS, "kv_bytes": KV_BYTES,
-            })
-        });
+    /// Every parameter, and what there is to say of the swarm in this process.
+    pub(crate) fn parameters(&self, swarm: &Value) -> Value {
         json!({
-            "url": self.url, "swarm": local, "clients": self.clients, "requests_per_client": self.requests,
+            "url": self.url, "swarm": swarm, "clients": self.clients, "requests_per_client": self.requests,
             "prompt_tokens": self.prompts.is_none().then_some(self.prompt_tokens),
             "prompts": self.prompts, "max_tokens": self.max_tokens, "temperature": self.temperature,
             "stop_at_eos": self.stop_at_eos, "timeout_s": self.timeout_s, "seed": self.seed,
@@ -268,10 +234,24 @@ impl Outcome {
         self.replies.iter().map(|reply| reply.tokens).sum()
     }
 
+    /// Times to the first piece of text, in seconds.
+    pub fn first_s(&self) -> Vec<f64> {
+        self.replies.iter().filter_map(|reply| reply.first_s).collect()
+    }
+
+    /// Times between pieces of text, in seconds.
+    pub fn gaps_s(&self) -> Vec<f64> {
+        self.replies.iter().flat_map(|reply| reply.gaps_s.iter().copied()).collect()
+    }
+
+    /// Tokens drawn per second.
+    pub fn rate(&self) -> f64 {
+        self.tokens() as f64 / self.elapsed_s
+    }
+
     /// The figures.
     pub fn report(&self, args: &ServeArgs) -> Report {
-        let first: Vec<f64> = self.replies.iter().filter_map(|reply| reply.first_s).collect();
-        let gaps: Vec<f64> = self.replies.iter().flat_map(|reply| reply.gaps_s.iter().copied()).collect();
+        let (first, gaps) = (self.first_s(), self.gaps_s());
         let latency: Vec<f64> = self.replies.iter().map(|reply| reply.latency_s).collect();
         let prompt_tokens: u64 = self.replies.iter().map(|reply| reply.prompt_tokens).sum();
         let rate = |tokens: u64| (self.elapsed_s > 0.0).then(|| tokens as f64 / self.elapsed_s);
@@ -297,7 +277,7 @@ impl Outcome {
             "messages": self.messages,
             "prompt_tokens": prompt_tokens, "output_tokens": self.tokens(), "elapsed_s": self.elapsed_s,
         });
-        Report::new("serve", args.parameters(), figures, details)
+        Report::new("serve", args.parameters(&self.swarm), figures, details)
     }
 }
 

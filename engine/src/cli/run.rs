@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use engine::local::{Local, LocalConfig, loopback};
+use engine::local::{Links, Local, LocalConfig, loopback};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -77,7 +77,7 @@ impl Run {
         front.gateway.drain_timeout = std::time::Duration::ZERO;
         let budget = self.stage.budget()?;
         let config =
-            LocalConfig { nodes: self.nodes.max(1), private: false, links: loopback(), front, budget };
+            LocalConfig { nodes: self.nodes.max(1), private: false, links: Links::loopback(), front, budget };
         let bar = byte_bar("loading");
         let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;
         bar.finish_and_clear();

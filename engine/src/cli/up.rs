@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use engine::local::{Local, LocalConfig, loopback};
+use engine::local::{Links, Local, LocalConfig};
 
 use super::{
     interrupted,
@@ -44,7 +44,7 @@ impl Up {
         let config = LocalConfig {
             nodes: self.nodes,
             private: self.private,
-            links: loopback(),
+            links: Links::loopback(),
             front: self.gateway.front(self.model.quant, self.stage.context)?,
             budget,
         };

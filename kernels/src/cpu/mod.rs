@@ -3,7 +3,8 @@
 //!
 //! Read in this order: `simd` (the vector), `portable`, `avx2`, `avx512` (its forms), `isa` (which of
 //! them this CPU has), `parts` and `pool` (threads), `rows` and `matrix` (storage), `math` (exp, norms,
-//! the quantiser), `linear`, `heads` (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam).
+//! the quantiser), `linear`, `heads` (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam). `peak` is for
+//! measurements.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +21,7 @@ mod linear;
 mod math;
 mod matrix;
 mod parts;
+mod peak;
 mod pool;
 mod portable;
 mod rows;
@@ -33,6 +35,7 @@ pub use self::{
     isa::Isa,
     kv::Kv,
     matrix::Matrix,
+    peak::multiply_adds,
     rows::{Activation, Buffer},
 };
 use self::{isa::Proof, pool::Pool};

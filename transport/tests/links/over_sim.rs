@@ -85,6 +85,39 @@ async fn bandwidth_and_delay_take_their_time() {
     assert!((1.05..1.06).contains(&taken.as_secs_f64()), "{taken:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn messages_share_the_bandwidth_and_travel_together() {
+    let network = Network::new(8);
+    let conditions = Conditions { bandwidth_bytes_per_s: Some(12_500_000), ..Conditions::local() };
+    network.set_conditions(Conditions { delay: Duration::from_millis(50), ..conditions });
+    let (_ends, [a, mut b]) = linked(&network).await;
+    let start = Instant::now();
+    for _ in 0..10 {
+        a.send(vec![0; 125_000]).await.unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_millis(1), "nobody waits for the path");
+    for number in 1..=10 {
+        b.recv().await.unwrap();
+        // Each takes 10 ms to enter the path, and all of them the same 50 ms to pass it.
+        let due = Duration::from_millis(50 + 10 * number);
+        assert!((due..due + Duration::from_millis(3)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_direction_has_its_own_bandwidth() {
+    let network = Network::new(9);
+    let conditions = Conditions { bandwidth_bytes_per_s: Some(1_000_000), ..Conditions::local() };
+    network.set_conditions(conditions);
+    let (_ends, [mut a, mut b]) = linked(&network).await;
+    let start = Instant::now();
+    a.send(vec![0; 500_000]).await.unwrap();
+    b.send(vec![0; 500_000]).await.unwrap();
+    a.recv().await.unwrap();
+    b.recv().await.unwrap();
+    assert!((0.5..0.51).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+}
+
 /// The times at which messages arrive on a bad path.
 fn arrivals(seed: u64) -> Vec<Duration> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -1,11 +1,30 @@
-//! Read bandwidth of main memory: the limit of a decoding step, which reads every weight once.
+//! The machine's limits: read bandwidth of main memory, for a decoding step, which reads every weight
+//! once; and the peak of integer multiply-adds, for a prefill, which uses every weight many times.
 
 use std::{hint::black_box, thread, time::Instant};
 
+use kernels::cpu::{Isa, multiply_adds};
+
 /// Bytes that each thread reads; with any number of threads far more than caches hold.
 const THREAD_BYTES: usize = 256 << 20;
+/// Rounds of multiply-adds that each thread does at once: some 10 ms.
+const ROUNDS: u32 = 1 << 21;
 /// Passes of a measurement. The fastest counts: others on the machine can only slow one down.
 const PASSES: usize = 3;
+
+/// Integer multiply-adds per second that `threads` threads do together, without memory.
+pub fn integer_peak(threads: usize) -> f64 {
+    let work = || multiply_adds(Isa::detect(), ROUNDS).unwrap_or(0);
+    let pass = || {
+        let start = Instant::now();
+        let done: u64 = thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            work() + others.into_iter().map(|other| other.join().unwrap_or(0)).sum::<u64>()
+        });
+        done as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
+}
 
 /// Memory to read, touched once so that its pages exist.
 #[derive(Debug)]
@@ -69,5 +88,10 @@ mod tests {
     fn a_probe_gives_a_rate() {
         assert!(Probe::with_bytes(3, 1 << 12).measure() > 0.0);
         assert_eq!(Probe::with_bytes(0, 1 << 12).parts.len(), 1);
+    }
+
+    #[test]
+    fn the_peak_is_more_than_one_a_cycle() {
+        assert!(integer_peak(1) > 1e9);
     }
 }
