@@ -360,7 +360,7 @@ impl World {
         let given = Prompt { length: prompt as u32, blocks: &actor.hashes(prompt) };
         match self.pager.open(session, route, reach as u32, given) {
             Ok(held) => {
-                assert!(held % BLOCK == 0 && (held as usize) < prompt);
+                assert!(held.is_multiple_of(BLOCK) && (held as usize) < prompt);
                 (actor.held, actor.next) = (held as usize, held as usize);
                 self.actors.push(actor);
                 self.verify(self.actors.len() - 1);
@@ -445,7 +445,8 @@ impl World {
         } else {
             let missing = asked.unwrap().from > short.held;
             assert!(missing || Some(age) != oldest, "the oldest finds pages");
-            let within = short.held % BLOCK == 0 && short.held / BLOCK == asked.unwrap().from / BLOCK;
+            let within =
+                short.held.is_multiple_of(BLOCK) && short.held / BLOCK == asked.unwrap().from / BLOCK;
             assert!(
                 !missing || within || asked.unwrap().from as usize > actor.held,
                 "nothing is lost unsaid"
