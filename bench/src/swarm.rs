@@ -68,7 +68,7 @@ impl Setup {
             kv_bytes: KV_BYTES,
         };
         let links = self.links.clone();
-        let config = LocalConfig { nodes: self.nodes, private: false, links, front, budget };
+        let config = LocalConfig { nodes: self.nodes, private: false, links, front, budget, draft: None };
         let backend = Cpu::new(self.threads, Isa::detect())?;
         let bar = ProgressBar::new(0).with_message("loading");
         let follow = {

@@ -15,6 +15,7 @@ use crate::{
     model::{Model, ModelError, Quantisation},
     node::Node,
     request::Submitter,
+    speculation::drafter::Drafting,
     swarm::{Costs, Swarm, SwarmConfig, SwarmStatus},
 };
 
@@ -74,18 +75,19 @@ pub struct Front {
 impl Front {
     /// Listens for clients as configured, and for nodes over `transport`.
     ///
-    /// `identity` is the one of `transport`.
+    /// `identity` is the one of `transport`. `drafting` speeds replies up, if there is a draft model.
     pub async fn start(
         model: &Model,
         identity: Identity,
         transport: Arc<dyn Transport>,
+        drafting: Option<Drafting>,
         config: FrontConfig,
     ) -> Result<Self, FrontError> {
         let served = served_model(model, &config)?;
         let model_name = served.id.clone();
         let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
-        let swarm = Swarm::start(identity, transport, swarm_config(model, &config), submissions);
+        let swarm = Swarm::start(identity, transport, swarm_config(model, &config), drafting, submissions);
         let (status, bridge) = bridge(swarm.status());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {

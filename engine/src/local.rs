@@ -23,6 +23,7 @@ use crate::{
     message::row_bytes,
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
+    speculation::drafter::{DraftModelError, Drafter, DrafterConfig, DrafterError, Drafting, check_vocabulary},
     stage::{Stage, StageError, StageLimits},
 };
 
@@ -86,6 +87,48 @@ pub fn load_stage<B: Backend>(
     Ok(Stage::new(backend, model.config(), shard, weights, profile, limits)?)
 }
 
+/// Why there is no draft model.
+#[derive(Debug, Error)]
+pub enum DraftError {
+    /// It does not go with the model.
+    #[error(transparent)]
+    Model(#[from] DraftModelError),
+    /// It cannot be loaded.
+    #[error("the draft model cannot be loaded")]
+    Load(#[from] LoadError),
+    /// It cannot be run.
+    #[error(transparent)]
+    Drafter(#[from] DrafterError),
+    /// The loading thread is gone: a bug of ours, printed where it happened.
+    #[error("the draft model could not be loaded: its thread died")]
+    Died,
+}
+
+/// Bounds of a draft model: it follows so many replies at once, and gives up on the others.
+const DRAFT_SESSIONS: usize = 32;
+const DRAFT_ROWS: usize = 128;
+const DRAFT_KV_BYTES: u64 = 256 << 20;
+
+/// Loads a draft model for `target` and starts it. Drafts only have to be quick, so its weights are `q8`.
+pub async fn start_drafter<B: Backend>(
+    target: Arc<Model>,
+    draft: Arc<Model>,
+    backend: B,
+    context: u32,
+) -> Result<Drafting, DraftError> {
+    let loading = tokio::task::spawn_blocking(move || {
+        check_vocabulary(&target, &draft)?;
+        let layers = draft.config().layers;
+        let shard = Shard { layers: 0..layers, embedding: true, head: true };
+        let (rows, kv_bytes) = (DRAFT_ROWS, DRAFT_KV_BYTES);
+        let budget = StageBudget { rows, chunk: rows, sessions: DRAFT_SESSIONS, context, kv_bytes };
+        let stage = load_stage(&draft, &shard, Quantisation::Q8, &budget, backend, &|_| ())?;
+        let (drafter, drafts) = Drafter::start(stage, DrafterConfig::default())?;
+        Ok(Drafting { drafter, drafts })
+    });
+    loading.await.unwrap_or(Err(DraftError::Died))
+}
+
 /// Bytes of a shard's weights.
 pub fn shard_bytes(model: &Model, shard: &Shard, quantisation: Quantisation) -> u64 {
     let layers: u64 = model.layer_bytes(quantisation)[shard.layers.clone()].iter().sum();
@@ -131,6 +174,8 @@ pub struct LocalConfig {
     pub front: FrontConfig,
     /// Each node's share.
     pub budget: StageBudget,
+    /// A small model that guesses what the large one will say.
+    pub draft: Option<Arc<Model>>,
 }
 
 /// Why a local swarm could not start.
@@ -151,6 +196,9 @@ pub enum LocalError {
     /// The front cannot start.
     #[error(transparent)]
     Front(#[from] FrontError),
+    /// The draft model cannot be used.
+    #[error(transparent)]
+    Draft(#[from] DraftError),
     /// A node cannot start.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -188,7 +236,14 @@ impl Local {
         let identity = Identity::generate()?;
         let endpoint = config.links.bind(&identity)?;
         let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
-        let front = Front::start(&model, identity, endpoint, config.front).await?;
+        let drafting = match config.draft {
+            Some(draft) => {
+                let context = config.front.context;
+                Some(start_drafter(model.clone(), draft, backend.clone(), context).await?)
+            }
+            None => None,
+        };
+        let front = Front::start(&model, identity, endpoint, drafting, config.front).await?;
         let mut local = Self { front, nodes: Vec::new(), join };
         let room = Room {
             model,

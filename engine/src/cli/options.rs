@@ -4,6 +4,7 @@ use std::{
     fs::{File, TryLockError},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -152,12 +153,26 @@ pub(super) struct GatewayArgs {
     /// Whether replies are sped up by drafts, which changes no byte of them; `auto` drafts where it pays
     #[arg(long, env = "DOLPHIN_SPECULATION", default_value = "auto", value_name = "WHEN")]
     pub speculation: SpeculationChoice,
+    /// Small model with the same vocabulary, run here, that guesses what the served one will say; `demo`
+    /// for the embedded demo model's own
+    #[arg(long, env = "DOLPHIN_DRAFT", value_name = "DIR|FILE")]
+    pub draft: Option<PathBuf>,
     /// Time running replies get to finish at Ctrl-C, in seconds
     #[arg(long, env = "DOLPHIN_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
     pub drain_s: u64,
 }
 
 impl GatewayArgs {
+    /// The draft model, if one is asked for.
+    pub(super) fn draft(&self) -> anyhow::Result<Option<Arc<Model>>> {
+        let Some(path) = &self.draft else { return Ok(None) };
+        if self.speculation == SpeculationChoice::Off {
+            bail!("--draft is of no use with --speculation off");
+        }
+        let model = if path.as_os_str() == "demo" { Model::demo_draft() } else { Model::open(path) };
+        Ok(Some(Arc::new(model.with_context(|| format!("--draft {}", path.display()))?)))
+    }
+
     /// The front as asked for; joins are open and ends are shared unless the command says otherwise.
     pub(super) fn front(&self, quantisation: Quantisation, context: u32) -> anyhow::Result<FrontConfig> {
         if self.running == 0 || self.max_requests == 0 {

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use engine::{front::Front, local::PrivateEnds, model::Model, node::GatewayAddress};
+use engine::{front::Front, local::{PrivateEnds, start_drafter}, model::Model, node::GatewayAddress};
 use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{
@@ -65,7 +65,14 @@ impl Serve {
             config.private_ends = Some(ends.ids());
             config.allow = config.allow.map(|allow| allow.into_iter().chain(ends.ids()).collect());
         }
-        let front = Front::start(&model, key.identity.clone(), Arc::new(endpoint), config).await?;
+        let drafting = match self.gateway.draft()? {
+            Some(draft) => {
+                let (backend, context) = (self.stage.backend()?, self.stage.context);
+                Some(start_drafter(model.clone(), draft, backend, context).await?)
+            }
+            None => None,
+        };
+        let front = Front::start(&model, key.identity.clone(), Arc::new(endpoint), drafting, config).await?;
         let mut nodes = Vec::new();
         if let Some(ends) = ends {
             let inside = GatewayAddress { id: join.id, address: reachable_inside(bound).to_string() };

@@ -47,6 +47,7 @@ impl Up {
             links: Links::loopback(),
             front: self.gateway.front(self.model.quant, self.stage.context)?,
             budget,
+            draft: self.gateway.draft()?,
         };
         let bar = byte_bar("loading");
         let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;

@@ -22,7 +22,8 @@ use crate::{
 pub use block::BlockHash;
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
-/// Names one session everywhere; drawn at random by its gateway.
+/// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
+/// at random. The order of ids is thus an order by age that all stages agree on, whatever reaches them first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u128);
 
@@ -330,6 +331,9 @@ pub struct Held {
 pub struct Draft {
     /// The session.
     pub session: SessionId,
+    /// Drafts of one chain follow one another without a gap. A new chain begins where one has failed, or
+    /// with tokens that became known before they were guessed; the chain before it is void.
+    pub chain: u32,
     /// Position of the first token.
     pub position: u32,
     /// The tokens.

@@ -506,7 +506,7 @@ impl State {
             return self.expel(from, "sent a token outside the vocabulary".into());
         }
         if let Some(scheduler) = self.scheduler_of(draft.session) {
-            scheduler.draft(draft.session, draft.position, &draft.tokens, now);
+            scheduler.draft(draft, now);
         }
     }
 

@@ -5,10 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::speculation::{
-    clock::RingClock,
-    controller::{Controller, MOST_ROWS, Outcome, Source},
-    lookup::{Lookup, Shared},
+use crate::{
+    message::Draft,
+    speculation::{
+        clock::RingClock,
+        controller::{Controller, MOST_ROWS, Outcome, Source},
+        lookup::{Lookup, Shared},
+    },
 };
 
 /// Most guesses of the draft model that are kept for a session.
@@ -46,6 +49,10 @@ impl Memories {
 /// What the draft model has said of a session beyond its known tokens.
 #[derive(Debug, Default)]
 struct FromModel {
+    /// The chain that the guesses are of.
+    chain: u32,
+    /// Whether the chain has failed.
+    void: bool,
     /// Position of the first guess.
     position: usize,
     guesses: VecDeque<u32>,
@@ -112,7 +119,11 @@ impl Guesses {
                     model.guesses.drain(..passed);
                     model.position = position + 1;
                 }
-                _ => model.guesses.clear(),
+                Some(_) => {
+                    model.guesses.clear();
+                    model.void = true;
+                }
+                None => {}
             }
         }
     }
@@ -146,21 +157,25 @@ impl Guesses {
         self.until
     }
 
-    /// The draft model's guesses from `position` on, of a session whose `known` tokens end before them or
-    /// among them. The latest word counts.
-    pub(super) fn hear(&mut self, tokens: &[u32], position: usize, guesses: &[u32], now: Instant) {
+    /// The draft model's guesses after what it took for known. They may come when some of their positions
+    /// are, and then have failed or go on after them.
+    pub(super) fn hear(&mut self, tokens: &[u32], draft: &Draft, now: Instant) {
         let Some(model) = &mut self.model else { return };
-        let known = tokens.len();
-        let passed = known.saturating_sub(position).min(guesses.len());
-        let agrees = tokens.get(position..).unwrap_or(&[]).iter().zip(guesses).all(|(a, b)| a == b);
-        let (next, fresh) = (position + passed, &guesses[passed..]);
-        if !agrees || fresh.is_empty() || next > known + model.guesses.len() {
-            return;
+        if draft.chain != model.chain {
+            (model.chain, model.void) = (draft.chain, false);
+            model.guesses.clear();
         }
+        let (known, position) = (tokens.len(), draft.position as usize);
+        let passed = known.saturating_sub(position).min(draft.tokens.len());
+        let agrees = tokens.get(position..).unwrap_or(&[]).iter().zip(&draft.tokens).all(|(a, b)| a == b);
+        model.void |= !agrees;
+        let (next, fresh) = (position + passed, &draft.tokens[passed..]);
         if model.guesses.is_empty() {
             model.position = known;
         }
-        model.guesses.truncate(next.saturating_sub(model.position));
+        if model.void || fresh.is_empty() || next != model.position + model.guesses.len() {
+            return;
+        }
         let room = MOST_FROM_MODEL.saturating_sub(model.guesses.len());
         model.guesses.extend(fresh.iter().take(room));
         if let Some(asked) = self.asked.take_if(|_| model.at(known).is_some()) {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    message::{BlockHash, Draws, Held, MAX_SEGMENTS, Segment, SessionId},
+    message::{BlockHash, Draft, Draws, Held, MAX_SEGMENTS, Segment, SessionId},
     speculation::{clock::RingClock, controller::Source},
 };
 use dealing::Dealing;
@@ -198,10 +198,10 @@ impl Scheduler {
         self.sequences.iter().filter_map(Sequence::waits).chain(self.retry).min()
     }
 
-    /// The draft model's guesses at a session's tokens, the first at `position`.
-    pub fn draft(&mut self, session: SessionId, position: u32, tokens: &[u32], now: Instant) {
-        if let Some(sequence) = self.find(session) {
-            sequence.hear(position as usize, tokens, now);
+    /// The draft model's guesses at a session's tokens.
+    pub fn draft(&mut self, draft: &Draft, now: Instant) {
+        if let Some(sequence) = self.find(draft.session) {
+            sequence.hear(draft, now);
         }
     }
 

@@ -13,7 +13,7 @@ use super::{
     guess::{Choice, Guesses, Memories},
 };
 use crate::{
-    message::{BlockHash, Drafts, Draws, Segment, SessionId, UNTOLD},
+    message::{BlockHash, Draft, Drafts, Draws, Segment, SessionId, UNTOLD},
     speculation::{
         clock::RingClock,
         controller::{Outcome, Source},
@@ -192,8 +192,9 @@ impl Sequence {
     /// Takes the tokens that step `number` drew; what became of the guesses in it.
     pub(super) fn drawn(&mut self, number: u64, draws: &Draws, clock: &RingClock, now: Instant) -> Tally {
         let mut sent = None;
-        while let Some(window) = self.windows.pop_front_if(|window| window.number <= number) {
+        while let Some(window) = self.windows.front().copied().filter(|window| window.number <= number) {
             sent = Some(window).filter(|window| window.number == number);
+            self.windows.pop_front();
         }
         let valid = draws.position as usize == self.tokens.len()
             && self.tokens.len() + draws.tokens.len() <= self.end;
@@ -253,10 +254,10 @@ impl Sequence {
         self.tail.truncate(to.saturating_sub(self.tokens.len()));
     }
 
-    /// The draft model's guesses, the first at `position`.
-    pub(super) fn hear(&mut self, position: usize, guesses: &[u32], now: Instant) {
-        if let Some(own) = &mut self.guesses {
-            own.hear(&self.tokens, position, guesses, now);
+    /// The draft model's guesses.
+    pub(super) fn hear(&mut self, draft: &Draft, now: Instant) {
+        if let Some(guesses) = &mut self.guesses {
+            guesses.hear(&self.tokens, draft, now);
         }
     }
 

@@ -22,10 +22,10 @@ use tokio::sync::mpsc;
 
 use self::sequence::Sequence;
 use crate::{
-    message::{Segment, SessionId},
+    message::{Draft, RouteId, Segment, SessionId},
     model::{Model, ModelError},
     request::Sampling,
-    stage::{Fault, Input, Stage},
+    stage::{Fault, Input, Prompt, Short, Stage},
 };
 
 /// Drafts that may wait to be read; past it the thread pauses.
@@ -73,21 +73,6 @@ pub enum Command {
     Close(SessionId),
 }
 
-/// Guesses at a reply's next tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft {
-    /// The reply's session.
-    pub session: SessionId,
-    /// Drafts of one chain follow one another without a gap. A new chain begins after a guess that was
-    /// wrong, or after tokens that became known before they were guessed; what is left of the chain before
-    /// it is void.
-    pub chain: u32,
-    /// Position of the first token.
-    pub position: u32,
-    /// The guesses.
-    pub tokens: Vec<u32>,
-}
-
 /// Why there is no drafter.
 #[derive(Debug, Error)]
 pub enum DrafterError {
@@ -117,6 +102,15 @@ pub enum DraftModelError {
         /// What it stands for in the model.
         target: Option<String>,
     },
+}
+
+/// A running drafter and what it says.
+#[derive(Debug)]
+pub struct Drafting {
+    /// Takes the replies.
+    pub drafter: Drafter,
+    /// Gives the drafts.
+    pub drafts: mpsc::Receiver<Draft>,
 }
 
 /// Checks that every token id means the same to both models. Vocabularies may be padded differently past
@@ -252,7 +246,8 @@ impl<B: Backend> Desk<B> {
                 session: sequence.session,
                 from,
                 rows: rows.len() as u32,
-                draw: sequence.pending() == 0,
+                drawn: Vec::new(),
+                drafted: 0,
             });
             batch.tokens.extend_from_slice(&sequence.tokens()[rows]);
             if sequence.pending() == 0 {
@@ -298,11 +293,12 @@ struct Host<B: Backend> {
     layers: Range<usize>,
     logits: Vec<f32>,
     faults: Vec<Fault>,
+    short: Vec<Short>,
 }
 
 impl<B: Backend> Host<B> {
     fn new(stage: Stage<B>) -> Self {
-        Self { layers: stage.shard().layers.clone(), stage, logits: Vec::new(), faults: Vec::new() }
+        Self { layers: stage.shard().layers.clone(), stage, logits: Vec::new(), faults: Vec::new(), short: Vec::new() }
     }
 
     /// Most rows of a step.
@@ -322,17 +318,23 @@ impl<B: Backend> Host<B> {
 
     /// Whether there was room for a session of so many positions.
     fn open(&mut self, session: SessionId, positions: u32) -> bool {
-        self.stage.open(session, positions).is_ok()
+        self.stage.open(session, RouteId(0), positions, Prompt::default()).is_ok()
     }
 
     fn close(&mut self, session: SessionId) {
-        self.stage.close(session);
+        self.stage.close(session, &[]);
     }
 
     /// Runs a batch; returns the sessions that cannot go on.
     fn run(&mut self, batch: &Batch) -> Vec<SessionId> {
         let (segments, input) = (&batch.segments, Input::Tokens(&batch.tokens));
         self.logits.clear();
+        self.stage.reserve(segments, &mut self.short);
+        if !self.short.is_empty() {
+            // Drafts are not worth a queue for pages.
+            let short = self.short.iter().map(|short| short.session);
+            return short.chain(segments.iter().map(|segment| segment.session)).collect();
+        }
         if let Err(error) = self.stage.step(self.layers.clone(), segments, input, &mut self.faults) {
             tracing::warn!(%error, "the draft model's stage refused a step");
             return segments.iter().map(|segment| segment.session).collect();

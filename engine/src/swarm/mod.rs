@@ -15,9 +15,10 @@ use tokio::{
 use transport::{Identity, NodeId, Transport};
 
 use crate::{
-    message::SessionId,
+    message::{Draft, SessionId},
     peers::{PeerEvent, Peers},
     request::Submission,
+    speculation::drafter::{Drafter, Drafting},
 };
 pub use shard_planner::Costs;
 use state::{Action, State};
@@ -100,14 +101,19 @@ impl Swarm {
         identity: Identity,
         transport: Arc<dyn Transport>,
         config: SwarmConfig,
+        drafting: Option<Drafting>,
         submissions: mpsc::Receiver<Submission>,
     ) -> Self {
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(SwarmStatus::default());
-        let desk =
-            Desk { state: State::new(identity, config), peers, publish, cancelled: FuturesUnordered::new() };
-        let task = tokio::spawn(desk.run(events, submissions, stopping));
+        let (drafter, drafts) = drafting.map_or_else(
+            || (None, mpsc::channel(1).1),
+            |Drafting { drafter, drafts }| (Some(drafter), drafts),
+        );
+        let state = State::new(identity, config, drafter.is_some());
+        let desk = Desk { state, peers, publish, drafter, cancelled: FuturesUnordered::new() };
+        let task = tokio::spawn(desk.run(events, submissions, drafts, stopping));
         Self { status, stop, task }
     }
 
@@ -129,6 +135,7 @@ struct Desk {
     state: State,
     peers: Peers,
     publish: watch::Sender<SwarmStatus>,
+    drafter: Option<Drafter>,
     /// Resolve when a client goes away.
     cancelled: FuturesUnordered<Cancelled>,
 }
@@ -138,6 +145,7 @@ impl Desk {
         mut self,
         mut events: mpsc::Receiver<PeerEvent>,
         mut submissions: mpsc::Receiver<Submission>,
+        mut drafts: mpsc::Receiver<Draft>,
         mut stopping: watch::Receiver<bool>,
     ) {
         let mut open = true;
@@ -154,6 +162,7 @@ impl Desk {
                     Some(submission) => self.state.submit(submission, Instant::now()),
                     None => open = false,
                 },
+                Some(draft) = drafts.recv() => self.state.drafted(draft),
                 Some(session) = self.cancelled.next() => self.state.cancelled(session),
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
                     self.state.expire(Instant::now());
@@ -164,6 +173,11 @@ impl Desk {
         self.state.shutdown();
         self.act();
         self.peers.shutdown().await;
+        drop(drafts);
+        if let Some(drafter) = self.drafter {
+            // The thread may be in the middle of a step.
+            let _ = tokio::task::spawn_blocking(|| drafter.stop()).await;
+        }
     }
 
     fn act(&mut self) {
@@ -177,6 +191,11 @@ impl Desk {
                     Action::Send { to, message } => self.peers.send(to, None, message),
                     Action::Expel { peer, reason } => self.peers.expel(peer, &reason),
                     Action::Dismiss(peer) => self.peers.close(peer),
+                    Action::Follow(command) => {
+                        if let Some(drafter) = &self.drafter {
+                            drafter.submit(command);
+                        }
+                    }
                     Action::Watch { session, events } => self.cancelled.push(Box::pin(async move {
                         events.closed().await;
                         session

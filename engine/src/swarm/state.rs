@@ -14,11 +14,12 @@ use super::{
 };
 use crate::{
     message::{
-        Ask, Assign, BlockHash, Close, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open,
+        Ask, Assign, BlockHash, Close, Draft, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open,
         RouteId, SessionId, TokenReport, clip,
     },
     model::Shard,
     peers::Notice,
+    speculation::drafter,
     request::{Event, Failure, Generation, Refusal, Request, Submission},
 };
 
@@ -50,6 +51,8 @@ pub(super) enum Action {
     },
     /// Close the link with a peer after what was sent.
     Dismiss(NodeId),
+    /// Tell the draft model.
+    Follow(drafter::Command),
     /// Report when the client of a session goes away.
     Watch {
         /// The session.
@@ -105,6 +108,8 @@ struct Waiting {
 pub(super) struct State {
     identity: Identity,
     config: SwarmConfig,
+    /// Whether there is a draft model.
+    drafter: bool,
     /// Secret of the names of token blocks: a node cannot tell from a name what the tokens are.
     salt: [u8; 16],
     members: HashMap<NodeId, Member>,
@@ -121,10 +126,11 @@ pub(super) struct State {
 
 impl State {
     /// A swarm without nodes.
-    pub(super) fn new(identity: Identity, config: SwarmConfig) -> Self {
+    pub(super) fn new(identity: Identity, config: SwarmConfig, drafter: bool) -> Self {
         Self {
             identity,
             config,
+            drafter,
             salt: random().to_le_bytes(),
             members: HashMap::new(),
             members_changed: true,
@@ -356,7 +362,7 @@ impl State {
     }
 
     fn begin(&mut self, submission: Submission, deadline: Instant, hops: Vec<Hop>, reserved: u32) {
-        let session = SessionId(random());
+        let session = new_session();
         let route = self.route(&hops);
         let Submission { request, reply } = submission;
         let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
@@ -369,6 +375,15 @@ impl State {
             }
         }
         let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
+        if self.drafts().model {
+            self.actions.push(Action::Follow(drafter::Command::Open {
+                session,
+                prompt: request.prompt.clone(),
+                max_tokens: request.max_tokens,
+                stop_tokens: request.stop_tokens.clone(),
+                sampling: request.sampling.clone(),
+            }));
+        }
         let open = self.opening(session, route, hops.clone(), request);
         self.actions.push(Action::Watch { session, events: events.clone() });
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
@@ -406,7 +421,8 @@ impl State {
 
     /// Drafts show tokens to every stage, which private ends rule out.
     fn drafts(&self) -> Drafts {
-        Drafts { lookup: self.config.speculation && self.config.private_ends.is_none(), model: false }
+        let shown = self.config.speculation && self.config.private_ends.is_none();
+        Drafts { lookup: shown, model: shown && self.drafter }
     }
 
     /// What this swarm does not do for a request.
@@ -436,6 +452,7 @@ impl State {
     }
 
     fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
+        self.follow(&tokens);
         for report in tokens {
             let Some(running) = self.running.get_mut(&report.session) else { continue };
             if running.last() != peer || running.left == 0 {
@@ -465,6 +482,25 @@ impl State {
             }
         }
         self.admit();
+    }
+
+    /// The draft model says how a reply may go on.
+    pub(super) fn drafted(&mut self, draft: Draft) {
+        if let Some(running) = self.running.get(&draft.session) {
+            let to = running.node(0);
+            self.actions.push(Action::Send { to, message: Message::Draft(draft) });
+        }
+    }
+
+    /// Tells the draft model what the replies have come to.
+    fn follow(&mut self, tokens: &[TokenReport]) {
+        if !self.drafts().model {
+            return;
+        }
+        for run in tokens.chunk_by(|a, b| a.session == b.session) {
+            let (session, tokens) = (run[0].session, run.iter().map(|report| report.token).collect());
+            self.actions.push(Action::Follow(drafter::Command::Accepted { session, tokens }));
+        }
     }
 
     fn failed(&mut self, peer: NodeId, failed: Failed) {
@@ -511,6 +547,9 @@ impl State {
 
     fn finish(&mut self, session: SessionId) {
         let Some(running) = self.running.remove(&session) else { return };
+        if self.drafts().model {
+            self.actions.push(Action::Follow(drafter::Command::Close(session)));
+        }
         for hop in &running.hops {
             if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
                 member.release(running.reserved);
@@ -522,6 +561,12 @@ impl State {
 fn answer(submission: Submission, outcome: Result<Generation, Refusal>) {
     // A client that no longer waits needs no answer.
     let _ = submission.reply.send(outcome);
+}
+
+fn new_session() -> SessionId {
+    // A clock before 1970 makes all sessions equally old.
+    let age = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_millis() as u64);
+    SessionId(u128::from(age) << 64 | random() & u128::from(u64::MAX))
 }
 
 fn random() -> u128 {

@@ -59,7 +59,7 @@ impl World {
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
-        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, submissions);
+        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, None, submissions);
         let cpu = Cpu::new(1, Isa::detect()).unwrap();
         Self { network, model, cpu, swarm, submitter, gateway, pages: None }
     }

@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-use super::Draft;
-use crate::{message::SessionId, request::Sampling, sampler::Sampler};
+use crate::{
+    message::{Draft, SessionId},
+    request::Sampling,
+    sampler::Sampler,
+};
 
 /// See the module.
 pub(super) struct Sequence {

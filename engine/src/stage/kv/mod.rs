@@ -142,8 +142,6 @@ impl Holding {
 
 #[derive(Debug)]
 struct Session {
-    /// Sessions opened before.
-    age: u64,
     /// Positions it can reach.
     positions: u32,
     /// Hashes of the prompt's full blocks.
@@ -170,14 +168,13 @@ pub(super) struct Pager {
     limits: StageLimits,
     store: Store,
     sessions: HashMap<SessionId, Session>,
-    opened: u64,
 }
 
 impl Pager {
     /// All pages are free.
     pub(super) fn new(limits: StageLimits) -> Self {
         let store = Store { free: (0..limits.pages as u32).rev().collect(), cache: PrefixCache::default() };
-        Self { limits, store, sessions: HashMap::new(), opened: 0 }
+        Self { limits, store, sessions: HashMap::new() }
     }
 
     pub(super) fn is_open(&self, session: SessionId) -> bool {
@@ -222,9 +219,8 @@ impl Pager {
         let holding = Holding { route, table: Vec::new(), shared: Vec::new(), held: 0 };
         let prompt: Vec<BlockHash> = blocks.collect();
         let reusable = prompt.len().min((length.saturating_sub(1) / BLOCK) as usize);
-        let mut opened = Session { age: self.opened, positions, prompt, reusable, holding };
+        let mut opened = Session { positions, prompt, reusable, holding };
         opened.recover(length, &mut self.store);
-        self.opened += 1;
         let held = opened.holding.held;
         self.sessions.insert(session, opened);
         Ok(held)
@@ -245,22 +241,20 @@ impl Pager {
     /// Gives the sessions of a step the pages it writes, the oldest first; see `Stage::reserve`.
     pub(super) fn reserve(&mut self, segments: &[Segment], short: &mut Vec<Short>) {
         short.clear();
-        let age = |segment: &Segment| self.sessions.get(&segment.session).map(|session| session.age);
-        let mut order: Vec<(u64, &Segment)> =
-            segments.iter().filter_map(|segment| Some((age(segment)?, segment))).collect();
-        order.sort_unstable_by_key(|(age, _)| *age);
-        for (age, segment) in order {
+        let mut order: Vec<&Segment> = segments.iter().collect();
+        order.sort_unstable_by_key(|segment| segment.session);
+        for segment in order {
             if short.iter().any(|short| short.session == segment.session) {
                 continue;
             }
-            if let Err(held) = self.reserve_one(segment, age, short) {
+            if let Err(held) = self.reserve_one(segment, short) {
                 short.push(Short { session: segment.session, held, preempted: false });
             }
         }
     }
 
     /// The error tells the positions held. A segment that breaks the rules is left to [`Pager::check`].
-    fn reserve_one(&mut self, segment: &Segment, age: u64, short: &mut Vec<Short>) -> Result<(), u32> {
+    fn reserve_one(&mut self, segment: &Segment, short: &mut Vec<Short>) -> Result<(), u32> {
         let Some(session) = self.sessions.get_mut(&segment.session) else { return Ok(()) };
         let (from, to) = (segment.from, segment.from.saturating_add(segment.rows));
         if to > session.positions {
@@ -283,7 +277,7 @@ impl Pager {
         holding.cut(pages_for(to), &mut self.store);
         holding.held = from;
         let missing = pages_for(to) - holding.table.len();
-        if !self.make_room(missing, age, short) {
+        if !self.make_room(missing, segment.session, short) {
             return Err(from);
         }
         if let Some(session) = self.sessions.get_mut(&segment.session) {
@@ -292,21 +286,22 @@ impl Pager {
         Ok(())
     }
 
-    /// Sees to it that `pages` pages are available, at the cost of sessions younger than `age` if it must
-    /// be; if that would not be enough either, nothing is changed.
-    fn make_room(&mut self, pages: usize, age: u64, short: &mut Vec<Short>) -> bool {
+    /// Sees to it that `pages` pages are available, at the cost of sessions younger than the one that asks
+    /// if it must be; if that would not be enough either, nothing is changed.
+    fn make_room(&mut self, pages: usize, asking: SessionId, short: &mut Vec<Short>) -> bool {
         if self.store.available() >= pages {
             return true;
         }
-        let staying = self.sessions.values().filter(|session| session.age <= age);
-        let kept: HashSet<u32> = staying.flat_map(|session| session.holding.table.iter().copied()).collect();
+        let staying = self.sessions.iter().filter(|(id, _)| **id <= asking);
+        let kept: HashSet<u32> =
+            staying.flat_map(|(_, session)| session.holding.table.iter().copied()).collect();
         if self.limits.pages - kept.len() < pages {
             return false;
         }
         while self.store.available() < pages {
-            let holding = |session: &Session| session.age > age && !session.holding.table.is_empty();
-            let younger = self.sessions.iter_mut().filter(|(_, session)| holding(session));
-            let Some((&id, youngest)) = younger.max_by_key(|(_, session)| session.age) else { return false };
+            let younger = self.sessions.iter_mut().filter(|(id, _)| **id > asking);
+            let holding = younger.filter(|(_, session)| !session.holding.table.is_empty());
+            let Some((&id, youngest)) = holding.max_by_key(|(id, _)| **id) else { return false };
             youngest.holding.cut(0, &mut self.store);
             short.push(Short { session: id, held: 0, preempted: true });
         }
