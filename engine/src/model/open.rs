@@ -7,7 +7,7 @@ use super::{
     cache::{self, ShardCache},
     config::{self, CONFIG_BYTES},
     defaults::{GenerationDefaults, chat_template, parse_generation},
-    demo,
+    demo::{self, Demo},
     error::{ModelError, TensorFault},
     family, gguf, partial,
     plan::{Layout, Unit},
@@ -115,13 +115,25 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if its files do not fit together, which a test rules out.
     pub fn demo() -> Result<Self, ModelError> {
+        Self::embedded(&demo::CHAT)
+    }
+
+    /// The draft model of [`Model::demo`], with the same tokenizer.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn demo_draft() -> Result<Self, ModelError> {
+        Self::embedded(&demo::DRAFT)
+    }
+
+    fn embedded(model: &Demo) -> Result<Self, ModelError> {
         Self::from_parts(Parts {
-            name: demo::NAME.to_owned(),
+            name: model.name.to_owned(),
             path: None,
-            config: demo::CONFIG.to_vec(),
+            config: model.config.to_vec(),
             generation: Some(demo::GENERATION.to_vec()),
             chat_template: chat_template(demo::TOKENIZER_CONFIG),
-            table: safetensors::embedded(demo::WEIGHTS)?,
+            table: safetensors::embedded(model.weights)?,
             tokenizer: TokenizerSource::Embedded(demo::TOKENIZER),
         })
     }

@@ -28,7 +28,7 @@ const MARGIN: f64 = 1.03;
 const ALLOWANCE: f64 = 0.5;
 const ALLOWANCE_PER_TOKEN: f64 = 0.03;
 
-/// Plain rounds that a request can have gained and lose again.
+/// Plain rounds that a request can have gained and lose again, or be short of.
 const MOST_SAVED: f64 = 16.0;
 
 /// Trials after which an observation counts a third.
@@ -66,6 +66,10 @@ const CLASSES: usize = 9;
 
 /// The share of kept guesses that is expected of each class before any is observed.
 const PRIORS: [f64; CLASSES] = [0.3, 0.5, 0.7, 0.85, 0.2, 0.4, 0.6, 0.8, 0.6];
+
+/// Bounds of an expectation taken over from another request.
+const LEAST_PRIOR: f64 = 0.1;
+const MOST_PRIOR: f64 = 0.95;
 
 impl Source {
     fn class(self) -> usize {
@@ -159,6 +163,17 @@ impl Controller {
         Self { classes: PRIORS.map(class), account: ALLOWANCE, draft_delay: None }
     }
 
+    /// For the next request of the same kind: it expects what this one has seen, but trusts it no more than
+    /// the expectation this one began with.
+    pub fn successor(&self) -> Self {
+        let mut next = Self::new();
+        for (class, seen) in next.classes.iter_mut().zip(&self.classes) {
+            class.prior = seen.estimate().clamp(LEAST_PRIOR, MOST_PRIOR);
+        }
+        next.draft_delay = self.draft_delay;
+        next
+    }
+
     /// What to send when `source` has `available` guesses after the known tokens, those in windows on
     /// their way included. It is asked again before every window.
     pub fn plan(&self, clock: &RingClock, source: Source, available: usize) -> Plan {
@@ -182,9 +197,8 @@ impl Controller {
         });
         let best = rated.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, place, plan)| (place, plan));
         best.or_else(|| {
-            let due = |&(source, _): &(Source, usize)| self.class(source).is_due();
-            let place = offers.iter().position(due)?;
-            Some((place, self.trial(clock, offers[place].1)?))
+            let due = offers.iter().enumerate().filter(|(_, offer)| self.class(offer.0).is_due());
+            due.filter_map(|(place, offer)| Some((place, self.trial(clock, offer.1)?))).next()
         })
     }
 
@@ -205,20 +219,26 @@ impl Controller {
 
     /// Takes what came of a window; plain rounds count too.
     pub fn observe(&mut self, clock: &RingClock, outcome: &Outcome) {
-        let plain = clock.answer(1, 1);
+        if clock.is_settled() {
+            let gain = Self::gain(clock, outcome);
+            self.account = (self.account + gain).clamp(-MOST_SAVED, MOST_SAVED);
+        }
+        self.classes.iter_mut().for_each(|class| class.idle += u32::from(outcome.offered == 0));
+        if outcome.offered > 0 {
+            self.classes[outcome.source.class()].observe(outcome.offered, outcome.accepted);
+        }
+    }
+
+    /// Plain rounds that a window saved, with what its tokens pay in.
+    fn gain(clock: &RingClock, outcome: &Outcome) -> f64 {
         let time = match (outcome.chained, outcome.accepted) {
             (false, _) => clock.answer(outcome.rows(), 1),
             // The time until the chain begins anew is the next window's.
             (true, 0) => 0.0,
             (true, _) => clock.interval(outcome.rows(), 2).unwrap_or(clock.answer(outcome.rows(), 1)),
         };
-        let gain = outcome.kept() as f64 * (1.0 + ALLOWANCE_PER_TOKEN)
-            - (time + outcome.waited.as_secs_f64()) / plain;
-        self.account = (self.account + gain).min(MOST_SAVED);
-        self.classes.iter_mut().for_each(|class| class.idle += u32::from(outcome.offered == 0));
-        if outcome.offered > 0 {
-            self.classes[outcome.source.class()].observe(outcome.offered, outcome.accepted);
-        }
+        let rounds = (time + outcome.waited.as_secs_f64()) / clock.answer(1, 1);
+        outcome.kept() as f64 * (1.0 + ALLOWANCE_PER_TOKEN) - rounds
     }
 
     /// Takes how long after a token the draft model's guesses at its successors came.

@@ -236,6 +236,27 @@ fn the_better_source_is_taken() {
 }
 
 #[test]
+fn the_next_request_expects_what_this_one_saw() {
+    let clock = card();
+    let mut controller = Controller::new();
+    assert_ne!(controller.plan(&clock, Source::Model, 8), Plan::PLAIN);
+    let waited = Duration::ZERO;
+    for _ in 0..40 {
+        let failed = Outcome { source: Source::Model, offered: 2, accepted: 0, chained: false, waited };
+        controller.observe(&clock, &failed);
+    }
+    let mut next = controller.successor();
+    assert!(
+        next.plan(&clock, Source::Model, 8).draft < Controller::new().plan(&clock, Source::Model, 8).draft
+    );
+    for _ in 0..10 {
+        let kept = Outcome { source: Source::Model, offered: 2, accepted: 2, chained: false, waited };
+        next.observe(&clock, &kept);
+    }
+    assert!(next.plan(&clock, Source::Model, 8).draft >= 4, "and learns otherwise");
+}
+
+#[test]
 fn waiting_for_a_draft_pays_where_answers_take_long() {
     let mut controller = Controller::new();
     let near = card();

@@ -193,6 +193,31 @@ fn what_does_not_fit_is_not_drafted_for() {
 }
 
 #[test]
+fn the_demo_models_draft_model_is_mostly_right() {
+    let (model, draft) = (Model::demo().unwrap(), Model::demo_draft().unwrap());
+    let (mut right, mut all) = (0, 0);
+    for text in ["What is Dolphin?", "Tell me a story about a fox.", "How does one boil an egg?"] {
+        for sampling in samplings() {
+            let prompt = prompt(&model, text);
+            let reply = Plain::new(&model, &prompt, sampling.clone()).draw(16, 0);
+            let config = DrafterConfig { ahead: 1, burst: 1 };
+            let (drafter, mut drafts) = Drafter::start(stage(&draft, 1), config).unwrap();
+            drafter.submit(open(ID, &prompt, &sampling));
+            for (place, &token) in reply.iter().enumerate() {
+                let guess = drafts.blocking_recv().unwrap();
+                assert_eq!((guess.position as usize, guess.tokens.len()), (prompt.len() + place, 1));
+                right += usize::from(guess.tokens[0] == token);
+                all += 1;
+                drafter.submit(Command::Accepted { session: ID, tokens: vec![token] });
+            }
+            drop(drafts);
+            drafter.stop();
+        }
+    }
+    assert!(right * 3 > all * 2, "{right} of {all} guesses");
+}
+
+#[test]
 fn nothing_is_drafted_after_the_end_of_a_reply() {
     let mut sequence =
         Sequence::new(ID, vec![1, 2], 50, vec![3], Sampling { temperature: 0.0, ..Sampling::default() });
@@ -218,7 +243,7 @@ fn a_part_of_a_model_is_refused() {
 #[test]
 fn vocabularies_are_compared() {
     let demo = Model::demo().unwrap();
-    check_vocabulary(&demo, &demo).unwrap();
+    check_vocabulary(&demo, &Model::demo_draft().unwrap()).unwrap();
     let other = Model::open(&crate::model::tests::golden("stories260K")).unwrap();
     let error = check_vocabulary(&demo, &other).unwrap_err();
     assert!(matches!(error, DraftModelError::Vocabulary { id: 0, .. }), "{error}");
