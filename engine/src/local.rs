@@ -23,7 +23,9 @@ use crate::{
     message::row_bytes,
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
-    speculation::drafter::{DraftModelError, Drafter, DrafterConfig, DrafterError, Drafting, check_vocabulary},
+    speculation::drafter::{
+        DraftModelError, Drafter, DrafterConfig, DrafterError, Drafting, check_vocabulary,
+    },
     stage::{Stage, StageError, StageLimits},
 };
 

@@ -76,8 +76,14 @@ impl Run {
         front.gateway.api_keys.clear();
         front.gateway.drain_timeout = std::time::Duration::ZERO;
         let budget = self.stage.budget()?;
-        let config =
-            LocalConfig { nodes: self.nodes.max(1), private: false, links: Links::loopback(), front, budget };
+        let config = LocalConfig {
+            nodes: self.nodes.max(1),
+            private: false,
+            links: Links::loopback(),
+            front,
+            budget,
+            draft: None,
+        };
         let bar = byte_bar("loading");
         let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;
         bar.finish_and_clear();

@@ -8,7 +8,12 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use engine::{front::Front, local::{PrivateEnds, start_drafter}, model::Model, node::GatewayAddress};
+use engine::{
+    front::Front,
+    local::{PrivateEnds, start_drafter},
+    model::Model,
+    node::GatewayAddress,
+};
 use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{

@@ -26,23 +26,36 @@ const TENANT_BYTES: usize = 4 << 20;
 /// What the sessions of each tenant said, those of the latest tenants.
 #[derive(Debug, Default)]
 pub(super) struct Memories {
-    tenants: VecDeque<(u64, Shared)>,
+    tenants: VecDeque<Memory>,
+}
+
+#[derive(Debug)]
+struct Memory {
+    tenant: u64,
+    texts: Shared,
+    /// What the latest session saw of guesses.
+    controller: Controller,
 }
 
 impl Memories {
     /// Takes in a session that has ended.
-    pub(super) fn insert(&mut self, tenant: u64, tokens: &[u32]) {
-        let known = self.tenants.iter().position(|(known, _)| *known == tenant);
-        let (_, mut memory) = known
-            .and_then(|place| self.tenants.remove(place))
-            .unwrap_or_else(|| (tenant, Shared::new(TENANT_BYTES)));
-        memory.insert(tokens);
-        self.tenants.push_front((tenant, memory));
+    pub(super) fn insert(&mut self, tenant: u64, tokens: &[u32], guesses: &Guesses) {
+        let controller = guesses.controller.clone();
+        let known = self.tenants.iter().position(|memory| memory.tenant == tenant);
+        let texts = known.and_then(|place| self.tenants.remove(place)).map(|memory| memory.texts);
+        let mut texts = texts.unwrap_or_else(|| Shared::new(TENANT_BYTES));
+        texts.insert(tokens);
+        self.tenants.push_front(Memory { tenant, texts, controller });
         self.tenants.truncate(TENANTS);
     }
 
-    fn of(&self, tenant: u64) -> Option<&Shared> {
-        self.tenants.iter().find(|(known, _)| *known == tenant).map(|(_, memory)| memory)
+    /// For a tenant's next session.
+    pub(super) fn controller(&self, tenant: u64) -> Controller {
+        self.of(tenant).map_or_else(Controller::new, |memory| memory.controller.successor())
+    }
+
+    fn of(&self, tenant: u64) -> Option<&Memory> {
+        self.tenants.iter().find(|memory| memory.tenant == tenant)
     }
 }
 
@@ -95,11 +108,11 @@ pub(super) struct Choice {
 
 impl Guesses {
     /// For a session with this prompt; `lookup` and `model` say which sources it has.
-    pub(super) fn new(prompt: &[u32], lookup: bool, model: bool) -> Self {
+    pub(super) fn new(prompt: &[u32], lookup: bool, model: bool, controller: Controller) -> Self {
         Self {
             lookup: lookup.then(|| Lookup::new(prompt)),
             model: model.then(FromModel::default),
-            controller: Controller::new(),
+            controller,
             asked: None,
             until: None,
             since: None,
@@ -207,7 +220,7 @@ impl Guesses {
                 self.scratch.extend_from_slice(&tokens[tokens.len().saturating_sub(CONTEXT)..]);
                 self.scratch.extend_from_slice(tail);
                 let from = self.scratch.len().saturating_sub(CONTEXT);
-                memory.propose(&self.scratch[from..], most, &mut proposals[1])
+                memory.texts.propose(&self.scratch[from..], most, &mut proposals[1])
             });
             offers.push((Source::Shared { matched }, proposals[1].len()));
         }
@@ -217,14 +230,15 @@ impl Guesses {
             offers.push((Source::Model, proposals[place].len()));
         }
         offers.iter().any(|offer| offer.1 > 0).then_some(())?;
+        // What is on its way counts as offered.
+        offers.iter_mut().for_each(|offer| offer.1 += if offer.1 > 0 { tail.len() } else { 0 });
         let (place, plan) = self.controller.choose(clock, &offers)?;
-        let first = windows == 0;
-        let rows = if first { plan.draft } else { plan.draft + 1 };
-        if plan.draft == 0 || windows >= plan.windows || offers[place].1 < usize::from(!first) {
+        if windows >= plan.windows {
             return None;
         }
         std::mem::swap(out, &mut proposals[place]);
-        out.truncate(rows);
+        // Windows of a chain are equally long, and the later ones have no known row.
+        out.truncate(plan.draft + usize::from(windows > 0));
         (!out.is_empty()).then_some(Choice { source: offers[place].0 })
     }
 

@@ -120,7 +120,7 @@ impl Scheduler {
     /// Adds a session. Nothing of it is sent before [`Scheduler::opened`].
     pub fn open(&mut self, opening: Opening) {
         self.flows.enter(opening.flow);
-        self.sequences.push_back(Sequence::new(opening));
+        self.sequences.push_back(Sequence::new(opening, &self.memories));
     }
 
     /// This stage has opened a session and holds its first `positions` positions already.
@@ -138,9 +138,7 @@ impl Scheduler {
         };
         let Some(sequence) = self.sequences.remove(place) else { return Vec::new() };
         self.flows.leave(sequence.flow);
-        if let Some(text) = sequence.memory() {
-            self.memories.insert(sequence.flow.0, text);
-        }
+        sequence.remember(&mut self.memories);
         self.resume();
         sequence.into_blocks()
     }

@@ -78,10 +78,11 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(opening: Opening) -> Self {
+    pub(super) fn new(opening: Opening, memories: &Memories) -> Self {
         let Opening { session, prompt, max_tokens, blocks, flow, drafts } = opening;
         let Drafts { lookup, model } = drafts;
-        let guesses = (lookup || model).then(|| Box::new(Guesses::new(&prompt, lookup, model)));
+        let guesses = (lookup || model)
+            .then(|| Box::new(Guesses::new(&prompt, lookup, model, memories.controller(flow.0))));
         Self {
             session,
             flow,
@@ -124,9 +125,11 @@ impl Sequence {
         }
     }
 
-    /// What the session said, for others of its tenant; `None` if it takes no part.
-    pub(super) fn memory(&self) -> Option<&[u32]> {
-        self.guesses.is_some().then_some(&self.tokens)
+    /// Leaves what the session said to later ones of its tenant, if it takes part.
+    pub(super) fn remember(&self, memories: &mut Memories) {
+        if let Some(guesses) = &self.guesses {
+            memories.insert(self.flow.0, &self.tokens, guesses);
+        }
     }
 
     /// Guesses to send with at most `room` rows: after the last known row if that is ready, or after

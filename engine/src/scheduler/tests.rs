@@ -125,12 +125,13 @@ fn generate(tokens: u32, guess: impl Fn(u32) -> u32) -> (Duration, u64) {
     let mut route = Route::default();
     route.sessions.insert(id(0), (0, 1));
     let mut due = VecDeque::new();
-    let mut heard = 0;
+    let (mut heard, mut chain) = (0, 0);
     while !scheduler.is_empty() {
         let known = route.sessions[&id(0)].1;
         if heard < known + 16 {
             heard = heard.max(known);
-            scheduler.draft(id(0), heard, &(heard..heard + 8).map(&guess).collect::<Vec<_>>(), now);
+            let tokens = (heard..heard + 8).map(&guess).collect();
+            scheduler.draft(&Draft { session: id(0), chain, position: heard, tokens }, now);
             heard += 8;
         }
         if let Some(step) = scheduler.next_step(number, now) {
@@ -152,6 +153,7 @@ fn generate(tokens: u32, guess: impl Fn(u32) -> u32) -> (Duration, u64) {
         }
         if draws.iter().any(|draws| draws.tokens.len() < 8) {
             heard = 0;
+            chain += 1;
         }
     }
     (now - begin, number)
@@ -295,8 +297,9 @@ proptest! {
                 let from = route.sessions.get(&id(n)).map_or(0, |session| session.1);
                 let from = from.saturating_sub(random(3) as u32);
                 let guess = |at| if random(4) == 0 { 9 } else { truth(n, at) };
-                let tokens: Vec<u32> = (from..from + 6).map(guess).collect();
-                scheduler.draft(id(n), from, &tokens, now);
+                let tokens = (from..from + 6).map(guess).collect();
+                let chain = random(3) as u32;
+                scheduler.draft(&Draft { session: id(n), chain, position: from, tokens }, now);
             }
             while random(4) > 0 && let Some(step) = scheduler.next_step(number, now) {
                 number += 1;

@@ -298,7 +298,13 @@ struct Host<B: Backend> {
 
 impl<B: Backend> Host<B> {
     fn new(stage: Stage<B>) -> Self {
-        Self { layers: stage.shard().layers.clone(), stage, logits: Vec::new(), faults: Vec::new(), short: Vec::new() }
+        Self {
+            layers: stage.shard().layers.clone(),
+            stage,
+            logits: Vec::new(),
+            faults: Vec::new(),
+            short: Vec::new(),
+        }
     }
 
     /// Most rows of a step.

@@ -14,13 +14,13 @@ use super::{
 };
 use crate::{
     message::{
-        Ask, Assign, BlockHash, Close, Draft, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open,
-        RouteId, SessionId, TokenReport, clip,
+        Ask, Assign, BlockHash, Close, Draft, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message,
+        Open, RouteId, SessionId, TokenReport, clip,
     },
     model::Shard,
     peers::Notice,
-    speculation::drafter,
     request::{Event, Failure, Generation, Refusal, Request, Submission},
+    speculation::drafter,
 };
 
 /// Told to clients that come when everything is taken.

@@ -135,7 +135,13 @@ impl Columns<'_> {
 
     /// The blocks of a tile for all of `rows`.
     #[inline(always)]
-    fn rows<S: Simd, const M: usize>(&mut self, s: S, blocks: [Block<'_>; M], join: Join, rows: Range<usize>) {
+    fn rows<S: Simd, const M: usize>(
+        &mut self,
+        s: S,
+        blocks: [Block<'_>; M],
+        join: Join,
+        rows: Range<usize>,
+    ) {
         let mut row = rows.start;
         while row < rows.end {
             // Six rows fill the registers; what is left is cut evenly, since a single row cannot hide

@@ -46,7 +46,13 @@ impl Plain {
         while self.tokens.len() < start + count {
             let to = self.tokens.len().min(from + self.host.rows());
             let draw = to == self.tokens.len();
-            let segment = Segment { session: ID, from: from as u32, rows: (to - from) as u32, drawn: Vec::new(), drafted: 0 };
+            let segment = Segment {
+                session: ID,
+                from: from as u32,
+                rows: (to - from) as u32,
+                drawn: Vec::new(),
+                drafted: 0,
+            };
             let last_rows = if draw { vec![segment.rows - 1] } else { vec![] };
             let batch = Batch { segments: vec![segment], tokens: self.tokens[from..to].to_vec(), last_rows };
             assert_eq!(self.host.run(&batch), []);

@@ -414,7 +414,7 @@ impl World {
         let mut short = Vec::new();
         self.pager.reserve(&segments, &mut short);
         self.pager.hold_invariants();
-        let oldest = segments.iter().map(|segment| self.pager.sessions[&segment.session].age).min();
+        let oldest = segments.iter().map(|segment| segment.session).min();
         for short in &short {
             self.take_short(short, &segments, oldest);
         }
@@ -434,17 +434,16 @@ impl World {
             .for_each(|n| self.verify(n));
     }
 
-    fn take_short(&mut self, short: &Short, segments: &[Segment], oldest_asking: Option<u64>) {
-        let age = self.pager.sessions[&short.session].age;
-        let oldest = self.pager.sessions.values().map(|session| session.age).min();
+    fn take_short(&mut self, short: &Short, segments: &[Segment], oldest_asking: Option<SessionId>) {
+        let oldest = self.pager.sessions.keys().copied().min();
         let actor = self.actors.iter_mut().find(|actor| actor.id == short.session).unwrap();
         let asked = segments.iter().find(|segment| segment.session == short.session);
         if short.preempted {
             assert_eq!(short.held, 0);
-            assert!(Some(age) > oldest_asking, "only for an older one");
+            assert!(Some(short.session) > oldest_asking, "only for an older one");
         } else {
             let missing = asked.unwrap().from > short.held;
-            assert!(missing || Some(age) != oldest, "the oldest finds pages");
+            assert!(missing || Some(short.session) != oldest, "the oldest finds pages");
             let within =
                 short.held.is_multiple_of(BLOCK) && short.held / BLOCK == asked.unwrap().from / BLOCK;
             assert!(
