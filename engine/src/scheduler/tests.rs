@@ -268,7 +268,7 @@ proptest! {
     /// once, in order, and comes to its end.
     #[test]
     fn every_token_is_drawn_once_in_order(
-        sizes in prop::collection::vec((1u32..90, 1u32..30), 1..7),
+        sizes in prop::collection::vec((1u32..90, 1u32..200), 1..7),
         rows in 1usize..40, chunk in 1usize..20, in_flight in 1usize..6, stages in 1usize..5,
         seed: u64,
     ) {
@@ -283,6 +283,7 @@ proptest! {
         let mut scheduler = Scheduler::new(SchedulerLimits { rows, chunk, in_flight, stages });
         let ends: Vec<u32> = sizes.iter().map(|(prompt, reply)| prompt + reply).collect();
         let mut route = Route::default();
+        let mut drafter = vec![(0, 0); sizes.len()];
         for (n, &(prompt, reply)) in (0u128..).zip(&sizes) {
             scheduler.open(opening(n, (0..prompt).map(|at| truth(n, at)).collect(), reply));
             scheduler.opened(id(n), 0);
@@ -292,14 +293,18 @@ proptest! {
         for round in 0..20_000 {
             now += Duration::from_millis(1);
             let n = random(sizes.len() as u64) as u128;
-            if random(2) == 0 {
-                // Half of the drafted tokens are right.
-                let from = route.sessions.get(&id(n)).map_or(0, |session| session.1);
-                let from = from.saturating_sub(random(3) as u32);
-                let guess = |at| if random(4) == 0 { 9 } else { truth(n, at) };
-                let tokens = (from..from + 6).map(guess).collect();
-                let chain = random(3) as u32;
-                scheduler.draft(&Draft { session: id(n), chain, position: from, tokens }, now);
+            // The draft model goes on where it was, or anew where it was wrong; sometimes it is lost.
+            let known = route.sessions.get(&id(n)).map_or(0, |session| session.1);
+            let (chain, from) = &mut drafter[n as usize];
+            if *from < known || random(20) == 0 {
+                (*chain, *from) = (*chain + 1, known);
+            }
+            if *from < known + 24 {
+                let guess = |at| if random(9) == 0 { 9 } else { truth(n, at) };
+                let tokens = (*from..*from + 6).map(guess).collect();
+                let draft = Draft { session: id(n), chain: *chain, position: *from, tokens };
+                scheduler.draft(&draft, now);
+                *from += 6;
             }
             while random(4) > 0 && let Some(step) = scheduler.next_step(number, now) {
                 number += 1;
