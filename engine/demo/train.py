@@ -2,6 +2,7 @@
 
     python engine/demo/train.py --out engine/demo          generate the text, train, write the model, evaluate it
     python engine/demo/train.py --out engine/demo --eval   only evaluate the model that is there
+    python engine/demo/train.py --out engine/demo --draft  train the draft model of the model that is there, into draft/
 """
 
 import argparse
@@ -23,9 +24,12 @@ from corpus import FINISH_SOURCES, NO_SUMS, SOURCES, Dialogue, dialogues, normal
 from eval_prompts import HELD_OUT, KNOWN
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+# The trainer of the tokenizer numbers them first.
+END_OF_TEXT, START, END = range(3)
 VOCAB = 2048
 IGNORE = -100
 MAX_BYTES = 5_900_000
+DRAFT_BATCH_TOKENS = 2048
 
 # The split of the Qwen family: words with their leading space, single digits, punctuation, white space.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -65,6 +69,14 @@ def model_config() -> Qwen3Config:
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, attention_dropout=0.0, use_sliding_window=False)
 
 
+def draft_config() -> Qwen3Config:
+    """The draft model: a fifth of the weights, and two layers instead of six, so a token of it takes a fraction of the time."""
+    return Qwen3Config(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, rms_norm_eps=1e-6, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, attention_dropout=0.0, use_sliding_window=False)
+
+
 Example = tuple[list[int], list[int]]
 
 
@@ -73,7 +85,6 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.end_of_text, self.start, self.end = (tokenizer.token_to_id(t) for t in SPECIAL)
         self.newline = self.ids("\n")
 
     def ids(self, text: str) -> list[int]:
@@ -83,8 +94,8 @@ class Encoder:
         ids: list[int] = []
         labels: list[int] = []
         for message in dialogue:
-            head = [self.start] + self.ids(message["role"] + "\n")
-            body = self.ids(message["content"]) + [self.end]
+            head = [START] + self.ids(message["role"] + "\n")
+            body = self.ids(message["content"]) + [END]
             ids += head + body + self.newline
             learned = body if message["role"] == "assistant" else [IGNORE] * len(body)
             labels += [IGNORE] * len(head) + learned + [IGNORE] * len(self.newline)
@@ -92,7 +103,7 @@ class Encoder:
 
     def plain(self, dialogue: Dialogue) -> Example:
         """The last answer as bare text, so that the model can also continue a text outside of a chat."""
-        ids = self.ids(dialogue[-1]["content"]) + [self.end_of_text]
+        ids = self.ids(dialogue[-1]["content"]) + [END_OF_TEXT]
         return ids, ids
 
 
@@ -112,18 +123,49 @@ def batches(encoder: Encoder, seed: int, tokens: int, shares: list) -> Iterator[
         for group in groups:
             width = max(len(ids) for ids, _ in group)
             # Padding needs no mask: it comes last, where causal attention hides it from everything that is learned.
-            ids = torch.tensor([ids + [encoder.end_of_text] * (width - len(ids)) for ids, _ in group])
+            ids = torch.tensor([ids + [END_OF_TEXT] * (width - len(ids)) for ids, _ in group])
             labels = torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in group])
             yield ids, labels
 
 
-def answer_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the learned tokens. Scores are computed at these positions only, which saves much of the work."""
+def answer_scores(model: Qwen3ForCausalLM, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Logits where `keep` says that the next token is learned. Computing them there alone saves much of the work."""
     hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
+    return model.lm_head(hidden[keep]).float()
+
+
+def answer_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the learned tokens."""
     wanted = labels[:, 1:]
     keep = wanted != IGNORE
-    scores = model.lm_head(hidden[keep])
-    return F.cross_entropy(scores.float(), wanted[keep])
+    return F.cross_entropy(answer_scores(model, ids, keep), wanted[keep])
+
+
+def distance(model: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How far the model's distribution of the learned tokens is from the teacher's: the KL divergence, in nats."""
+    keep = labels[:, 1:] != IGNORE
+    with torch.no_grad():
+        wanted = F.log_softmax(answer_scores(teacher, ids, keep), -1)
+    return F.kl_div(F.log_softmax(answer_scores(model, ids, keep), -1), wanted, reduction="batchmean", log_target=True)
+
+
+def optimizers_of(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Matrices inside the layers learn in fewer steps with Muon; the embedding and the norms stay with Adam."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98))]
+
+
+def descend(model: Qwen3ForCausalLM, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """One step down the gradient of `loss`."""
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = rate
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def first_rate(step: int) -> float:
@@ -151,11 +193,7 @@ def train(tokenizer: Tokenizer, args: argparse.Namespace, stage: int) -> tuple[Q
     else:
         model = Qwen3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, attn_implementation=attention)
     model.to(device).train()
-    # Matrices inside the layers learn in fewer steps with Muon; the embedding and the norms stay with Adam.
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98))]
+    optimizers = optimizers_of(model)
     # The first stage hands on the running average of its weights, which is as good as weights after a falling rate.
     average = Qwen3ForCausalLM(config).to(device).eval()
     average.load_state_dict(model.state_dict())
@@ -163,17 +201,11 @@ def train(tokenizer: Tokenizer, args: argparse.Namespace, stage: int) -> tuple[Q
     began, smooth, seen = time.time(), 0.0, 0
     for step in range(steps):
         rate = first_rate(step) if first else finish_rate(step, steps)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = rate
         ids, labels = next(source)
         seen += ids.numel()
         with torch.autocast(device.type, torch.bfloat16):
             loss = answer_loss(model, ids.to(device), labels.to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        descend(model, loss, optimizers, rate)
         with torch.no_grad():
             for mean, parameter in zip(average.parameters(), model.parameters()):
                 mean.lerp_(parameter, max(0.02, 1 / (step + 1)))
@@ -184,14 +216,43 @@ def train(tokenizer: Tokenizer, args: argparse.Namespace, stage: int) -> tuple[Q
     return (average if first else model), {"loss": smooth, "tokens": seen, "seconds": time.time() - began}
 
 
+def near_embedding(teacher: torch.Tensor, width: int) -> torch.Tensor:
+    """The teacher's embedding in the `width` directions in which it varies most: a better start than random rows."""
+    directions = torch.linalg.svd(teacher, full_matrices=False).Vh[:width]
+    return teacher @ directions.T
+
+
+def distil(args: argparse.Namespace) -> tuple[Qwen3ForCausalLM, dict[str, float]]:
+    """Teach the draft model to predict what the written model predicts, on the text of the first stage."""
+    torch.manual_seed(args.seed)
+    teacher = Qwen3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, attn_implementation="eager").eval()
+    config = draft_config()
+    config._attn_implementation = "eager"
+    model = Qwen3ForCausalLM(config).train()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(near_embedding(teacher.model.embed_tokens.weight, config.hidden_size))
+    optimizers = optimizers_of(model)
+    source = batches(Encoder(Tokenizer.from_file(str(args.out / "tokenizer.json"))), args.seed + 11, DRAFT_BATCH_TOKENS, SOURCES)
+    began, smooth, seen = time.time(), 0.0, 0
+    for step in range(args.draft_steps):
+        ids, labels = next(source)
+        seen += ids.numel()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = distance(model, teacher, ids, labels)
+        descend(model, loss, optimizers, 0.008 * min((step + 1) / 50, (args.draft_steps - step) / args.draft_steps))
+        smooth = loss.item() if step == 0 else 0.98 * smooth + 0.02 * loss.item()
+        if step % 20 == 0 or step == args.draft_steps - 1:
+            print(f"step {step:5d} distance {smooth:.4f} {seen / (time.time() - began):.0f} tokens/s {time.time() - began:.0f} s", flush=True)
+    return model, {"distance": smooth, "tokens": seen, "seconds": time.time() - began}
+
+
 def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
-    """Write the checkpoint with the keys that published Qwen3 checkpoints have."""
+def write_weights(model: Qwen3ForCausalLM, out: Path) -> None:
+    """Write weights and configuration with the keys that published Qwen3 checkpoints have."""
     out.mkdir(parents=True, exist_ok=True)
-    end_of_text, _, end = (tokenizer.token_to_id(t) for t in SPECIAL)
     # The output matrix is the embedding, so it is stored once.
     tensors = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in model.named_parameters() if n != "lm_head.weight"}
     bad = [n for n, t in tensors.items() if not torch.isfinite(t).all()]
@@ -210,15 +271,20 @@ def write_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path) -> Non
         "max_position_embeddings": c.max_position_embeddings, "max_window_layers": c.num_hidden_layers, "rms_norm_eps": c.rms_norm_eps,
         "rope_theta": 10000.0, "rope_scaling": None, "hidden_act": "silu", "tie_word_embeddings": True, "attention_bias": False,
         "attention_dropout": 0.0, "sliding_window": None, "use_sliding_window": False, "initializer_range": 0.02,
-        "bos_token_id": end_of_text, "eos_token_id": end, "torch_dtype": "bfloat16", "use_cache": True})
+        "bos_token_id": END_OF_TEXT, "eos_token_id": END, "torch_dtype": "bfloat16", "use_cache": True})
+
+
+def write_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+    """Write the whole checkpoint."""
+    write_weights(model, out)
     write_json(out / "generation_config.json", {
-        "bos_token_id": end_of_text, "eos_token_id": [end, end_of_text], "pad_token_id": end_of_text, "do_sample": True,
+        "bos_token_id": END_OF_TEXT, "eos_token_id": [END, END_OF_TEXT], "pad_token_id": END_OF_TEXT, "do_sample": True,
         "temperature": 0.7, "top_p": 0.9, "top_k": 20, "max_new_tokens": 256})
     tokenizer.save(str(out / "tokenizer.json"))
     write_json(out / "tokenizer_config.json", {
         "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "eos_token": SPECIAL[2], "pad_token": SPECIAL[0],
         "unk_token": None, "additional_special_tokens": SPECIAL[1:], "clean_up_tokenization_spaces": False,
-        "model_max_length": c.max_position_embeddings, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE})
+        "model_max_length": model.config.max_position_embeddings, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE})
 
 
 def round_like_int8(model: torch.nn.Module) -> None:
@@ -279,11 +345,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=600, help="steps of the first stage")
     parser.add_argument("--finish-steps", type=int, default=130, help="steps of each later stage")
+    parser.add_argument("--draft", action="store_true", help="train the draft model of the model in the output folder")
+    parser.add_argument("--draft-steps", type=int, default=1000, help="steps of the draft model")
     parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     # A fixed number of threads, because sums over another number of parts round differently.
     torch.set_num_threads(args.threads)
+    if args.draft:
+        model, figures = distil(args)
+        write_weights(model, args.out / "draft")
+        print("draft", json.dumps(figures), flush=True)
+        return
     if not args.eval:
         tokenizer = train_tokenizer(args.seed, 30000)
         for stage in range(args.stage, args.stages):

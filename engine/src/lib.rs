@@ -3,7 +3,8 @@
 //! In the order of the flow: a [`gateway`] turns HTTP into a [`request`], tokenised by
 //! [`tokenizer`]; the [`swarm`] finds a route over [`node`]s for it; the first stage's [`scheduler`] makes
 //! steps of the sessions' rows; each [`stage`] runs its layers of a [`model`]; the last one's [`sampler`]
-//! draws the tokens. [`message`] is what they say to one another, [`peers`] the links it travels on.
+//! draws the tokens, and [`speculation`] guesses some of them ahead. [`message`] is what they say to one
+//! another, [`peers`] the links it travels on.
 
 #![forbid(unsafe_code)]
 
