@@ -46,7 +46,8 @@ const FUNCTION_LINES: usize = 70;
 const LONG_FUNCTIONS: [(&str, &str); 0] = [];
 
 /// The only files with `unsafe`, and what for.
-const UNSAFE_FILES: [(&str, &str); 4] = [
+const UNSAFE_FILES: [(&str, &str); 5] = [
+    ("kernels/src/cpu/amx.rs", "tile instructions"),
     ("kernels/src/cpu/avx2.rs", "vector instructions"),
     ("kernels/src/cpu/avx512.rs", "vector instructions"),
     ("kernels/src/cpu/parts.rs", "disjoint parts of one slice"),

@@ -78,7 +78,9 @@ pub(super) enum IsaChoice {
     Auto,
     Portable,
     Avx2,
+    AvxVnni,
     Avx512,
+    Amx,
 }
 
 impl StageArgs {
@@ -88,7 +90,9 @@ impl StageArgs {
             IsaChoice::Auto => Isa::detect(),
             IsaChoice::Portable => Isa::Portable,
             IsaChoice::Avx2 => Isa::Avx2,
+            IsaChoice::AvxVnni => Isa::AvxVnni,
             IsaChoice::Avx512 => Isa::Avx512,
+            IsaChoice::Amx => Isa::Amx,
         };
         let threads =
             self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

@@ -101,9 +101,12 @@ impl Attend<'_> {
         let pages = &self.batch.pages[self.batch.rows[queries[0].0].pages.clone()];
         let first = tile.visible.iter().map(|visible| visible.start).min().unwrap_or(0);
         let end = tile.visible.iter().map(|visible| visible.end).max().unwrap_or(0);
-        for (block, &page) in pages.iter().enumerate().take(end.div_ceil(PAGE)).skip(first / PAGE) {
-            let at = self.kv.head(self.layer, page, kv_head);
-            tile.block(s, block, head_dim, store.keys(at, head_dim), store.values(at, head_dim));
+        let pages = &pages[..end.div_ceil(PAGE)];
+        for (block, &page) in pages.iter().enumerate().skip(first / PAGE) {
+            let at = |page| self.kv.head(self.layer, page, kv_head);
+            let next = pages.get(block + 1).map(|&page| store.keys(at(page), head_dim));
+            let (keys, values) = (store.keys(at(page), head_dim), store.values(at(page), head_dim));
+            tile.block(s, block, head_dim, keys, values, next);
         }
         for (t, (row, head)) in queries.into_iter().enumerate() {
             let out = &mut self.out.row(row)[head * head_dim..][..head_dim];
@@ -143,36 +146,75 @@ impl<const T: usize> Tile<T> {
 
     /// Takes in one block for every query that sees some of it.
     #[inline(always)]
-    fn block<S: Simd, E: Element>(&mut self, s: S, block: usize, head_dim: usize, keys: &[E], values: &[E]) {
+    #[expect(clippy::too_many_arguments, reason = "a page in all its parts")]
+    fn block<S: Simd, E: Element>(
+        &mut self,
+        s: S,
+        block: usize,
+        head_dim: usize,
+        keys: &[E],
+        values: &[E],
+        next: Option<&[E]>,
+    ) {
         let visible: [Range<usize>; T] = std::array::from_fn(|t| {
             let clip = |position: usize| position.clamp(block * PAGE, (block + 1) * PAGE) - block * PAGE;
             clip(self.visible[t].start)..clip(self.visible[t].end)
         });
-        let mut weights = self.scores(s, head_dim, keys);
+        // What is read next is fetched meanwhile: V during the scores, the next page's K during the outputs.
+        let end = visible.iter().map(|visible| visible.end).max().unwrap_or(0);
+        let stride = value_stride(head_dim);
+        let ahead = &values[..end * stride];
+        let mut weights = match end {
+            ..=16 => self.scores::<S, E, 1>(s, head_dim, keys, ahead),
+            ..=32 => self.scores::<S, E, 2>(s, head_dim, keys, ahead),
+            _ => self.scores::<S, E, 4>(s, head_dim, keys, ahead),
+        };
+        let ahead = next.map_or(&[][..], |keys| &keys[..self.keys_read(block + 1, head_dim)]);
         let mut folds = [Scale::Skip; T];
         for t in 0..T {
             if !visible[t].is_empty() {
                 folds[t] = self.soften(s, t, visible[t].clone(), &mut weights[t]);
             }
         }
-        let stride = value_stride(head_dim);
         let mut d = 0;
         while d < stride {
+            let rows = Rows { values, first: d, stride };
+            let ahead = if d == 0 { ahead } else { &[] };
             d += match stride - d {
-                64.. => self.outputs::<S, E, 4>(s, d, stride, &visible, &weights, values, &folds),
-                32.. => self.outputs::<S, E, 2>(s, d, stride, &visible, &weights, values, &folds),
-                _ => self.outputs::<S, E, 1>(s, d, stride, &visible, &weights, values, &folds),
+                64.. => self.outputs::<S, E, 4>(s, rows, &visible, &weights, &folds, ahead),
+                32.. => self.outputs::<S, E, 2>(s, rows, &visible, &weights, &folds, ahead),
+                _ => self.outputs::<S, E, 1>(s, rows, &visible, &weights, &folds, ahead),
             };
         }
     }
 
-    /// Scores of all 64 slots; those of masked slots mean nothing.
+    /// Elements of K that page `block` takes part with.
     #[inline(always)]
-    fn scores<S: Simd, E: Element>(&self, s: S, head_dim: usize, keys: &[E]) -> [[f32; PAGE]; T] {
-        let mut acc = [[s.splat(0.0); VECTORS]; T];
+    fn keys_read(&self, block: usize, head_dim: usize) -> usize {
+        let end = self.visible.iter().map(|visible| visible.end).max().unwrap_or(0);
+        let slots = end.saturating_sub(block * PAGE).min(PAGE);
+        slots.next_multiple_of(LANES) * head_dim
+    }
+
+    /// Scores of the first `16 V` slots; those of masked slots mean nothing.
+    #[inline(always)]
+    fn scores<S: Simd, E: Element, const V: usize>(
+        &self,
+        s: S,
+        head_dim: usize,
+        keys: &[E],
+        ahead: &[E],
+    ) -> [[f32; PAGE]; T] {
+        let mut acc = [[s.splat(0.0); V]; T];
         let (vectors, _) = keys.as_chunks::<LANES>();
-        for (d, keys) in vectors.as_chunks::<VECTORS>().0.iter().take(head_dim).enumerate() {
-            let keys: [S::F; VECTORS] = load_all(s, keys);
+        let vectors: [&[[E; LANES]]; V] = std::array::from_fn(|v| &vectors[v * head_dim..][..head_dim]);
+        let fetch = Fetch::new(ahead, head_dim);
+        for d in 0..head_dim {
+            fetch.step(s, d);
+            let mut keys = [s.splat(0.0); V];
+            for v in 0..V {
+                keys[v] = E::load(s, &vectors[v][d]);
+            }
             for (acc, q) in acc.iter_mut().zip(&self.q) {
                 chain(s, acc, q[d], keys);
             }
@@ -212,21 +254,18 @@ impl<const T: usize> Tile<T> {
         Scale::Fold { old, new }
     }
 
-    /// Dimensions `d .. d + 16 C` of the outputs; returns `16 C`.
+    /// The first `16 C` of the dimensions of `rows` in the outputs; returns `16 C`.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the inner loop of a block")]
     fn outputs<S: Simd, E: Element, const C: usize>(
         &mut self,
         s: S,
-        d: usize,
-        stride: usize,
+        rows: Rows<'_, E>,
         visible: &[Range<usize>; T],
         weights: &[[f32; PAGE]; T],
-        values: &[E],
         folds: &[Scale; T],
+        ahead: &[E],
     ) -> usize {
         let mut acc = [[s.splat(0.0); C]; T];
-        let rows = Rows { values, first: d, stride };
         // What every query sees is read once for all; the ragged ends, query by query, keep each
         // chain in ascending order.
         let start = visible.iter().map(|visible| visible.start).max().unwrap_or(0);
@@ -234,7 +273,9 @@ impl<const T: usize> Tile<T> {
         for ((acc, visible), weights) in acc.iter_mut().zip(visible).zip(weights) {
             rows.chain(s, visible.start..start.min(visible.end), acc, weights);
         }
+        let fetch = Fetch::new(ahead, end - start);
         for j in start..end {
+            fetch.step(s, j - start);
             let values = rows.load(s, j);
             for (acc, weights) in acc.iter_mut().zip(weights) {
                 chain(s, acc, weights[j], values);
@@ -244,7 +285,7 @@ impl<const T: usize> Tile<T> {
             rows.chain(s, end.max(visible.start)..visible.end, acc, weights);
         }
         for ((acc, out), fold) in acc.into_iter().zip(&mut self.out).zip(folds) {
-            for (acc, out) in acc.into_iter().zip(out[d..][..C * LANES].as_chunks_mut().0) {
+            for (acc, out) in acc.into_iter().zip(out[rows.first..][..C * LANES].as_chunks_mut().0) {
                 match *fold {
                     Scale::Skip => {}
                     Scale::First => s.store(acc, out),
@@ -259,7 +300,33 @@ impl<const T: usize> Tile<T> {
     }
 }
 
-/// Some dimensions of the V rows of a page.
+/// Memory that is asked for a few lines at a time, in the steps of a loop that reads other memory.
+struct Fetch<'a, E> {
+    from: &'a [E],
+    /// Bytes of a step.
+    bytes: usize,
+}
+
+impl<'a, E> Fetch<'a, E> {
+    #[inline(always)]
+    fn new(from: &'a [E], steps: usize) -> Self {
+        Self { from, bytes: size_of_val(from).div_ceil(steps.max(1)).next_multiple_of(64) }
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(&self, s: S, step: usize) {
+        let Some(first) = self.from.first() else { return };
+        let start = step * self.bytes;
+        let end = (start + self.bytes).min(size_of_val(self.from));
+        let mut at = start;
+        while at < end {
+            s.prefetch(first, at);
+            at += 64;
+        }
+    }
+}
+
+/// The V rows of a page from one dimension on.
 struct Rows<'a, E> {
     values: &'a [E],
     first: usize,

@@ -1,25 +1,31 @@
-//! Sixteen lanes in two registers: AVX2 with FMA and F16C.
+//! Sixteen lanes in two registers: AVX2 with FMA and F16C, and AVX-VNNI where it is there.
 
 use std::arch::x86_64::*;
 
 use super::simd::{LANES, Line, Op, Simd};
 
-/// Proof that the CPU has AVX2, FMA and F16C.
+/// Proof that the CPU has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// The proof, if it holds.
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         has.then_some(Self(()))
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn run<O: Op>(s: Avx2, op: O) -> O::Out {
+fn run<O: Op>(s: Avx2<false>, op: O) -> O::Out {
+    op.run(s)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn run_vnni<O: Op>(s: Avx2<true>, op: O) -> O::Out {
     op.run(s)
 }
 
@@ -40,16 +46,16 @@ macro_rules! halves {
     };
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
 
-    const Q8_BIAS: i32 = 0;
+    const Q8_BIAS: i32 = if VNNI { 128 } else { 0 };
     const REGISTERS: usize = 8;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
-        vector!(run(self, op))
+        if VNNI { vector!(run_vnni(Avx2(()), op)) } else { vector!(run(Avx2(()), op)) }
     }
 
     #[inline(always)]
@@ -202,8 +208,20 @@ impl Simd for Avx2 {
         vector!([_mm256_set1_epi32(x); 2])
     }
     #[inline(always)]
+    fn load_i(self, from: &[i32; LANES]) -> Self::I {
+        vector!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[8..].as_ptr().cast()),])
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(|a, b| _mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         halves!(|x| _mm256_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T, bytes: usize) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes)))
     }
     #[inline(always)]
     fn line(self, from: &Line) -> Self::B {
@@ -217,6 +235,9 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_q8(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        if VNNI {
+            return halves!(|acc, w| _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(x)));
+        }
         // Both magnitudes are at most 127, so a pair of products stays within 16 bits.
         halves!(|acc, w| {
             let signed = _mm256_sign_epi8(_mm256_set1_epi32(x), w);
@@ -226,6 +247,9 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_q4(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        if VNNI {
+            return halves!(|acc, w| _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(x)));
+        }
         halves!(|acc, w| {
             let pairs = _mm256_maddubs_epi16(w, _mm256_set1_epi32(x));
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))

@@ -177,8 +177,20 @@ impl Simd for Avx512 {
         vector!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
+    fn load_i(self, from: &[i32; LANES]) -> Self::I {
+        vector!(_mm512_loadu_si512(from.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         vector!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T, bytes: usize) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes)))
     }
     #[inline(always)]
     fn line(self, from: &Line) -> Self::B {

@@ -5,9 +5,9 @@ use std::{ops::Range, sync::atomic::Ordering};
 use super::{
     Cpu,
     attention::{Attend, TASK_ROWS},
-    heads::Heads,
-    kv::{Kv, STAGED_ROWS, Write, staged_stride},
-    linear::{self, Outcome, Product},
+    heads::{Heads, PlaceHead},
+    kv::{Element, Kv, STAGED_ROWS, Stores, staged_stride},
+    linear::{self, Layer, Outcome, Product},
     math::{is_finite, quantise_row, rms_factor},
     matrix::Matrix,
     parts::{Indexed, Runs, Tiles, Window},
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, KvShape, Linear, Operation, PAGE,
+        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, KvShape, Linear, Operation,
         Profile, Qkv, RmsNorm,
     },
     rope::RopeTable,
@@ -34,82 +34,98 @@ impl Cpu {
         rows * width >= PARALLEL
     }
 
-    /// `W x (+ b)` with its fault check.
-    fn product(
+    /// Products with their fault check; `first` is the row of `x` that goes with the first of each output.
+    fn products<const N: usize>(
         &self,
-        outcome: Outcome<'_>,
+        layers: [Layer<'_>; N],
         x: &Activation,
         first: usize,
-        out: Window<'_>,
         faults: &mut Faults,
     ) {
-        let pair = match outcome {
-            Outcome::Store(product) | Outcome::Add(product) => [product, product],
-            Outcome::Gated(gate, up) => [gate, up],
-        };
-        for Product { matrix, bias } in pair {
-            assert_eq!(matrix.columns, x.width, "the activation fits the matrix");
-            assert!(bias.is_none_or(|bias| bias.len() == matrix.rows), "one bias for each output");
-            if matrix.packed.format().is_float() {
-                x.report(first..first + out.rows().len(), Operation::FloatLinear, faults);
-            } else {
-                assert_eq!(x.profile, Profile::Quantised, "grouped weights take quantised activations");
+        for Layer { outcome, out } in &layers {
+            let pair = match outcome {
+                Outcome::Store(product) | Outcome::Add(product) => [product, product],
+                Outcome::Gated(gate, up) => [gate, up],
+            };
+            for Product { matrix, bias } in pair {
+                assert_eq!(matrix.columns, x.width, "the activation fits the matrix");
+                assert!(bias.is_none_or(|bias| bias.len() == matrix.rows), "one bias for each output");
+                if matrix.packed.format().is_float() {
+                    x.report(first..first + out.rows().len(), Operation::FloatLinear, faults);
+                } else {
+                    assert_eq!(x.profile, Profile::Quantised, "grouped weights take quantised activations");
+                }
             }
+            assert_eq!(pair[0].matrix.rows, pair[1].matrix.rows, "gate and up have one shape");
         }
-        assert_eq!(pair[0].matrix.rows, pair[1].matrix.rows, "gate and up have one shape");
-        linear::run(self, outcome, x, first, out);
+        linear::run(self, layers, x, first);
     }
 
-    /// Makes the first `rows` rows of `out` the input of a linear layer: pads, checks, quantises.
-    fn ready(&self, out: &mut Activation, rows: usize, faults: &mut Faults) {
+    /// Makes the first `rows` rows of `out` the input of a linear layer: fills, pads, checks, quantises.
+    fn ready(
+        &self,
+        out: &mut Activation,
+        rows: usize,
+        faults: &mut Faults,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         let (width, groups) = (out.width, out.stride());
         let stride = groups * (GROUP / LANES);
         let values = Runs::new(&mut out.values[..rows * stride], stride);
         let (parallel, faulty) = (self.shared(rows, width), &out.faulty);
+        let ready = |row: usize, values: &mut [Full], groups: Option<&mut [Group]>| {
+            fill(row, &mut floats_mut(values)[..width]);
+            let finite = self.proof().dispatch(Ready { values, width, groups });
+            faulty[row].store(!finite, Ordering::Relaxed);
+        };
         if out.profile == Profile::Quantised {
             let groups = Runs::new(&mut out.groups[..rows * groups], groups);
             self.pool().split(Indexed((values, groups)), parallel, |(row, (values, groups))| {
-                let finite = self.proof().dispatch(Ready { values, width, groups: Some(groups) });
-                faulty[row].store(!finite, Ordering::Relaxed);
+                ready(row, values, Some(groups));
             });
             out.report(0..rows, Operation::Quantise, faults);
         } else {
-            self.pool().split(Indexed(values), parallel, |(row, values)| {
-                let finite = self.proof().dispatch(Ready { values, width, groups: None });
-                faulty[row].store(!finite, Ordering::Relaxed);
-            });
+            self.pool().split(Indexed(values), parallel, |(row, values)| ready(row, values, None));
         }
     }
 
-    /// Projects K and V of the batch, a stage of rows at a time, into their pages.
-    #[expect(clippy::too_many_arguments, reason = "the second half of the fused operation")]
-    fn keys_and_values(
+    /// Runs `check` on each of `rows`; where it fails, `operation` is the row's fault.
+    fn check(
         &self,
-        weights: &Qkv<Matrix>,
-        heads: Heads<'_>,
-        x: &Activation,
-        batch: Batch<'_>,
-        layer: usize,
-        kv: &mut Kv,
+        out: &mut Buffer,
+        rows: usize,
+        operation: Operation,
         faults: &mut Faults,
+        check: impl Fn(&mut [Full]) -> bool + Sync,
     ) {
-        let stride = staged_stride(&kv.shape);
-        for first in (0..batch.rows.len()).step_by(STAGED_ROWS) {
-            let rows = &batch.rows[first..batch.rows.len().min(first + STAGED_ROWS)];
-            for (linear, staged) in [&weights.k, &weights.v].into_iter().zip(&mut kv.staged) {
-                let out = Window::new(floats_mut(&mut staged[..rows.len() * stride]), stride * LANES);
-                self.product(Outcome::Store(&product(linear)), x, first, out, faults);
-            }
-            let heads = Heads { norm: weights.k_norm.as_ref(), rows, ..heads };
-            heads.run(self, &mut kv.staged[0][..rows.len() * stride], stride, weights.k.weight.rows);
-            for (row, place) in rows.iter().enumerate() {
-                let page = batch.pages[place.pages.clone()][place.position as usize / PAGE];
-                let slot = place.position as usize % PAGE;
-                if !self.proof().dispatch(Write { kv, row, layer, page, slot }) {
-                    faults.record(first + row, Operation::KvRound);
-                }
+        let (stride, parallel) = (out.stride(), self.shared(rows, out.width));
+        let (values, faulty) = out.checked(rows);
+        self.pool().split(Indexed(Runs::new(values, stride)), parallel, |(row, values)| {
+            faulty[row].store(!check(values), Ordering::Relaxed);
+        });
+        for (row, faulty) in faulty.iter().enumerate() {
+            if faulty.load(Ordering::Relaxed) {
+                faults.record(row, operation);
             }
         }
+    }
+
+    /// Norms and rotates the heads of a stage of rows and writes its K and V to their pages.
+    fn place<E: Element>(
+        &self,
+        heads: Heads<'_>,
+        (q, k): (Window<'_>, Window<'_>),
+        (keys, values): (Tiles<'_, E>, Tiles<'_, E>),
+    ) {
+        let rows = heads.batch.rows.len();
+        let (q_width, k_width) = (q.columns().len(), k.columns().len());
+        let q = Tiles::new(q, rows, q_width / k_width * heads.head_dim);
+        let k = Tiles::new(k, rows, heads.head_dim);
+        let parallel = self.shared(rows, q_width + 2 * k_width);
+        let parts = Indexed(((q, k), (keys, values)));
+        self.pool().split(parts, parallel, |(kv_head, ((q, k), (keys, values)))| {
+            self.proof().dispatch(PlaceHead { heads, kv_head, q, k, keys, values });
+        });
     }
 }
 
@@ -256,14 +272,9 @@ impl Backend for Cpu {
 
     fn norm(&self, norm: &RmsNorm, x: &Buffer, rows: usize, out: &mut Activation, faults: &mut Faults) {
         assert!(x.width == out.width && norm.weight.len() == x.width, "the norm fits its row");
-        let stride = out.stride() * (GROUP / LANES);
-        let parallel = self.shared(rows, x.width);
-        let to = Indexed(Runs::new(&mut out.values[..rows * stride], stride));
-        self.pool().split(to, parallel, |(row, to)| {
-            let to = &mut floats_mut(to)[..x.width];
+        self.ready(out, rows, faults, |row, to| {
             self.proof().dispatch(Norm { norm, from: x.row(row), to });
         });
-        self.ready(out, rows, faults);
     }
 
     fn qkv(
@@ -280,15 +291,52 @@ impl Backend for Cpu {
     ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
         assert!(kv.shape.kv_heads == kv_heads && kv.shape.head_dim == head_dim, "the store fits the layer");
+        assert!(heads.is_multiple_of(kv_heads), "query heads share KV heads evenly");
         assert!(q.width == heads * head_dim && weights.q.weight.rows == q.width, "q fits its buffer");
         let kv_width = kv_heads * head_dim;
         assert!(weights.k.weight.rows == kv_width && weights.v.weight.rows == kv_width, "k and v fit");
-        let (stride, width, rows) = (q.stride(), q.width, batch.rows.len());
-        let out = Window::new(floats_mut(q.first_mut(rows)), stride * LANES);
-        self.product(Outcome::Store(&product(&weights.q)), x, 0, out, faults);
-        let heads = Heads { head_dim, norm: weights.q_norm.as_ref(), rope, rows: batch.rows };
-        heads.run(self, q.first_mut(rows), stride, width);
-        self.keys_and_values(weights, heads, x, batch, layer, kv, faults);
+        let (width, q_stride, stride) = (q.width, q.stride(), staged_stride(&kv.shape));
+        let products = [product(&weights.q), product(&weights.k), product(&weights.v)];
+        for first in (0..batch.rows.len()).step_by(STAGED_ROWS) {
+            let rows = &batch.rows[first..batch.rows.len().min(first + STAGED_ROWS)];
+            let q = &mut q.first_mut(first + rows.len())[first * q_stride..];
+            let [k, v] = &mut kv.staged;
+            let (k, v) = (&mut k[..rows.len() * stride], &mut v[..rows.len() * stride]);
+            let out = [
+                Window::new(floats_mut(q), q_stride * LANES),
+                Window::new(floats_mut(k), stride * LANES),
+                Window::new(floats_mut(v), stride * LANES),
+            ];
+            let mut outcomes = products.iter().map(Outcome::Store);
+            let layers = out.map(|out| {
+                let outcome = outcomes.next().expect("one product for each output");
+                Layer { outcome, out }
+            });
+            self.products(layers, x, first, faults);
+            let faulty = &kv.faulty[..rows.len()];
+            faulty.iter().for_each(|faulty| faulty.store(false, Ordering::Relaxed));
+            let heads = Heads {
+                head_dim,
+                q_norm: weights.q_norm.as_ref(),
+                k_norm: weights.k_norm.as_ref(),
+                rope,
+                batch: Batch { rows, ..batch },
+                v,
+                stride,
+                faulty,
+            };
+            let q = Window::new(floats_mut(q), q_stride * LANES).narrow(width);
+            let k = Window::new(floats_mut(k), stride * LANES).narrow(kv_width);
+            match &mut kv.stores {
+                Stores::Half(store) => self.place(heads, (q, k), store.heads_mut(&kv.shape, layer)),
+                Stores::Full(store) => self.place(heads, (q, k), store.heads_mut(&kv.shape, layer)),
+            }
+            for (row, faulty) in faulty.iter().enumerate() {
+                if faulty.load(Ordering::Relaxed) {
+                    faults.record(first + row, Operation::KvRound);
+                }
+            }
+        }
     }
 
     fn attention(
@@ -314,7 +362,7 @@ impl Backend for Cpu {
         self.pool().split(tiles, parallel, |out| {
             self.proof().dispatch(Attend { shape, q, kv, batch, layer, out });
         });
-        self.ready(out, rows, faults);
+        self.ready(out, rows, faults, |_, _| {});
     }
 
     fn project(
@@ -328,7 +376,7 @@ impl Backend for Cpu {
         assert_eq!(linear.weight.rows, h.width, "the projection fits the residual");
         let stride = h.stride() * LANES;
         let out = Window::new(floats_mut(h.first_mut(rows)), stride);
-        self.product(Outcome::Add(&product(linear)), x, 0, out, faults);
+        self.products([Layer { outcome: Outcome::Add(&product(linear)), out }], x, 0, faults);
     }
 
     fn gate_up(
@@ -343,20 +391,16 @@ impl Backend for Cpu {
         let Gate::Silu = weights.activation;
         let stride = out.stride() * (GROUP / LANES);
         let window = Window::new(floats_mut(&mut out.values[..rows * stride]), stride * LANES);
-        let gated = (&product(&weights.gate), &product(&weights.up));
-        self.product(Outcome::Gated(gated.0, gated.1), x, 0, window, faults);
-        self.ready(out, rows, faults);
+        let (gate, up) = (product(&weights.gate), product(&weights.up));
+        self.products([Layer { outcome: Outcome::Gated(&gate, &up), out: window }], x, 0, faults);
+        self.ready(out, rows, faults, |_, _| {});
     }
 
     fn finish(&self, h: &mut Buffer, rows: usize, profile: Profile, faults: &mut Faults) {
-        // Rows go in sequence: a pass over them is short against the layer, and faults are then in reach.
-        let stride = h.stride();
         let round = profile == Profile::Quantised;
-        for (row, values) in h.first_mut(rows).chunks_exact_mut(stride).enumerate() {
-            if !self.proof().dispatch(Finish { values, round }) {
-                faults.record(row, Operation::LayerOutput);
-            }
-        }
+        self.check(h, rows, Operation::LayerOutput, faults, |values| {
+            self.proof().dispatch(Finish { values, round })
+        });
     }
 
     fn logits(
@@ -370,11 +414,8 @@ impl Backend for Cpu {
         assert_eq!(head.weight.rows, out.width, "the head fits its output");
         let stride = out.stride();
         let window = Window::new(floats_mut(out.first_mut(rows)), stride * LANES);
-        self.product(Outcome::Store(&product(head)), x, 0, window, faults);
-        for (row, values) in out.first_mut(rows).chunks_exact(stride).enumerate() {
-            if !self.proof().dispatch(Finite(values)) {
-                faults.record(row, Operation::Logits);
-            }
-        }
+        let layer = Layer { outcome: Outcome::Store(&product(head)), out: window };
+        self.products([layer], x, 0, faults);
+        self.check(out, rows, Operation::Logits, faults, |values| self.proof().dispatch(Finite(values)));
     }
 }

@@ -1,65 +1,80 @@
-//! What happens to query and key heads between their projection and the attention: the per-head norm
-//! and the rotation.
+//! What happens to query and key heads between their projection and the attention: the per-head norm, the
+//! rotation, and for keys and values the way into the cache.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
-    Cpu,
+    kv::{Element, write},
     math::rms_norm,
-    parts::{Indexed, Runs},
-    rows::floats_mut,
+    parts::Window,
+    rows::floats,
     simd::{Full, LANES, Op, Simd, load_part, store_part},
 };
 use crate::{
-    backend::{RmsNorm, Row},
+    backend::{Batch, PAGE, RmsNorm},
     rope::RopeTable,
 };
 
-/// Values worth waking a worker for.
-const PARALLEL: usize = 1 << 15;
-
-/// The heads of a projection.
+/// The heads of some rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a> {
     pub(crate) head_dim: usize,
-    pub(crate) norm: Option<&'a RmsNorm>,
+    pub(crate) q_norm: Option<&'a RmsNorm>,
+    pub(crate) k_norm: Option<&'a RmsNorm>,
     pub(crate) rope: &'a RopeTable,
     /// Where each row stands in its session.
-    pub(crate) rows: &'a [Row],
+    pub(crate) batch: Batch<'a>,
+    /// Projected V of all KV heads, `[rows][stride]` vectors.
+    pub(crate) v: &'a [Full],
+    pub(crate) stride: usize,
+    /// Of each row, whether K or V is not finite once rounded.
+    pub(crate) faulty: &'a [AtomicBool],
 }
 
-impl Heads<'_> {
-    /// Norms and rotates every head of `values`, `[rows][stride]` vectors of which the first `width`
-    /// values count.
-    pub(crate) fn run(self, cpu: &Cpu, values: &mut [Full], stride: usize, width: usize) {
-        let parallel = values.len() * LANES >= PARALLEL;
-        // A row's run is told from the others by its place, which the index carries.
-        let rows = Indexed(Runs::new(values, stride));
-        cpu.pool().split(rows, parallel, |(row, values)| {
-            let row =
-                RotateRow { heads: self, row: &self.rows[row], values: &mut floats_mut(values)[..width] };
-            cpu.proof().dispatch(row);
-        });
-    }
+/// A KV head with the query heads that share it, in every row.
+pub(crate) struct PlaceHead<'a, E> {
+    pub(crate) heads: Heads<'a>,
+    pub(crate) kv_head: usize,
+    /// Projected queries, `[rows][query heads of the KV head]`.
+    pub(crate) q: Window<'a>,
+    /// Projected keys, `[rows][head_dim]`.
+    pub(crate) k: Window<'a>,
+    /// The head's K in each page.
+    pub(crate) keys: Window<'a, E>,
+    /// The head's V in each page.
+    pub(crate) values: Window<'a, E>,
 }
 
-struct RotateRow<'a> {
-    heads: Heads<'a>,
-    row: &'a Row,
-    values: &'a mut [f32],
-}
-
-impl Op for RotateRow<'_> {
+impl<E: Element> Op for PlaceHead<'_, E> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (cos, sin) = self.heads.rope.at(self.row.position as usize);
-        for head in self.values.chunks_exact_mut(self.heads.head_dim) {
-            if let Some(norm) = self.heads.norm {
-                rms_norm(s, head, &norm.weight, norm.eps);
+    fn run<S: Simd>(mut self, s: S) {
+        let Heads { head_dim, batch, stride, .. } = self.heads;
+        for (row, place) in batch.rows.iter().enumerate() {
+            let position = place.position as usize;
+            let (cos, sin) = self.heads.rope.at(position);
+            for head in self.q.row(row).chunks_exact_mut(head_dim) {
+                turn(s, head, self.heads.q_norm, cos, sin);
             }
-            rotate(s, head, cos, sin);
+            let k = self.k.row(row);
+            turn(s, k, self.heads.k_norm, cos, sin);
+            let v = &floats(&self.heads.v[row * stride..][..stride])[self.kv_head * head_dim..][..head_dim];
+            let page = batch.pages[place.pages.clone()][position / PAGE] as usize;
+            if !write(s, position % PAGE, k, v, self.keys.row(page), self.values.row(page)) {
+                self.heads.faulty[row].store(true, Ordering::Relaxed);
+            }
         }
     }
+}
+
+/// Norms and rotates a head.
+#[inline(always)]
+fn turn<S: Simd>(s: S, head: &mut [f32], norm: Option<&RmsNorm>, cos: &[f32], sin: &[f32]) {
+    if let Some(norm) = norm {
+        rms_norm(s, head, &norm.weight, norm.eps);
+    }
+    rotate(s, head, cos, sin);
 }
 
 /// `reference::rotate`.

@@ -3,10 +3,11 @@
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx2::Avx2, avx512::Avx512};
+use super::{amx::Amx, avx2::Avx2, avx512::Avx512};
 use super::{
     portable::Portable,
     simd::{Op, Simd},
+    tiles::TileUnit,
 };
 
 /// An instruction set the kernels are compiled for.
@@ -16,8 +17,12 @@ pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX2 with AVX-VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// AVX-512 with the tile unit of AMX-int8.
+    Amx,
 }
 
 impl Isa {
@@ -28,7 +33,7 @@ impl Isa {
 
     /// All that this CPU has, slowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512]
+        [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx]
             .into_iter()
             .filter(|&isa| Proof::of(isa).is_some())
             .collect()
@@ -39,7 +44,9 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }
@@ -55,9 +62,13 @@ impl fmt::Display for Isa {
 pub(crate) enum Proof {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(Avx2<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Amx(Avx512, Amx),
 }
 
 impl Proof {
@@ -68,9 +79,13 @@ impl Proof {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Avx2::new().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Avx2::new().map(Self::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::new().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Some(Self::Amx(Avx512::new()?, Amx::new()?)),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => None,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Amx => None,
         }
     }
 
@@ -81,8 +96,24 @@ impl Proof {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => Isa::Avx2,
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => Isa::AvxVnni,
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) => Isa::Amx,
         }
+    }
+
+    /// The tile unit, if there is one.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiles(self) -> Option<impl TileUnit> {
+        if let Self::Amx(_, amx) = self { Some(amx) } else { None }
+    }
+
+    /// The tile unit, if there is one.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn tiles(self) -> Option<impl TileUnit> {
+        None::<super::tiles::Emulated>
     }
 
     /// What packing adds to a `q8` weight, see [`Simd::Q8_BIAS`].
@@ -90,9 +121,11 @@ impl Proof {
         match self {
             Self::Portable(_) => Portable::Q8_BIAS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => Avx2::Q8_BIAS,
+            Self::Avx2(_) => Avx2::<false>::Q8_BIAS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => Avx512::Q8_BIAS,
+            Self::AvxVnni(_) => Avx2::<true>::Q8_BIAS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) | Self::Amx(..) => Avx512::Q8_BIAS,
         }
     }
 
@@ -103,7 +136,9 @@ impl Proof {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(s) => s.dispatch(op),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(s) => s.dispatch(op),
+            Self::AvxVnni(s) => s.dispatch(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(s) | Self::Amx(s, _) => s.dispatch(op),
         }
     }
 }

@@ -1,16 +1,21 @@
-//! Paged K and V. A page of one layer and head holds K transposed, `[head_dim][64]`, so that scores run
-//! over keys, and V as `[64][head_dim]` padded to whole vectors, so that outputs run over dimensions.
+//! Paged K and V. A page of one layer and head holds K transposed by sixteen keys, `[4][head_dim][16]`, so
+//! that scores run over keys, and V as `[64][head_dim]` padded to whole vectors, so that outputs run over
+//! dimensions. A page that is not full is read as far as it is filled.
+
+use std::sync::atomic::AtomicBool;
 
 use super::{
-    rows::{allocate, floats},
-    simd::{Full, LANES, Op, Simd, load_part},
+    linear::CHUNK,
+    parts::{Tiles, Window},
+    rows::allocate,
+    simd::{Full, LANES, Simd, load_part},
 };
 use crate::backend::{BackendError, KvShape, PAGE, Profile};
 
 /// Largest head, which bounds the stack of an attention task.
 pub(crate) const MAX_HEAD_DIM: usize = 512;
-/// Rows whose K and V wait for their page at a time.
-pub(crate) const STAGED_ROWS: usize = 64;
+/// Rows whose K and V wait for their page at a time, a multiple of the rows of a pass over the weights.
+pub(crate) const STAGED_ROWS: usize = CHUNK;
 
 /// An element of the cache.
 pub(crate) trait Element: bytemuck::Pod + Send + Sync {
@@ -68,6 +73,8 @@ pub struct Kv {
     pub(crate) stores: Stores,
     /// K and V rows on their way to the pages, `[STAGED_ROWS][stride]`.
     pub(crate) staged: [Vec<Full>; 2],
+    /// Of each staged row, whether a rounded value is not finite.
+    pub(crate) faulty: Vec<AtomicBool>,
 }
 
 impl<E: Element> Store<E> {
@@ -79,7 +86,7 @@ impl<E: Element> Store<E> {
         Ok(Self { keys, values: allocate(size(value_stride(shape.head_dim)), what)? })
     }
 
-    /// K of one page, layer and head, `[head_dim][64]`.
+    /// K of one page, layer and head, `[4][head_dim][16]`.
     pub(crate) fn keys(&self, head: usize, head_dim: usize) -> &[E] {
         &self.keys[head * head_dim * PAGE..][..head_dim * PAGE]
     }
@@ -89,6 +96,18 @@ impl<E: Element> Store<E> {
         let size = value_stride(head_dim) * PAGE;
         &self.values[head * size..][..size]
     }
+
+    /// K and V of one layer, cut by heads; the rows of a part are its pages.
+    pub(crate) fn heads_mut(&mut self, shape: &KvShape, layer: usize) -> (Tiles<'_, E>, Tiles<'_, E>) {
+        (by_heads(&mut self.keys, shape, layer), by_heads(&mut self.values, shape, layer))
+    }
+}
+
+fn by_heads<'a, E>(values: &'a mut [E], shape: &KvShape, layer: usize) -> Tiles<'a, E> {
+    let size = values.len() / shape.layers;
+    let layer = &mut values[layer * size..][..size];
+    let page = size / shape.pages;
+    Tiles::new(Window::new(layer, page), shape.pages, page / shape.kv_heads)
 }
 
 /// Elements from one V row of a page to the next.
@@ -107,7 +126,8 @@ impl Kv {
             Profile::F32 => Stores::Full(Store::new(&shape)?),
         };
         let staged = || allocate(Some(STAGED_ROWS * staged_stride(&shape)), "rows of K and V");
-        Ok(Self { shape, stores, staged: [staged()?, staged()?] })
+        let faulty = (0..STAGED_ROWS).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { shape, stores, staged: [staged()?, staged()?], faulty })
     }
 
     /// Index of the K and V of one page, layer and head.
@@ -126,61 +146,30 @@ pub(crate) fn staged_stride(shape: &KvShape) -> usize {
     (shape.kv_heads * shape.head_dim).div_ceil(LANES)
 }
 
-/// Rounds staged row `row` into slot `slot` of a page, all heads; tells whether all was finite.
-pub(crate) struct Write<'a> {
-    pub(crate) kv: &'a mut Kv,
-    pub(crate) row: usize,
-    pub(crate) layer: usize,
-    pub(crate) page: u32,
-    pub(crate) slot: usize,
-}
-
-impl Op for Write<'_> {
-    type Out = bool;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> bool {
-        let first = self.kv.head(self.layer, self.page, 0);
-        let stride = staged_stride(&self.kv.shape);
-        let [k, v] = &self.kv.staged;
-        let [k, v] = [k, v].map(|staged| floats(&staged[self.row * stride..][..stride]));
-        let shape = &self.kv.shape;
-        match &mut self.kv.stores {
-            Stores::Half(store) => write(s, store, shape, first, self.slot, k, v),
-            Stores::Full(store) => write(s, store, shape, first, self.slot, k, v),
-        }
-    }
-}
-
+/// Rounds one row's K and V of a head into slot `slot` of its page; tells whether all was finite.
 #[inline(always)]
-fn write<S: Simd, E: Element>(
+pub(crate) fn write<S: Simd, E: Element>(
     s: S,
-    store: &mut Store<E>,
-    shape: &KvShape,
-    first: usize,
     slot: usize,
     k: &[f32],
     v: &[f32],
+    keys: &mut [E],
+    values: &mut [E],
 ) -> bool {
-    let head_dim = shape.head_dim;
+    let head_dim = k.len();
     let mut finite = true;
     let mut rounded = [E::zeroed(); LANES];
-    for kv_head in 0..shape.kv_heads {
-        let keys = &mut store.keys[(first + kv_head) * head_dim * PAGE..][..head_dim * PAGE];
-        for (part, keys) in
-            k[kv_head * head_dim..][..head_dim].chunks(LANES).zip(keys.chunks_mut(LANES * PAGE))
-        {
-            finite &= E::store(s, load_part(s, part), &mut rounded);
-            for (key, keys) in rounded.iter().zip(keys.chunks_exact_mut(PAGE)) {
-                keys[slot] = *key;
-            }
+    let keys = &mut keys[slot / LANES * head_dim * LANES..][..head_dim * LANES];
+    for (part, keys) in k.chunks(LANES).zip(keys.chunks_mut(LANES * LANES)) {
+        finite &= E::store(s, load_part(s, part), &mut rounded);
+        for (key, keys) in rounded.iter().zip(keys.chunks_exact_mut(LANES)) {
+            keys[slot % LANES] = *key;
         }
-        let stride = value_stride(head_dim);
-        let values = &mut store.values[((first + kv_head) * PAGE + slot) * stride..][..stride];
-        for (part, values) in v[kv_head * head_dim..][..head_dim].chunks(LANES).zip(values.as_chunks_mut().0)
-        {
-            finite &= E::store(s, load_part(s, part), values);
-        }
+    }
+    let stride = value_stride(head_dim);
+    let values = &mut values[slot * stride..][..stride];
+    for (part, values) in v.chunks(LANES).zip(values.as_chunks_mut().0) {
+        finite &= E::store(s, load_part(s, part), values);
     }
     finite
 }

@@ -13,17 +13,18 @@ use super::{
     parts::{Tiles, Window},
     rows::{Activation, Group},
     simd::{Full, Half, LANES, Line, Op, Simd, load_part},
+    tiles::TileColumns,
 };
 use crate::tensor::{GROUP, SEGMENT};
 
 /// Activation rows per pass over the weights.
-const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 128;
 /// Tasks per thread, so that a thread that loses its core does not hold up the rest for long.
 const TASKS_PER_THREAD: usize = 8;
 /// Multiply-adds worth waking a worker for, about 5 us of one.
 const PARALLEL: usize = 1 << 18;
 /// Groups of a segment.
-const SEGMENT_GROUPS: usize = SEGMENT / GROUP;
+pub(crate) const SEGMENT_GROUPS: usize = SEGMENT / GROUP;
 
 /// What becomes of the products.
 #[derive(Clone, Copy)]
@@ -43,46 +44,79 @@ pub(crate) struct Product<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// Runs `outcome` for the rows of `x` that start at `first`, as many as `out` has.
-pub(crate) fn run(cpu: &Cpu, outcome: Outcome<'_>, x: &Activation, first: usize, out: Window<'_>) {
-    let (Outcome::Store(product) | Outcome::Add(product) | Outcome::Gated(product, _)) = outcome;
-    let blocks = product.matrix.blocks();
-    assert!(blocks * LANES <= out.columns().len(), "the output holds every block");
-    let work = out.rows().len() * blocks * LANES * x.width;
-    let unit = blocks.div_ceil(TASKS_PER_THREAD * cpu.pool().threads());
-    let rows = out.rows().len();
-    let tiles = Tiles::new(out, rows.max(1), unit * LANES);
-    cpu.pool().split(tiles, work >= PARALLEL, |out| {
-        cpu.proof().dispatch(Columns { outcome, x, first, out });
+/// A product of a matrix, or a pair of them, and where it goes.
+pub(crate) struct Layer<'a> {
+    pub(crate) outcome: Outcome<'a>,
+    pub(crate) out: Window<'a>,
+}
+
+impl<'a> Layer<'a> {
+    /// The matrix with as many columns as `out`.
+    fn matrix(&self) -> &'a Matrix {
+        let (Outcome::Store(product) | Outcome::Add(product) | Outcome::Gated(product, _)) = self.outcome;
+        product.matrix
+    }
+}
+
+/// Runs `layers` over the rows of `x` that start at `first`, as many as each output has.
+pub(crate) fn run<const N: usize>(cpu: &Cpu, layers: [Layer<'_>; N], x: &Activation, first: usize) {
+    let (mut blocks, mut work) = (0, 0);
+    for layer in &layers {
+        let columns = layer.matrix().blocks();
+        assert!(columns * LANES <= layer.out.columns().len(), "the output holds every block");
+        blocks += columns;
+        work += layer.out.rows().len() * columns * LANES * x.width;
+    }
+    // Tasks of an even number of blocks fill tiles of two.
+    let unit = blocks.div_ceil(TASKS_PER_THREAD * cpu.pool().threads()).next_multiple_of(2);
+    let outcomes = layers.each_ref().map(|layer| layer.outcome);
+    let tiles = layers.map(|layer| {
+        let rows = layer.out.rows().len().max(1);
+        Tiles::new(layer.out, rows, unit * LANES)
+    });
+    cpu.pool().split(tiles, work >= PARALLEL, |(layer, out)| {
+        let columns = Columns { outcome: outcomes[layer], x, first, out };
+        match cpu.proof().tiles() {
+            Some(unit) if columns.fit_tiles() => cpu.proof().dispatch(TileColumns { columns, unit }),
+            _ => cpu.proof().dispatch(columns),
+        }
     });
 }
 
 /// All rows of a range of output columns.
-struct Columns<'a> {
-    outcome: Outcome<'a>,
-    x: &'a Activation,
-    first: usize,
-    out: Window<'a>,
+pub(crate) struct Columns<'a> {
+    pub(crate) outcome: Outcome<'a>,
+    pub(crate) x: &'a Activation,
+    pub(crate) first: usize,
+    pub(crate) out: Window<'a>,
 }
 
 /// Sixteen outputs of a product.
 #[derive(Clone, Copy)]
-struct Block<'a> {
-    product: &'a Product<'a>,
-    index: usize,
+pub(crate) struct Block<'a> {
+    pub(crate) product: &'a Product<'a>,
+    pub(crate) index: usize,
 }
 
-/// How the values of a tile's blocks join the output.
+/// How values join the output.
 #[derive(Clone, Copy)]
-enum Join {
+pub(crate) enum Join {
     /// They replace it.
     Store,
     /// They are added.
     Add,
     /// It holds the gate of these values.
     Gate,
-    /// The tile has two blocks, gate and values.
+    /// They are gate and values.
     Pair,
+}
+
+/// A pass over the columns: one product, or a gate and its values side by side.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) product: &'a Product<'a>,
+    pub(crate) values: Option<&'a Product<'a>>,
+    pub(crate) join: Join,
 }
 
 impl Op for Columns<'_> {
@@ -92,49 +126,67 @@ impl Op for Columns<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let rows = self.out.rows();
         for start in rows.clone().step_by(CHUNK) {
-            self.chunk(s, start..rows.end.min(start + CHUNK));
+            for pass in self.passes(S::REGISTERS >= 32).into_iter().flatten() {
+                self.pass(s, pass, start..rows.end.min(start + CHUNK));
+            }
         }
     }
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
+    /// What is to be done, gate and values in one pass if `pairs` and they have one format.
+    #[inline(always)]
+    pub(crate) fn passes(&self, pairs: bool) -> [Option<Pass<'a>>; 2] {
+        let single = |product, join| Some(Pass { product, values: None, join });
+        match self.outcome {
+            Outcome::Store(product) => [single(product, Join::Store), None],
+            Outcome::Add(product) => [single(product, Join::Add), None],
+            Outcome::Gated(gate, up) if pairs && gate.matrix.packed.format() == up.matrix.packed.format() => {
+                [Some(Pass { product: gate, values: Some(up), join: Join::Pair }), None]
+            }
+            Outcome::Gated(gate, up) => [single(gate, Join::Store), single(up, Join::Gate)],
+        }
+    }
+
+    /// Blocks of sixteen outputs.
+    #[inline(always)]
+    pub(crate) fn blocks(&self, product: &Product<'_>) -> Range<usize> {
+        let columns = self.out.columns();
+        columns.start / LANES..columns.end.div_ceil(LANES).min(product.matrix.blocks())
+    }
+
     /// All columns of a few rows.
     #[inline(always)]
-    fn chunk<S: Simd>(&mut self, s: S, rows: Range<usize>) {
-        let columns = self.out.columns();
-        let (Outcome::Store(product) | Outcome::Add(product) | Outcome::Gated(product, _)) = self.outcome;
-        let end = columns.end.div_ceil(LANES).min(product.matrix.blocks());
-        let wide = S::REGISTERS >= 32;
-        let mut index = columns.start / LANES;
+    fn pass<S: Simd>(&mut self, s: S, pass: Pass<'_>, rows: Range<usize>) {
+        let Range { start: mut index, end } = self.blocks(pass.product);
         while index < end {
-            let block = Block { product, index };
-            let join = match self.outcome {
-                Outcome::Store(_) => Join::Store,
-                Outcome::Add(_) => Join::Add,
-                Outcome::Gated(gate, product) => {
-                    let up = Block { product, index };
-                    if wide && gate.matrix.packed.format() == product.matrix.packed.format() {
-                        self.rows(s, [block, up], Join::Pair, rows.clone());
-                    } else {
-                        self.rows(s, [block], Join::Store, rows.clone());
-                        self.rows(s, [up], Join::Gate, rows.clone());
-                    }
+            let block = Block { product: pass.product, index };
+            index += 1;
+            let second = match pass.values {
+                Some(product) => Some(Block { product, ..block }),
+                // A single row gains nothing from a second block, and reads faster in one stream.
+                None if S::REGISTERS >= 32 && rows.len() > 1 && index < end => {
                     index += 1;
-                    continue;
+                    Some(Block { index: index - 1, ..block })
                 }
+                None => None,
             };
-            if wide && rows.len() > 1 && index + 1 < end {
-                self.rows(s, [block, Block { product, index: index + 1 }], join, rows.clone());
-                index += 2;
-            } else {
-                self.rows(s, [block], join, rows.clone());
-                index += 1;
+            let mut row = rows.start;
+            while row < rows.end {
+                let left = rows.end - row;
+                row += match second {
+                    Some(second) => self.pair(s, [block, second], pass.join, row, left),
+                    None if left >= 2 => self.tile::<S, 1, 2>(s, [block], pass.join, row),
+                    None => self.tile::<S, 1, 1>(s, [block], pass.join, row),
+                };
             }
         }
     }
 
-    /// The blocks of a tile for all of `rows`.
+    /// Two blocks for some of the `left` rows from `row` on, how many it returns. Six rows fill the
+    /// registers; what is left is cut evenly, since few rows cannot hide the loads of their weights.
     #[inline(always)]
+<<<<<<< HEAD
     fn rows<S: Simd, const M: usize>(
         &mut self,
         s: S,
@@ -153,6 +205,14 @@ impl Columns<'_> {
                 2.. => self.tile::<S, M, 2>(s, blocks, join, row),
                 _ => self.tile::<S, M, 1>(s, blocks, join, row),
             }
+=======
+    fn pair<S: Simd>(&mut self, s: S, blocks: [Block<'_>; 2], join: Join, row: usize, left: usize) -> usize {
+        match left {
+            6 | 7 | 9.. => self.tile::<S, 2, 6>(s, blocks, join, row),
+            4 | 5 | 8 => self.tile::<S, 2, 4>(s, blocks, join, row),
+            2 | 3 => self.tile::<S, 2, 2>(s, blocks, join, row),
+            _ => self.tile::<S, 2, 1>(s, blocks, join, row),
+>>>>>>> h-k
         }
     }
 
@@ -166,22 +226,30 @@ impl Columns<'_> {
         row: usize,
     ) -> usize {
         let y = products::<S, M, R>(s, &blocks, self.x, row + self.first);
-        let first = self.out.columns().start;
         for r in 0..R {
-            let out = self.out.row(row + r);
-            for m in 0..M {
-                let at = blocks[m].index * LANES - first;
-                let out = out[at..].first_chunk_mut().expect("rows have whole vectors");
-                let y = match join {
-                    Join::Store => y[m][r],
-                    Join::Add => s.add(s.load(out), y[m][r]),
-                    Join::Gate => s.mul(silu(s, s.load(out)), y[m][r]),
-                    Join::Pair => s.mul(silu(s, y[0][r]), y[M - 1][r]),
-                };
-                s.store(y, out);
+            if let Join::Pair = join {
+                let y = s.mul(silu(s, y[0][r]), y[M - 1][r]);
+                self.join(s, Join::Store, row + r, blocks[0].index, y);
+            } else {
+                for m in 0..M {
+                    self.join(s, join, row + r, blocks[m].index, y[m][r]);
+                }
             }
         }
         R
+    }
+
+    /// Sixteen values of `row` join the output.
+    #[inline(always)]
+    pub(crate) fn join<S: Simd>(&mut self, s: S, join: Join, row: usize, block: usize, y: S::F) {
+        let at = block * LANES - self.out.columns().start;
+        let out = self.out.row(row)[at..].first_chunk_mut().expect("rows have whole vectors");
+        let y = match join {
+            Join::Store | Join::Pair => y,
+            Join::Add => s.add(s.load(out), y),
+            Join::Gate => s.mul(silu(s, s.load(out)), y),
+        };
+        s.store(y, out);
     }
 }
 

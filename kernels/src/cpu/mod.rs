@@ -3,9 +3,11 @@
 //!
 //! Read in this order: `simd` (the vector), `portable`, `avx2`, `avx512` (its forms), `isa` (which of
 //! them this CPU has), `parts` and `pool` (threads), `rows` and `matrix` (storage), `math` (exp, norms,
-//! the quantiser), `linear`, `heads` (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam). `peak` is for
-//! measurements.
+//! the quantiser), `linear`, `tiles` and `amx` (its form for tile units), `heads` (qk-norm, RoPE), `kv`,
+//! `attention`, `backend` (the seam). `peak` is for measurements.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -26,6 +28,7 @@ mod pool;
 mod portable;
 mod rows;
 mod simd;
+mod tiles;
 
 use std::sync::Arc;
 

@@ -68,21 +68,41 @@ unsafe impl<A: Parts, B: Parts> Parts for (A, B) {
     }
 }
 
-/// A rectangle of a row-major matrix of f32, to which nobody else has access.
-pub(crate) struct Window<'a> {
-    start: *mut f32,
+// SAFETY: the parts of one element lie in its storage, and each is handed out once.
+unsafe impl<P: Parts, const N: usize> Parts for [P; N] {
+    /// The element's index and its part.
+    type Part = (usize, P::Part);
+
+    fn count(&self) -> usize {
+        self.iter().map(Parts::count).sum()
+    }
+
+    unsafe fn part(&self, mut index: usize) -> Self::Part {
+        let mut element = 0;
+        while index >= self[element].count() {
+            index -= self[element].count();
+            element += 1;
+        }
+        // SAFETY: an index below the sum of the counts is one below the count of this element.
+        (element, unsafe { self[element].part(index) })
+    }
+}
+
+/// A rectangle of a row-major matrix, to which nobody else has access.
+pub(crate) struct Window<'a, T = f32> {
+    start: *mut T,
     stride: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    storage: PhantomData<&'a mut [f32]>,
+    storage: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a set of `&mut [f32]`.
-unsafe impl Send for Window<'_> {}
+// SAFETY: it is a set of `&mut [T]`.
+unsafe impl<T: Send> Send for Window<'_, T> {}
 
-impl<'a> Window<'a> {
+impl<'a, T> Window<'a, T> {
     /// The whole of `values`, `[rows][stride]`.
-    pub(crate) fn new(values: &'a mut [f32], stride: usize) -> Self {
+    pub(crate) fn new(values: &'a mut [T], stride: usize) -> Self {
         assert!(stride > 0 && values.len().is_multiple_of(stride), "the matrix has whole rows");
         let rows = 0..values.len() / stride;
         Self { start: values.as_mut_ptr(), stride, rows, columns: 0..stride, storage: PhantomData }
@@ -107,7 +127,7 @@ impl<'a> Window<'a> {
 
     /// The covered columns of `row`, an index of the whole matrix.
     #[inline(always)]
-    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(self.rows.contains(&row), "the row lies in the window");
         // SAFETY: the row and the columns lie in the matrix, and `self` alone reaches them.
         unsafe {
@@ -118,14 +138,14 @@ impl<'a> Window<'a> {
 }
 
 /// A matrix cut into tiles, `columns` wide and `rows` high, counted along a row of tiles first.
-pub(crate) struct Tiles<'a> {
-    whole: Window<'a>,
+pub(crate) struct Tiles<'a, T = f32> {
+    whole: Window<'a, T>,
     rows: usize,
     columns: usize,
 }
 
-impl<'a> Tiles<'a> {
-    pub(crate) fn new(whole: Window<'a>, rows: usize, columns: usize) -> Self {
+impl<'a, T> Tiles<'a, T> {
+    pub(crate) fn new(whole: Window<'a, T>, rows: usize, columns: usize) -> Self {
         assert!(rows > 0 && columns > 0, "a tile has an area");
         Self { whole, rows, columns }
     }
@@ -136,17 +156,17 @@ impl<'a> Tiles<'a> {
 }
 
 // SAFETY: it hands out `Window`s, which are `Send`.
-unsafe impl Sync for Tiles<'_> {}
+unsafe impl<T: Send> Sync for Tiles<'_, T> {}
 
 // SAFETY: the tiles of a grid do not overlap.
-unsafe impl<'a> Parts for Tiles<'a> {
-    type Part = Window<'a>;
+unsafe impl<'a, T: Send> Parts for Tiles<'a, T> {
+    type Part = Window<'a, T>;
 
     fn count(&self) -> usize {
         self.whole.rows.len().div_ceil(self.rows) * self.across()
     }
 
-    unsafe fn part(&self, index: usize) -> Window<'a> {
+    unsafe fn part(&self, index: usize) -> Window<'a, T> {
         let cut = |range: &Range<usize>, unit: usize, index: usize| {
             let start = range.start + index * unit;
             start..range.end.min(start + unit)

@@ -141,9 +141,19 @@ impl Simd for Portable {
         [x; LANES]
     }
     #[inline(always)]
+    fn load_i(self, from: &[i32; LANES]) -> Self::I {
+        *from
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|l| a[l].wrapping_add(b[l]))
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         x.map(|x| x as f32)
     }
+    #[inline(always)]
+    fn prefetch<T>(self, _: &T, _: usize) {}
     #[inline(always)]
     fn line(self, from: &Line) -> Self::B {
         from.0

@@ -40,12 +40,14 @@ pub(crate) fn floats_mut(rows: &mut [Full]) -> &mut [f32] {
 pub struct Buffer {
     pub(crate) width: usize,
     pub(crate) values: Vec<Full>,
+    /// Of each row, whether a check of it failed.
+    faulty: Vec<AtomicBool>,
 }
 
 impl Buffer {
     pub(crate) fn new(rows: usize, width: usize) -> Result<Self, BackendError> {
         let values = allocate(rows.checked_mul(width.div_ceil(LANES)), "a buffer of rows")?;
-        Ok(Self { width, values })
+        Ok(Self { width, values, faulty: (0..rows).map(|_| AtomicBool::new(false)).collect() })
     }
 
     /// Vectors from one row to the next.
@@ -57,6 +59,12 @@ impl Buffer {
     pub(crate) fn first_mut(&mut self, rows: usize) -> &mut [Full] {
         let len = rows * self.stride();
         &mut self.values[..len]
+    }
+
+    /// The first `rows` rows, padding included, with the outcome of their last check.
+    pub(crate) fn checked(&mut self, rows: usize) -> (&mut [Full], &[AtomicBool]) {
+        let len = rows * self.stride();
+        (&mut self.values[..len], &self.faulty[..rows])
     }
 
     /// Row `row` without padding.

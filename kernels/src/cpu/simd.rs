@@ -91,8 +91,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;
+    /// Reads integers.
+    fn load_i(self, from: &[i32; LANES]) -> Self::I;
+    /// a + b, wrapping.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// The lanes as f32, `|x| < 2^24`.
     fn to_f32(self, x: Self::I) -> Self::F;
+    /// Asks for the cache line `bytes` past `from`, which need not exist.
+    fn prefetch<T>(self, from: &T, bytes: usize);
     /// Reads a line of weights.
     fn line(self, from: &Line) -> Self::B;
     /// The low and the high nibbles of every byte.

@@ -18,7 +18,7 @@ fn cpus() -> Vec<Cpu> {
 
 #[test]
 fn unavailable_devices_are_refused() {
-    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+    for isa in [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx] {
         assert_eq!(Cpu::new(1, isa).is_ok(), Isa::available().contains(&isa));
     }
     assert!(Cpu::new(0, Isa::Portable).is_err());
