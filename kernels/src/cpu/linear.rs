@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::{
     Cpu,
+    kquants::{Wide, dot_q4k, dot_q6k},
     math::silu,
     matrix::{Matrix, Packed, Q4_LINES, Q8_LINES},
     parts::{Tiles, Window},
@@ -186,33 +187,12 @@ impl<'a> Columns<'a> {
     /// Two blocks for some of the `left` rows from `row` on, how many it returns. Six rows fill the
     /// registers; what is left is cut evenly, since few rows cannot hide the loads of their weights.
     #[inline(always)]
-<<<<<<< HEAD
-    fn rows<S: Simd, const M: usize>(
-        &mut self,
-        s: S,
-        blocks: [Block<'_>; M],
-        join: Join,
-        rows: Range<usize>,
-    ) {
-        let mut row = rows.start;
-        while row < rows.end {
-            // Six rows fill the registers; what is left is cut evenly, since a single row cannot hide
-            // the loads of its weights.
-            row += match rows.end - row {
-                6 | 9.. if S::REGISTERS >= 32 => self.tile::<S, M, 6>(s, blocks, join, row),
-                4 | 7 | 8 if S::REGISTERS >= 32 => self.tile::<S, M, 4>(s, blocks, join, row),
-                3 | 5 if S::REGISTERS >= 32 => self.tile::<S, M, 3>(s, blocks, join, row),
-                2.. => self.tile::<S, M, 2>(s, blocks, join, row),
-                _ => self.tile::<S, M, 1>(s, blocks, join, row),
-            }
-=======
     fn pair<S: Simd>(&mut self, s: S, blocks: [Block<'_>; 2], join: Join, row: usize, left: usize) -> usize {
         match left {
             6 | 7 | 9.. => self.tile::<S, 2, 6>(s, blocks, join, row),
             4 | 5 | 8 => self.tile::<S, 2, 4>(s, blocks, join, row),
             2 | 3 => self.tile::<S, 2, 2>(s, blocks, join, row),
             _ => self.tile::<S, 2, 1>(s, blocks, join, row),
->>>>>>> h-k
         }
     }
 
@@ -281,6 +261,14 @@ fn products<S: Simd, const M: usize, const R: usize>(
             let weights = std::array::from_fn(|m| blocks[m].f32(columns).expect(FORMAT));
             float::<S, Full, M, R>(s, weights, std::array::from_fn(|r| &x.row(row + r)[..columns]))
         }
+        Packed::Q4K(_) | Packed::Q6K { .. } => {
+            let x = std::array::from_fn(|r| x.wide(row + r));
+            let mut y = [[s.splat(0.0); R]; M];
+            for m in 0..M {
+                y[m] = blocks[m].kquants(s, columns / SEGMENT, x);
+            }
+            y
+        }
     };
     for m in 0..M {
         if let Some(bias) = blocks[m].product.bias {
@@ -309,6 +297,17 @@ impl<'a> Block<'a> {
     fn bf16(&self, columns: usize) -> Option<&'a [Half]> {
         let Packed::Bf16(values) = &self.product.matrix.packed else { return None };
         Some(&values[self.index * columns..][..columns])
+    }
+
+    /// The outputs of super-blocks for `R` rows.
+    #[inline(always)]
+    fn kquants<S: Simd, const R: usize>(&self, s: S, wide: usize, x: [&[Wide]; R]) -> [S::F; R] {
+        let at = self.index * wide;
+        match &self.product.matrix.packed {
+            Packed::Q4K(blocks) => dot_q4k(s, &blocks[at..][..wide], x),
+            Packed::Q6K { blocks, scales } => dot_q6k(s, &blocks[at..][..wide], &scales[at..][..wide], x),
+            _ => unreachable!("the blocks of a tile have one format"),
+        }
     }
 
     fn f32(&self, columns: usize) -> Option<&'a [Full]> {

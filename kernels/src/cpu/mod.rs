@@ -3,8 +3,8 @@
 //!
 //! Read in this order: `simd` (the vector), `portable`, `avx2`, `avx512` (its forms), `isa` (which of
 //! them this CPU has), `parts` and `pool` (threads), `rows` and `matrix` (storage), `math` (exp, norms,
-//! the quantiser), `linear`, `tiles` and `amx` (its form for tile units), `heads` (qk-norm, RoPE), `kv`,
-//! `attention`, `backend` (the seam). `peak` is for measurements.
+//! the quantiser), `kquants` (super-blocks), `linear`, `tiles` and `amx` (its form for tile units), `heads`
+//! (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam). `peak` is for measurements.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -18,6 +18,7 @@ mod backend;
 mod exhaustive;
 mod heads;
 mod isa;
+mod kquants;
 mod kv;
 mod linear;
 mod math;

@@ -52,7 +52,7 @@ impl Columns<'_> {
         let grouped = |packed: &Packed| match packed {
             Packed::Q8 { bias, .. } => *bias == Q8_BIAS,
             Packed::Q4 { .. } => true,
-            Packed::Bf16(_) | Packed::F32(_) => false,
+            Packed::Q4K(_) | Packed::Q6K { .. } | Packed::Bf16(_) | Packed::F32(_) => false,
         };
         let fits = |block: Option<&super::linear::Product<'_>>| {
             block.is_none_or(|product| grouped(&product.matrix.packed))
@@ -133,7 +133,7 @@ impl<U: TileUnit> Configured<U> {
                     unpack(lines, &mut unpacked);
                     Segment { first, lines: &unpacked[..count], scales: &scales[at..][..count], bias: 8 }
                 }
-                Packed::Bf16(_) | Packed::F32(_) => unreachable!("the unit is asked for grouped weights"),
+                _ => unreachable!("the unit is asked for grouped weights"),
             };
             for row in rows.clone().step_by(TILE_ROWS) {
                 let tile = row..rows.end.min(row + TILE_ROWS);
@@ -301,7 +301,7 @@ impl TileUnit for Emulated {
 mod tests {
     use super::*;
     use crate::{
-        backend::Profile,
+        backend::{Grouping, Profile},
         cpu::{
             Isa,
             isa::Proof,
@@ -326,7 +326,7 @@ mod tests {
 
     /// Rows quantised by the reference.
     fn activation(rows: usize, width: usize) -> Activation {
-        let mut x = Activation::new(rows, width, Profile::Quantised).unwrap();
+        let mut x = Activation::new(rows, width, Profile::Quantised, Grouping::of([Format::Q8])).unwrap();
         let stride = x.stride();
         for (row, values) in values(rows * width, 5).chunks(width).enumerate() {
             for (g, values) in values.chunks(GROUP).enumerate() {
