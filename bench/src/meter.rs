@@ -11,7 +11,8 @@ use std::{
 
 use kernels::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, GateUp, KvShape, Linear, Profile, Qkv, RmsNorm,
+        AttentionShape, Backend, BackendError, Batch, Faults, GateUp, Grouping, KvShape, Linear, Profile,
+        Qkv, RmsNorm,
     },
     rope::RopeTable,
     tensor::WeightMatrix,
@@ -109,8 +110,14 @@ impl<B: Backend> Backend for Metered<B> {
         self.inner.buffer(rows, width)
     }
 
-    fn activation(&self, rows: usize, width: usize, profile: Profile) -> Result<B::Activation, BackendError> {
-        self.inner.activation(rows, width, profile)
+    fn activation(
+        &self,
+        rows: usize,
+        width: usize,
+        profile: Profile,
+        grouping: Grouping,
+    ) -> Result<B::Activation, BackendError> {
+        self.inner.activation(rows, width, profile, grouping)
     }
 
     fn kv(&self, shape: KvShape) -> Result<B::Kv, BackendError> {

@@ -8,7 +8,10 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::{rope::RopeTable, tensor::WeightMatrix};
+use crate::{
+    rope::RopeTable,
+    tensor::{Format, WeightMatrix},
+};
 
 /// Positions of one KV page, equal to the attention block of the numerics.
 pub const PAGE: usize = 64;
@@ -20,6 +23,30 @@ pub enum Profile {
     Quantised,
     /// Unquantised f32 throughout (parity tests, research).
     F32,
+}
+
+/// In groups of which sizes an activation is quantised: what the matrices that read it ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Grouping {
+    /// Groups of 32, for `q8` and `q4`.
+    pub narrow: bool,
+    /// Groups of 256, for `q4_k` and `q6_k`.
+    pub wide: bool,
+}
+
+impl Grouping {
+    /// The groups that matrices of `formats` read.
+    pub fn of(formats: impl IntoIterator<Item = Format>) -> Self {
+        formats.into_iter().fold(Self::default(), |grouping, format| Self {
+            narrow: grouping.narrow || !format.is_float() && !format.is_wide(),
+            wide: grouping.wide || format.is_wide(),
+        })
+    }
+
+    /// Whether a matrix of `format` finds what it reads.
+    pub fn serves(self, format: Format) -> bool {
+        format.is_float() || if format.is_wide() { self.wide } else { self.narrow }
+    }
 }
 
 /// Where a fault (NaN or infinity) was seen.
@@ -220,12 +247,15 @@ pub trait Backend: Send + Sync + 'static {
     fn matrix(&self, weights: WeightMatrix) -> Result<Self::Matrix, BackendError>;
     /// Zeroed f32 rows.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer, BackendError>;
-    /// Zeroed activation rows.
+    /// Zeroed activation rows, quantised as `grouping` says under `Quantised`. Groups of 256 ask for a width
+    /// that is a multiple of 256. Under `Quantised` a value that is not finite is a fault of the quantiser
+    /// whatever the grouping.
     fn activation(
         &self,
         rows: usize,
         width: usize,
         profile: Profile,
+        grouping: Grouping,
     ) -> Result<Self::Activation, BackendError>;
     /// A KV store with every page free.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv, BackendError>;

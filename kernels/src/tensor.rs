@@ -1,14 +1,17 @@
 //! Stored weights in their canonical layout: what is hashed, cached and handed to a backend.
 
+pub(crate) mod kquants;
+
 use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
+use self::kquants::{Q4K, Q4K_BYTES, Q6K, Q6K_BYTES};
 use crate::round::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 
 /// Values that share one scale along K.
 pub const GROUP: usize = 32;
-/// Values whose products form one fma chain (eight groups).
+/// Values whose products form one fma chain (eight groups), or one super-block.
 pub const SEGMENT: usize = 256;
 /// Bytes of a `q8` group: its scale and 32 values.
 pub(crate) const Q8_BYTES: usize = 2 + GROUP;
@@ -27,11 +30,17 @@ pub enum Format {
     Bf16,
     /// Little-endian binary32.
     F32,
+    /// Super-blocks of 256, byte for byte GGUF's Q4_K: f16 scale and f16 scale of the minima, a 6-bit
+    /// scale and a 6-bit minimum for each 32 values, 4-bit values (144 bytes).
+    Q4K,
+    /// Super-blocks of 256, byte for byte GGUF's Q6_K: 6-bit values, an int8 scale for each 16 of them, an
+    /// f16 scale (210 bytes).
+    Q6K,
 }
 
 impl Format {
     /// Every format, in the order of the enumeration.
-    pub const ALL: [Self; 4] = [Self::Q8, Self::Q4, Self::Bf16, Self::F32];
+    pub const ALL: [Self; 6] = [Self::Q8, Self::Q4, Self::Bf16, Self::F32, Self::Q4K, Self::Q6K];
 
     /// Bytes of one row of `columns` values, K padded to whole groups where the format is grouped.
     pub const fn row_bytes(self, columns: usize) -> usize {
@@ -40,7 +49,19 @@ impl Format {
             Format::Q4 => columns.div_ceil(GROUP) * Q4_BYTES,
             Format::Bf16 => columns * 2,
             Format::F32 => columns * 4,
+            Format::Q4K => columns.div_ceil(SEGMENT) * Q4K_BYTES,
+            Format::Q6K => columns.div_ceil(SEGMENT) * Q6K_BYTES,
         }
+    }
+
+    /// Whether rows are made of super-blocks of 256, before which activations have one scale for 256 values.
+    pub const fn is_wide(self) -> bool {
+        matches!(self, Format::Q4K | Format::Q6K)
+    }
+
+    /// Whether a row can have `columns` values: super-blocks are never padded.
+    pub const fn fits(self, columns: usize) -> bool {
+        !self.is_wide() || columns.is_multiple_of(SEGMENT)
     }
 
     /// Whether activations stay unquantised before such weights.
@@ -55,6 +76,8 @@ impl Format {
             Format::Q4 => "q4",
             Format::Bf16 => "bf16",
             Format::F32 => "f32",
+            Format::Q4K => "q4_k",
+            Format::Q6K => "q6_k",
         }
     }
 }
@@ -67,7 +90,7 @@ impl fmt::Display for Format {
 
 /// A name that is no weight format.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is not a weight format (q8, q4, bf16, f32)")]
+#[error("`{0}` is not a weight format (q8, q4, bf16, f32, q4_k, q6_k)")]
 pub struct UnknownFormat(pub String);
 
 impl FromStr for Format {
@@ -89,6 +112,14 @@ pub enum TensorError {
     Shape {
         /// Rows of the matrix.
         rows: usize,
+        /// Columns of the matrix.
+        columns: usize,
+    },
+    /// Rows of a format that has super-blocks do not consist of whole ones.
+    #[error("{columns} columns are no whole number of {format} super-blocks of {SEGMENT}")]
+    Blocks {
+        /// The format.
+        format: Format,
         /// Columns of the matrix.
         columns: usize,
     },
@@ -133,7 +164,7 @@ pub struct WeightMatrix {
 }
 
 impl WeightMatrix {
-    /// Takes canonical bytes as they are (a GGUF Q8_0 or Q4_0 tensor is already canonical).
+    /// Takes canonical bytes as they are (a GGUF Q8_0, Q4_0, Q4_K or Q6_K tensor is already canonical).
     pub fn from_bytes(
         format: Format,
         rows: usize,
@@ -207,6 +238,16 @@ impl WeightMatrix {
                     *out = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                 }
             }
+            Format::Q4K => {
+                for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                    Q4K(block).decode(out);
+                }
+            }
+            Format::Q6K => {
+                for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                    Q6K(block).decode(out);
+                }
+            }
         }
     }
 
@@ -255,6 +296,9 @@ fn byte_count(format: Format, rows: usize, columns: usize) -> Result<usize, Tens
     if rows == 0 || columns == 0 || columns > isize::MAX as usize / 64 {
         return Err(shape);
     }
+    if !format.fits(columns) {
+        return Err(TensorError::Blocks { format, columns });
+    }
     match rows.checked_mul(format.row_bytes(columns)) {
         Some(count) if count <= isize::MAX as usize / 64 => Ok(count),
         _ => Err(shape),
@@ -291,6 +335,16 @@ fn check_row(format: Format, row: usize, bytes: &[u8]) -> Result<(), TensorError
                 return non_finite(column);
             }
         }
+        Format::Q4K => {
+            if let Some(t) = bytes.as_chunks().0.iter().position(|block| !Q4K(block).is_finite()) {
+                return non_finite(t * SEGMENT);
+            }
+        }
+        Format::Q6K => {
+            if let Some(t) = bytes.as_chunks().0.iter().position(|block| !Q6K(block).is_finite()) {
+                return non_finite(t * SEGMENT);
+            }
+        }
     }
     Ok(())
 }
@@ -317,6 +371,16 @@ fn encode_row(format: Format, values: &[f32], bytes: &mut Vec<u8>) -> Result<(),
             }
         }
         Format::F32 => values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes())),
+        Format::Q4K => {
+            for (t, values) in values.as_chunks().0.iter().enumerate() {
+                bytes.extend(kquants::encode_q4k(values).ok_or(t * SEGMENT)?);
+            }
+        }
+        Format::Q6K => {
+            for (t, values) in values.as_chunks().0.iter().enumerate() {
+                bytes.extend(kquants::encode_q6k(values).ok_or(t * SEGMENT)?);
+            }
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::{
     llamacpp::LlamaCpp,
     machine::cores,
     report::{Figure, Report},
-    rig::{Rig, as_stored, kv_position_bytes, positions},
+    rig::{Rig, kv_position_bytes, positions, stored_as_run},
     stats::{Summary, median},
 };
 
@@ -144,10 +144,10 @@ impl CompareArgs {
     /// Loads our side and warms it up.
     fn contest(&self, path: &Path, threads: usize) -> anyhow::Result<Contest> {
         let model = Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?;
-        let Some(quantisation) = as_stored(&model) else {
+        if !stored_as_run(&model) {
             let formats: Vec<String> = model.stored_formats().iter().map(ToString::to_string).collect();
             bail!("{} holds {}, which we do not run as it is", path.display(), formats.join(", "));
-        };
+        }
         let sequences = self.batches.iter().copied().max().unwrap_or(0);
         let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
         let limits = StageLimits {
@@ -156,7 +156,7 @@ impl CompareArgs {
             sessions: sequences + 1,
             positions: decoding.max(prompt),
         };
-        let mut rig = Rig::load(&model, quantisation, threads, self.rows, limits)?;
+        let mut rig = Rig::load(&model, Quantisation::Q8, threads, self.rows, limits)?;
         let bar = ProgressBar::new(sequences as u64).with_message("prompts");
         rig.open(0..sequences, self.context + self.tokens)?;
         for session in 0..sequences {
@@ -168,7 +168,7 @@ impl CompareArgs {
         }
         bar.finish_and_clear();
         let llama = LlamaCpp { bin: self.bin.clone(), model: path.to_owned(), threads };
-        let cost = Cost::of(&model, quantisation, self.context + self.tokens / 2);
+        let cost = Cost::of(&model, self.context + self.tokens / 2);
         Ok(Contest { rig, llama, cost, probe: Probe::new(threads) })
     }
 
@@ -242,12 +242,12 @@ impl CompareArgs {
 }
 
 impl Cost {
-    fn of(model: &Model, quantisation: Quantisation, positions: usize) -> Self {
+    fn of(model: &Model, positions: usize) -> Self {
         let config = model.config();
-        let layers: u64 = model.layer_bytes(quantisation).iter().sum();
+        let layers: u64 = model.layer_bytes(Quantisation::Q8).iter().sum();
         Self {
-            weights: layers + model.head_bytes(quantisation),
-            kv: (kv_position_bytes(config, quantisation) * positions) as u64,
+            weights: layers + model.head_bytes(Quantisation::Q8),
+            kv: (kv_position_bytes(config, Quantisation::Q8) * positions) as u64,
             multiply_adds: multiply_adds(config),
         }
     }

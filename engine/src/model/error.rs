@@ -124,6 +124,14 @@ pub enum TensorFault {
         /// Bytes given to it.
         bytes: u64,
     },
+    /// Its rows are not made of whole blocks of its format.
+    #[error("has rows of {columns} values, which are no whole blocks of {block}")]
+    Blocks {
+        /// Values of a row.
+        columns: usize,
+        /// Values of a block.
+        block: usize,
+    },
     /// A weight or scale is NaN or infinite.
     #[error("has a value that is not finite at row {row}, column {column}")]
     NonFinite {

@@ -2,7 +2,12 @@
 
 use kernels::rope::{RopeScaling, RopeSpec};
 
-use super::{Quantisation, open::NUMERICS, plan::Layout, table::TensorTable};
+use super::{
+    Quantisation,
+    open::NUMERICS,
+    plan::{Layout, Target},
+    table::TensorTable,
+};
 
 /// Feeds values to a hash so that no two sequences of values give the same bytes.
 struct Writer(blake3::Hasher);
@@ -102,8 +107,12 @@ pub(crate) fn of(layout: &Layout, table: &TensorTable, quantisation: Quantisatio
     writer.optional(config.embedding_scale.map(f64::from));
     writer.number(u64::from(config.tied));
     for unit in layout.units() {
-        for item in layout.items(unit, quantisation) {
+        for item in layout.items(unit, quantisation, table) {
             writer.tensor(&item.name, table);
+            writer.text(match item.target {
+                Target::Matrix(format) => format.name(),
+                Target::Vector => "vector",
+            });
         }
     }
     *writer.0.finalize().as_bytes()

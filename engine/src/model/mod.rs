@@ -81,7 +81,9 @@ pub struct ModelConfig {
     pub eos: Vec<u32>,
 }
 
-/// How the weights of a model are held.
+/// How the weights of a model are held. Matrices that a GGUF file has as Q4_0, Q4_K or Q6_K stay as they
+/// are under [`Quantisation::Q8`] and [`Quantisation::Q4`]: those say what becomes of the others, Q8_0
+/// among them.
 ///
 /// Embedding and head stay `q8` under [`Quantisation::Q4`]: an error of the head falls on the logits
 /// with nothing after it to absorb it, an error of the embedding passes through every layer, and both

@@ -173,7 +173,7 @@ impl Model {
         }
         config::validate("generation_config.json", config)?;
         for unit in self.layout.units() {
-            for item in self.layout.items(unit, Quantisation::default()) {
+            for item in self.layout.uniform(unit, Quantisation::default()) {
                 match self.table.checked(&item.name, &item.shape) {
                     Err(ModelError::Tensor { fault: TensorFault::Missing, .. })
                         if self.table.absent.contains_key(&item.name) => {}
@@ -234,7 +234,7 @@ impl Model {
 
     /// What a gateway and a node compare before they work together: a hash over the version of the
     /// numerics, the quantisation, every configuration value that enters the arithmetic, and name,
-    /// format and shape of every tensor. The tokens that begin and end a reply are left out: they
+    /// format (stored and in use) and shape of every tensor. The tokens that begin and end a reply are left out: they
     /// are the gateway's business alone.
     pub fn fingerprint(&self, quantisation: Quantisation) -> [u8; 32] {
         super::fingerprint::of(&self.layout, &self.table, quantisation)
@@ -243,26 +243,27 @@ impl Model {
     /// Bytes of each layer's weights in memory.
     pub fn layer_bytes(&self, quantisation: Quantisation) -> Vec<u64> {
         (0..self.config().layers)
-            .map(|layer| self.layout.unit_bytes(Unit::Layer(layer), quantisation))
+            .map(|layer| self.layout.unit_bytes(Unit::Layer(layer), quantisation, &self.table))
             .collect()
     }
 
     /// Bytes of the embedding in memory.
     pub fn embedding_bytes(&self, quantisation: Quantisation) -> u64 {
-        self.layout.unit_bytes(Unit::Embedding, quantisation)
+        self.layout.unit_bytes(Unit::Embedding, quantisation, &self.table)
     }
 
     /// Bytes of the final norm and the head in memory (of a tied one: where it stands without the
     /// embedding).
     pub fn head_bytes(&self, quantisation: Quantisation) -> u64 {
         let head = if self.config().tied { Unit::Embedding } else { Unit::Head };
-        self.layout.unit_bytes(Unit::FinalNorm, quantisation) + self.layout.unit_bytes(head, quantisation)
+        self.layout.unit_bytes(Unit::FinalNorm, quantisation, &self.table)
+            + self.layout.unit_bytes(head, quantisation, &self.table)
     }
 
     /// Number of weights. A tied head is counted once.
     pub fn parameters(&self) -> u64 {
         let items =
-            self.layout.units().into_iter().flat_map(|unit| self.layout.items(unit, Quantisation::F32));
+            self.layout.units().into_iter().flat_map(|unit| self.layout.uniform(unit, Quantisation::F32));
         items.map(|item| item.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
@@ -270,7 +271,7 @@ impl Model {
     /// Tensors that are not here count as nothing.
     pub fn stored_bytes(&self) -> (u64, Vec<u64>, u64) {
         let of = |unit: Unit| -> u64 {
-            let items = self.layout.items(unit, Quantisation::F32);
+            let items = self.layout.uniform(unit, Quantisation::F32);
             items.iter().filter_map(|item| self.table.tensors.get(&item.name)).map(|info| info.bytes).sum()
         };
         let head = if self.config().tied { 0 } else { of(Unit::Head) };

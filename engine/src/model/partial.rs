@@ -77,6 +77,6 @@ pub(crate) fn needed(
     units.extend((layers.start == 0 || (last && tied)).then_some(Unit::Embedding));
     units.extend(last.then_some(Unit::FinalNorm));
     units.extend((last && !tied).then_some(Unit::Head));
-    let items = units.into_iter().flat_map(|unit| layout.items(unit, Quantisation::default()));
+    let items = units.into_iter().flat_map(|unit| layout.uniform(unit, Quantisation::default()));
     Ok(items.map(|item| (item.name, item.shape)).collect())
 }

@@ -1,7 +1,7 @@
 //! What a model is loaded in: units (the embedding, a layer, the head), each a list of tensors with
 //! their names, shapes and target formats.
 
-use kernels::tensor::Format;
+use kernels::{backend::Profile, tensor::Format};
 
 use super::{
     ModelConfig, Quantisation,
@@ -89,8 +89,23 @@ impl Layout {
         units
     }
 
-    /// The tensors of `unit`.
-    pub(crate) fn items(&self, unit: Unit, quantisation: Quantisation) -> Vec<Item> {
+    /// The tensors of `unit`. A matrix that `table` has in a format worth keeping becomes that format, unless
+    /// the profile is unquantised.
+    pub(crate) fn items(&self, unit: Unit, quantisation: Quantisation, table: &TensorTable) -> Vec<Item> {
+        let mut items = self.uniform(unit, quantisation);
+        if quantisation.profile() == Profile::Quantised {
+            for Item { name, target, .. } in &mut items {
+                let kept = table.tensors.get(name).and_then(|info| info.dtype.kept());
+                if let (Target::Matrix(format), Some(kept)) = (target, kept) {
+                    *format = kept;
+                }
+            }
+        }
+        items
+    }
+
+    /// The tensors of `unit` of a checkpoint that is not quantised yet.
+    pub(crate) fn uniform(&self, unit: Unit, quantisation: Quantisation) -> Vec<Item> {
         let config = self.config();
         let ends = Target::Matrix(quantisation.ends());
         let table = vec![config.vocabulary, config.hidden];
@@ -133,8 +148,8 @@ impl Layout {
     }
 
     /// Bytes of `unit` in canonical form.
-    pub(crate) fn unit_bytes(&self, unit: Unit, quantisation: Quantisation) -> u64 {
-        self.items(unit, quantisation).iter().map(|item| item.target_bytes() as u64).sum()
+    pub(crate) fn unit_bytes(&self, unit: Unit, quantisation: Quantisation, table: &TensorTable) -> u64 {
+        self.items(unit, quantisation, table).iter().map(|item| item.target_bytes() as u64).sum()
     }
 
     /// The tensors of `unit` with where they lie.
@@ -148,7 +163,7 @@ impl Layout {
             let info = table.checked(&item.name, &item.shape)?;
             Ok((item, info))
         };
-        self.items(unit, quantisation).into_iter().map(place).collect()
+        self.items(unit, quantisation, table).into_iter().map(place).collect()
     }
 }
 

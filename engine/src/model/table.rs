@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use kernels::tensor::{Format, GROUP};
+use kernels::tensor::{Format, GROUP, SEGMENT};
 
 use super::error::{ModelError, TensorFault};
 
 /// Element format of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(non_camel_case_types, reason = "the names that GGUF gives its formats")]
 pub enum Dtype {
     /// binary32.
     F32,
@@ -19,6 +20,10 @@ pub enum Dtype {
     Q8_0,
     /// GGUF: groups of 32 4-bit values with an f16 scale.
     Q4_0,
+    /// GGUF: super-blocks of 256 4-bit values, scales and minima of 6 bits.
+    Q4_K,
+    /// GGUF: super-blocks of 256 6-bit values, scales of 8 bits.
+    Q6_K,
     /// A format that is listed but cannot be read; the name is for the error message.
     Other(&'static str),
 }
@@ -27,14 +32,16 @@ impl Dtype {
     /// Bytes of a row of `columns` values; `None` for a format that cannot be read, for a grouped
     /// format with a broken last group, and on overflow.
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
-        let grouped = |bytes: usize| {
-            columns.is_multiple_of(GROUP).then(|| (columns / GROUP).checked_mul(bytes)).flatten()
+        let grouped = |group: usize, bytes: usize| {
+            columns.is_multiple_of(group).then(|| (columns / group).checked_mul(bytes)).flatten()
         };
         match self {
             Dtype::F32 => columns.checked_mul(4),
             Dtype::F16 | Dtype::Bf16 => columns.checked_mul(2),
-            Dtype::Q8_0 => grouped(34),
-            Dtype::Q4_0 => grouped(18),
+            Dtype::Q8_0 => grouped(GROUP, 34),
+            Dtype::Q4_0 => grouped(GROUP, 18),
+            Dtype::Q4_K => grouped(SEGMENT, 144),
+            Dtype::Q6_K => grouped(SEGMENT, 210),
             Dtype::Other(_) => None,
         }
     }
@@ -43,15 +50,37 @@ impl Dtype {
     pub(crate) fn is_canonical(self, format: Format) -> bool {
         matches!(
             (self, format),
-            (Dtype::Q8_0, Format::Q8) | (Dtype::Q4_0, Format::Q4) | (Dtype::F32, Format::F32)
+            (Dtype::Q8_0, Format::Q8)
+                | (Dtype::Q4_0, Format::Q4)
+                | (Dtype::Q4_K, Format::Q4K)
+                | (Dtype::Q6_K, Format::Q6K)
+                | (Dtype::F32, Format::F32)
         )
     }
-}
 
-impl Dtype {
+    /// The format that a matrix stored like this keeps whatever it is to be quantised to: what was rounded
+    /// to few bits once gains nothing by being rounded again.
+    pub(crate) fn kept(self) -> Option<Format> {
+        match self {
+            Dtype::Q4_0 => Some(Format::Q4),
+            Dtype::Q4_K => Some(Format::Q4K),
+            Dtype::Q6_K => Some(Format::Q6K),
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Other(_) => None,
+        }
+    }
+
+    /// Values that share a block, which rows are made of.
+    pub(crate) fn block(self) -> usize {
+        match self {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Other(_) => 1,
+            Dtype::Q8_0 | Dtype::Q4_0 => GROUP,
+            Dtype::Q4_K | Dtype::Q6_K => SEGMENT,
+        }
+    }
+
     /// The format that [`fmt::Display`] spells `name`.
     pub(crate) fn named(name: &str) -> Self {
-        let known = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
+        let known = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q6_K];
         known
             .into_iter()
             .find(|dtype| dtype.to_string() == name)
@@ -67,6 +96,8 @@ impl fmt::Display for Dtype {
             Dtype::Bf16 => "BF16",
             Dtype::Q8_0 => "Q8_0",
             Dtype::Q4_0 => "Q4_0",
+            Dtype::Q4_K => "Q4_K",
+            Dtype::Q6_K => "Q6_K",
             Dtype::Other(name) => name,
         })
     }
@@ -146,8 +177,8 @@ impl TensorTable {
             return fail(&file, fault);
         }
         if let Dtype::Other(dtype) = info.dtype {
-            let advice = "convert the model to F32, F16 or BF16 safetensors, or to a GGUF that is \
-                          Q8_0 (or, with --pure, Q4_0) throughout";
+            let advice = "take or make a GGUF of the model in Q4_K_M, Q4_K_S, Q6_K, Q4_0 or Q8_0, or its F32, \
+                          F16 or BF16 checkpoint";
             return fail(&file, TensorFault::Dtype { dtype: dtype.to_owned(), advice });
         }
         Ok(info)

@@ -6,7 +6,7 @@ use std::{num::NonZero, ops::Range, thread, vec};
 use half::{bf16, f16};
 use kernels::{
     backend::{Gate, GateUp, Linear, Qkv, RmsNorm},
-    tensor::{Format, GROUP, TensorError, WeightMatrix},
+    tensor::{Format, GROUP, SEGMENT, TensorError, WeightMatrix},
 };
 
 use super::{
@@ -119,12 +119,31 @@ fn convert(item: &Item, dtype: Dtype, rows: &Range<usize>, bytes: Vec<u8>) -> Re
         return Ok(bytes);
     }
     let columns = item.columns();
-    let values = decode(dtype, &bytes);
-    let matrix = WeightMatrix::quantise(format, rows.len(), columns, &values);
+    let values = match dtype {
+        Dtype::Q4_K => super_blocks(Format::Q4K, rows.len(), columns, bytes),
+        Dtype::Q6_K => super_blocks(Format::Q6K, rows.len(), columns, bytes),
+        _ => Ok(decode(dtype, &bytes)),
+    };
+    let matrix = values.and_then(|values| WeightMatrix::quantise(format, rows.len(), columns, &values));
     matrix.map(|matrix| matrix.bytes().to_vec()).map_err(|error| fault(&error, rows.start))
 }
 
-/// Values of stored bytes. Grouped formats are read in whole groups.
+/// Values of rows that are made of super-blocks.
+fn super_blocks(
+    format: Format,
+    rows: usize,
+    columns: usize,
+    bytes: Vec<u8>,
+) -> Result<Vec<f32>, TensorError> {
+    let matrix = WeightMatrix::from_bytes(format, rows, columns, bytes)?;
+    let mut values = vec![0.0; rows * columns];
+    for (row, values) in values.chunks_exact_mut(columns).enumerate() {
+        matrix.decode_row(row, values);
+    }
+    Ok(values)
+}
+
+/// Values of stored bytes, but for super-blocks. Grouped formats are read in whole groups.
 fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::F32 => bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect(),
@@ -138,7 +157,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
             let (groups, _) = bytes.as_chunks::<18>();
             groups.iter().flat_map(q4_group).collect()
         }
-        Dtype::Other(_) => Vec::new(),
+        Dtype::Q4_K | Dtype::Q6_K | Dtype::Other(_) => Vec::new(),
     }
 }
 
@@ -160,6 +179,7 @@ fn q4_group(group: &[u8; 18]) -> [f32; GROUP] {
 fn fault(error: &TensorError, first_row: usize) -> TensorFault {
     match *error {
         TensorError::Shape { .. } => TensorFault::Size { bytes: 0 },
+        TensorError::Blocks { columns, .. } => TensorFault::Blocks { columns, block: SEGMENT },
         TensorError::Length { actual, .. } => TensorFault::Size { bytes: actual as u64 },
         TensorError::NonFinite { row, column } => TensorFault::NonFinite { row: first_row + row, column },
         TensorError::OutOfRange { row, column } => TensorFault::OutOfRange { row: first_row + row, column },

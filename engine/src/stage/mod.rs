@@ -8,7 +8,8 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use kernels::{
     backend::{
-        AttentionShape, Backend, BackendError, Faults, GateUp, KvShape, Linear, Profile, Qkv, RmsNorm, Row,
+        AttentionShape, Backend, BackendError, Faults, GateUp, Grouping, KvShape, Linear, Profile, Qkv,
+        RmsNorm, Row,
     },
     rope::{RopeError, RopeTable},
     tensor::WeightMatrix,
@@ -184,6 +185,7 @@ impl<B: Backend> Stage<B> {
         let positions = limits.positions.min(config.max_positions);
         let limits = StageLimits { positions, ..limits };
         let rope = RopeTable::new(&config.rope, positions as usize)?;
+        let groupings = Groupings::of(&weights);
         let Ends { embedding, head } =
             upload_ends(&backend, weights.embedding, weights.final_norm, weights.head)?;
         let layers = weights
@@ -205,7 +207,7 @@ impl<B: Backend> Stage<B> {
             head_dim: config.head_dim,
             profile,
         })?;
-        let workspace = Workspace::plan(&backend, config, &limits, profile, head.is_some())?;
+        let workspace = Workspace::plan(&backend, config, &limits, profile, &groupings, head.is_some())?;
         Ok(Self {
             shapes: shard.layers.clone().map(shape).collect(),
             backend,
@@ -343,12 +345,38 @@ impl<B: Backend> Stage<B> {
     }
 }
 
+/// How the activations of a workspace are quantised: as all the matrices that read them ask for.
+struct Groupings {
+    normed: Grouping,
+    attended: Grouping,
+    gated: Grouping,
+    head: Grouping,
+}
+
+impl Groupings {
+    fn of(weights: &ShardWeights) -> Self {
+        let layers = || weights.layers.iter();
+        let format = |linear: &Linear<WeightMatrix>| linear.weight.format();
+        let normed = layers().flat_map(|LayerWeights { qkv, gate_up, .. }| {
+            [&qkv.q, &qkv.k, &qkv.v, &gate_up.gate, &gate_up.up].map(format)
+        });
+        let head = weights.head.as_ref().map(format);
+        Self {
+            normed: Grouping::of(normed),
+            attended: Grouping::of(layers().map(|layer| format(&layer.output))),
+            gated: Grouping::of(layers().map(|layer| format(&layer.down))),
+            head: Grouping::of(head.or(weights.embedding.as_ref().map(WeightMatrix::format))),
+        }
+    }
+}
+
 impl<B: Backend> Workspace<B> {
     fn plan(
         backend: &B,
         config: &ModelConfig,
         limits: &StageLimits,
         profile: Profile,
+        groupings: &Groupings,
         head: bool,
     ) -> Result<Self, BackendError> {
         let rows = limits.rows;
@@ -356,12 +384,12 @@ impl<B: Backend> Workspace<B> {
         let attended = config.heads * config.head_dim;
         Ok(Self {
             hidden: backend.buffer(rows, config.hidden)?,
-            normed: backend.activation(rows, config.hidden, profile)?,
+            normed: backend.activation(rows, config.hidden, profile, groupings.normed)?,
             query: backend.buffer(rows, attended)?,
-            attended: backend.activation(rows, attended, profile)?,
-            gated: backend.activation(rows, config.intermediate, profile)?,
+            attended: backend.activation(rows, attended, profile, groupings.attended)?,
+            gated: backend.activation(rows, config.intermediate, profile, groupings.gated)?,
             chosen: backend.buffer(drawn, config.hidden)?,
-            chosen_normed: backend.activation(drawn, config.hidden, profile)?,
+            chosen_normed: backend.activation(drawn, config.hidden, profile, groupings.head)?,
             logits: head.then(|| backend.buffer(drawn, config.vocabulary)).transpose()?,
             rows: Vec::with_capacity(rows),
             pages: Vec::new(),

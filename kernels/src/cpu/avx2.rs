@@ -44,9 +44,11 @@ impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
+    type P = [__m256i; 2];
 
     const Q8_BIAS: i32 = 0;
     const REGISTERS: usize = 8;
+    const NARROW_SUMS: bool = true;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
         vector!(run(self, op))
@@ -116,6 +118,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         halves!(|a, b, c| _mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn fms(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        halves!(|a, b, c| _mm256_fmsub_ps(a, b, c))
     }
     #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
@@ -202,6 +208,10 @@ impl Simd for Avx2 {
         vector!([_mm256_set1_epi32(x); 2])
     }
     #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(|a, b| _mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         halves!(|x| _mm256_cvtepi32_ps(x))
     }
@@ -230,5 +240,54 @@ impl Simd for Avx2 {
             let pairs = _mm256_maddubs_epi16(w, _mm256_set1_epi32(x));
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
+    }
+
+    #[inline(always)]
+    fn and(self, x: Self::B, mask: u8) -> Self::B {
+        halves!(|x| _mm256_and_si256(x, _mm256_set1_epi8(mask as i8)))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        halves!(|a, b| _mm256_or_si256(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: Self::B) -> Self::B {
+        halves!(|x| _mm256_sll_epi16(x, _mm_cvtsi32_si128(N as i32)))
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: Self::B) -> Self::B {
+        halves!(|x| _mm256_srl_epi16(x, _mm_cvtsi32_si128(N as i32)))
+    }
+    #[inline(always)]
+    fn splat_p(self) -> Self::P {
+        vector!([_mm256_setzero_si256(); 2])
+    }
+    #[inline(always)]
+    fn dot_p(self, acc: Self::P, w: Self::B, x: i32) -> Self::P {
+        // Two products a lane of 16 bits: at most 8 * 2 * 15 * 127 = 30480 or 2 * 2 * 63 * 127 = 32004.
+        halves!(|acc, w| _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, _mm256_set1_epi32(x))))
+    }
+    #[inline(always)]
+    fn factor<const J: u32>(self, x: Self::B) -> Self::I {
+        // The byte goes to the upper half of both 16-bit numbers of its lane, and down again with its sign.
+        halves!(|x| {
+            let lanes = _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12);
+            let byte = _mm256_add_epi32(lanes, _mm256_set1_epi32(J as i32));
+            let index = _mm256_or_si256(_mm256_slli_epi32::<8>(byte), _mm256_slli_epi32::<24>(byte));
+            _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(x, index))
+        })
+    }
+    #[inline(always)]
+    fn add_scaled(self, acc: Self::I, sums: Self::P, factor: Self::I) -> Self::I {
+        halves!(|acc, sums, factor| _mm256_add_epi32(acc, _mm256_madd_epi16(sums, factor)))
+    }
+    #[inline(always)]
+    fn pairs(self, x: Self::B) -> (Self::I, Self::I) {
+        let even = halves!(|x| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)));
+        (even, halves!(|x| _mm256_srai_epi16::<8>(x)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, pairs: Self::I, x: i32) -> Self::I {
+        halves!(|acc, pairs| _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi32(x))))
     }
 }

@@ -42,9 +42,11 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type P = __m512i;
 
     const Q8_BIAS: i32 = 128;
     const REGISTERS: usize = 32;
+    const NARROW_SUMS: bool = false;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
         vector!(run(self, op))
@@ -109,6 +111,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         vector!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn fms(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        vector!(_mm512_fmsub_ps(a, b, c))
     }
     #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
@@ -177,6 +183,10 @@ impl Simd for Avx512 {
         vector!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         vector!(_mm512_cvtepi32_ps(x))
     }
@@ -198,5 +208,46 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot_q4(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
         vector!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)))
+    }
+
+    #[inline(always)]
+    fn and(self, x: Self::B, mask: u8) -> Self::B {
+        vector!(_mm512_and_si512(x, _mm512_set1_epi8(mask as i8)))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        vector!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: Self::B) -> Self::B {
+        vector!(_mm512_slli_epi16::<N>(x))
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: Self::B) -> Self::B {
+        vector!(_mm512_srli_epi16::<N>(x))
+    }
+    #[inline(always)]
+    fn splat_p(self) -> Self::P {
+        vector!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    fn dot_p(self, acc: Self::P, w: Self::B, x: i32) -> Self::P {
+        vector!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)))
+    }
+    #[inline(always)]
+    fn factor<const J: u32>(self, x: Self::B) -> Self::I {
+        vector!(_mm512_srai_epi32::<24>(_mm512_sllv_epi32(x, _mm512_set1_epi32(24 - 8 * J as i32))))
+    }
+    #[inline(always)]
+    fn add_scaled(self, acc: Self::I, sums: Self::P, factor: Self::I) -> Self::I {
+        vector!(_mm512_add_epi32(acc, _mm512_mullo_epi32(sums, factor)))
+    }
+    #[inline(always)]
+    fn pairs(self, x: Self::B) -> (Self::I, Self::I) {
+        vector!((_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)), _mm512_srai_epi16::<8>(x)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, pairs: Self::I, x: i32) -> Self::I {
+        vector!(_mm512_dpwssd_epi32(acc, pairs, _mm512_set1_epi32(x)))
     }
 }

@@ -6,6 +6,7 @@ use super::{
     Cpu,
     attention::{Attend, TASK_ROWS},
     heads::Heads,
+    kquants::{Wide, quantise_wide},
     kv::{Kv, STAGED_ROWS, Write, staged_stride},
     linear::{self, Outcome, Product},
     math::{is_finite, quantise_row, rms_factor},
@@ -16,11 +17,11 @@ use super::{
 };
 use crate::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, KvShape, Linear, Operation, PAGE,
-        Profile, Qkv, RmsNorm,
+        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, Grouping, KvShape, Linear,
+        Operation, PAGE, Profile, Qkv, RmsNorm,
     },
     rope::RopeTable,
-    tensor::{GROUP, WeightMatrix},
+    tensor::{GROUP, SEGMENT, WeightMatrix},
 };
 
 /// Values worth waking a worker for in a pass over rows.
@@ -50,11 +51,11 @@ impl Cpu {
         for Product { matrix, bias } in pair {
             assert_eq!(matrix.columns, x.width, "the activation fits the matrix");
             assert!(bias.is_none_or(|bias| bias.len() == matrix.rows), "one bias for each output");
-            if matrix.packed.format().is_float() {
+            let format = matrix.packed.format();
+            if format.is_float() {
                 x.report(first..first + out.rows().len(), Operation::FloatLinear, faults);
-            } else {
-                assert_eq!(x.profile, Profile::Quantised, "grouped weights take quantised activations");
             }
+            assert!(x.grouping.serves(format), "the activation has the groups that the weights take");
         }
         assert_eq!(pair[0].matrix.rows, pair[1].matrix.rows, "gate and up have one shape");
         linear::run(self, outcome, x, first, out);
@@ -62,22 +63,36 @@ impl Cpu {
 
     /// Makes the first `rows` rows of `out` the input of a linear layer: pads, checks, quantises.
     fn ready(&self, out: &mut Activation, rows: usize, faults: &mut Faults) {
-        let (width, groups) = (out.width, out.stride());
+        let (width, groups, wide) = (out.width, out.stride(), out.width / SEGMENT);
         let stride = groups * (GROUP / LANES);
-        let values = Runs::new(&mut out.values[..rows * stride], stride);
         let (parallel, faulty) = (self.shared(rows, width), &out.faulty);
+        let ready = |row: usize, work: Ready<'_>| {
+            let finite = self.proof().dispatch(work);
+            faulty[row].store(!finite, Ordering::Relaxed);
+        };
+        let values = &mut out.values[..rows * stride];
+        if out.grouping.narrow {
+            let to = Runs::new(&mut out.groups[..rows * groups], groups);
+            let parts = Indexed((Runs::new(values, stride), to));
+            self.pool().split(parts, parallel, |(row, (values, to))| {
+                ready(row, Ready { values, width, to: Groups::Narrow(to) });
+            });
+        }
+        if out.grouping.wide {
+            let to = Runs::new(&mut out.wide[..rows * wide], wide);
+            let parts = Indexed((Runs::new(values, stride), to));
+            self.pool().split(parts, parallel, |(row, (values, to))| {
+                ready(row, Ready { values, width, to: Groups::Wide(to) });
+            });
+        }
+        if out.grouping == Grouping::default() {
+            let parts = Indexed(Runs::new(values, stride));
+            self.pool().split(parts, parallel, |(row, values)| {
+                ready(row, Ready { values, width, to: Groups::None });
+            });
+        }
         if out.profile == Profile::Quantised {
-            let groups = Runs::new(&mut out.groups[..rows * groups], groups);
-            self.pool().split(Indexed((values, groups)), parallel, |(row, (values, groups))| {
-                let finite = self.proof().dispatch(Ready { values, width, groups: Some(groups) });
-                faulty[row].store(!finite, Ordering::Relaxed);
-            });
             out.report(0..rows, Operation::Quantise, faults);
-        } else {
-            self.pool().split(Indexed(values), parallel, |(row, values)| {
-                let finite = self.proof().dispatch(Ready { values, width, groups: None });
-                faulty[row].store(!finite, Ordering::Relaxed);
-            });
         }
     }
 
@@ -117,11 +132,18 @@ fn product(linear: &Linear<Matrix>) -> Product<'_> {
     Product { matrix: &linear.weight, bias: linear.bias.as_deref() }
 }
 
-/// Zeroes the padding of a row, quantises it if it has groups; whether it is finite.
+/// Zeroes the padding of a row and quantises it; whether it is finite.
 struct Ready<'a> {
     values: &'a mut [Full],
     width: usize,
-    groups: Option<&'a mut [Group]>,
+    to: Groups<'a>,
+}
+
+/// Where the groups of a row go.
+enum Groups<'a> {
+    None,
+    Narrow(&'a mut [Group]),
+    Wide(&'a mut [Wide]),
 }
 
 impl Op for Ready<'_> {
@@ -130,9 +152,10 @@ impl Op for Ready<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
         floats_mut(self.values)[self.width..].fill(0.0);
-        match self.groups {
-            Some(groups) => quantise_row(s, self.values, groups),
-            None => is_finite(s, self.values),
+        match self.to {
+            Groups::None => is_finite(s, self.values),
+            Groups::Narrow(groups) => quantise_row(s, self.values, groups),
+            Groups::Wide(groups) => quantise_wide(s, self.values, groups),
         }
     }
 }
@@ -210,8 +233,14 @@ impl Backend for Cpu {
         Buffer::new(rows, width)
     }
 
-    fn activation(&self, rows: usize, width: usize, profile: Profile) -> Result<Activation, BackendError> {
-        Activation::new(rows, width, profile)
+    fn activation(
+        &self,
+        rows: usize,
+        width: usize,
+        profile: Profile,
+        grouping: Grouping,
+    ) -> Result<Activation, BackendError> {
+        Activation::new(rows, width, profile, grouping)
     }
 
     fn kv(&self, shape: KvShape) -> Result<Kv, BackendError> {

@@ -6,6 +6,7 @@
 
 use super::{
     Cpu,
+    kquants::{dot_q4k, dot_q6k},
     math::silu,
     matrix::{Matrix, Packed, Q4_LINES, Q8_LINES},
     parts::{Tiles, Window},
@@ -139,6 +140,16 @@ impl Product<'_> {
             Packed::F32(values) => {
                 let x = std::array::from_fn(|r| &x.row(row + r)[..columns]);
                 float(s, &values[block * columns..][..columns], x)
+            }
+            Packed::Q4K(blocks) => {
+                let wide = columns / SEGMENT;
+                let x = std::array::from_fn(|r| x.wide(row + r));
+                dot_q4k(s, &blocks[block * wide..][..wide], x)
+            }
+            Packed::Q6K { blocks, scales } => {
+                let wide = columns / SEGMENT;
+                let x = std::array::from_fn(|r| x.wide(row + r));
+                dot_q6k(s, &blocks[block * wide..][..wide], &scales[block * wide..][..wide], x)
             }
         };
         let Some(bias) = self.bias else { return y };

@@ -2,13 +2,14 @@
 //! same K of sixteen outputs and every byte is read once, in order.
 
 use super::{
+    kquants::{Block4, Block6, pack_q4k, pack_q6k},
     rows::allocate,
     simd::{Full, Half, LANES, Line},
 };
 use crate::{
     backend::BackendError,
     round::{f32_from_bf16, f32_from_f16},
-    tensor::{Format, GROUP, Q4_BYTES, Q8_BYTES, WeightMatrix},
+    tensor::{Format, GROUP, Q4_BYTES, Q8_BYTES, SEGMENT, WeightMatrix},
 };
 
 /// Lines of a `q8` group of sixteen rows; line `i` holds K `4i .. 4i + 4`.
@@ -35,6 +36,10 @@ pub(crate) enum Packed {
     Bf16(Vec<Half>),
     /// `[block][column]`.
     F32(Vec<Full>),
+    /// `[block][super-block]`.
+    Q4K(Vec<Block4>),
+    /// Both `[block][super-block]`.
+    Q6K { blocks: Vec<Block6>, scales: Vec<Half> },
 }
 
 impl std::fmt::Debug for Packed {
@@ -50,6 +55,8 @@ impl Packed {
             Packed::Q4 { .. } => Format::Q4,
             Packed::Bf16(_) => Format::Bf16,
             Packed::F32(_) => Format::F32,
+            Packed::Q4K(_) => Format::Q4K,
+            Packed::Q6K { .. } => Format::Q6K,
         }
     }
 }
@@ -96,6 +103,17 @@ impl Matrix {
                 }
                 Packed::F32(values)
             }
+            Format::Q4K => {
+                let mut packed = allocate(blocks.checked_mul(columns / SEGMENT), what)?;
+                pack_q4k(weights, &mut packed);
+                Packed::Q4K(packed)
+            }
+            Format::Q6K => {
+                let count = blocks.checked_mul(columns / SEGMENT);
+                let (mut blocks, mut scales) = (allocate(count, what)?, allocate(count, what)?);
+                pack_q6k(weights, &mut blocks, &mut scales);
+                Packed::Q6K { blocks, scales }
+            }
         };
         Ok(Self { rows, columns, packed })
     }
@@ -138,6 +156,19 @@ impl Matrix {
             Packed::F32(values) => {
                 for (out, value) in out.iter_mut().zip(&values[block * self.columns..]) {
                     *out = value.0[lane];
+                }
+            }
+            Packed::Q4K(blocks) => {
+                let blocks = &blocks[block * (self.columns / SEGMENT)..];
+                for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
+                    block.decode(lane, out);
+                }
+            }
+            Packed::Q6K { blocks, scales } => {
+                let first = block * (self.columns / SEGMENT);
+                let blocks = blocks[first..].iter().zip(&scales[first..]);
+                for ((block, scale), out) in blocks.zip(out.as_chunks_mut().0) {
+                    block.decode(scale.0[lane], lane, out);
                 }
             }
         }

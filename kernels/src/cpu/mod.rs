@@ -3,8 +3,8 @@
 //!
 //! Read in this order: `simd` (the vector), `portable`, `avx2`, `avx512` (its forms), `isa` (which of
 //! them this CPU has), `parts` and `pool` (threads), `rows` and `matrix` (storage), `math` (exp, norms,
-//! the quantiser), `linear`, `heads` (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam). `peak` is for
-//! measurements.
+//! the quantiser), `kquants` (super-blocks), `linear`, `heads` (qk-norm, RoPE), `kv`, `attention`, `backend`
+//! (the seam). `peak` is for measurements.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +16,7 @@ mod backend;
 mod exhaustive;
 mod heads;
 mod isa;
+mod kquants;
 mod kv;
 mod linear;
 mod math;

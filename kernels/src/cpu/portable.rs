@@ -23,9 +23,11 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
+    type P = [i32; LANES];
 
     const Q8_BIAS: i32 = 0;
     const REGISTERS: usize = 8;
+    const NARROW_SUMS: bool = false;
 
     fn dispatch<O: Op>(self, op: O) -> O::Out {
         op.run(self)
@@ -79,6 +81,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|l| a[l].mul_add(b[l], c[l]))
+    }
+    #[inline(always)]
+    fn fms(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|l| a[l].mul_add(b[l], -c[l]))
     }
     #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
@@ -141,6 +147,10 @@ impl Simd for Portable {
         [x; LANES]
     }
     #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|l| a[l] + b[l])
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::F {
         x.map(|x| x as f32)
     }
@@ -159,5 +169,50 @@ impl Simd for Portable {
     #[inline(always)]
     fn dot_q4(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
         dot(acc, x, |i| i32::from(w[i]))
+    }
+
+    #[inline(always)]
+    fn and(self, x: Self::B, mask: u8) -> Self::B {
+        x.map(|byte| byte & mask)
+    }
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: Self::B) -> Self::B {
+        x.map(|byte| byte << N)
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: Self::B) -> Self::B {
+        x.map(|byte| byte >> N)
+    }
+    #[inline(always)]
+    fn splat_p(self) -> Self::P {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn dot_p(self, acc: Self::P, w: Self::B, x: i32) -> Self::P {
+        dot(acc, x, |i| i32::from(w[i]))
+    }
+    #[inline(always)]
+    fn factor<const J: u32>(self, x: Self::B) -> Self::I {
+        std::array::from_fn(|l| i32::from(x[4 * l + J as usize] as i8))
+    }
+    #[inline(always)]
+    fn add_scaled(self, acc: Self::I, sums: Self::P, factor: Self::I) -> Self::I {
+        std::array::from_fn(|l| acc[l] + sums[l] * factor[l])
+    }
+    #[inline(always)]
+    fn pairs(self, x: Self::B) -> (Self::I, Self::I) {
+        let pair = |l: usize, i: usize| {
+            i32::from(x[4 * l + i] as i8) & 0xffff | i32::from(x[4 * l + i + 2] as i8) << 16
+        };
+        (std::array::from_fn(|l| pair(l, 0)), std::array::from_fn(|l| pair(l, 1)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, pairs: Self::I, x: i32) -> Self::I {
+        let dot = |a: i32, b: i32| i32::from(a as i16) * i32::from(b as i16) + (a >> 16) * (b >> 16);
+        std::array::from_fn(|l| acc[l] + dot(pairs[l], x))
     }
 }

@@ -5,10 +5,13 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::simd::{Full, LANES};
+use super::{
+    kquants::Wide,
+    simd::{Full, LANES},
+};
 use crate::{
-    backend::{BackendError, Faults, Operation, Profile},
-    tensor::GROUP,
+    backend::{BackendError, Faults, Grouping, Operation, Profile},
+    tensor::{GROUP, SEGMENT},
 };
 
 /// `count` zeroed elements, or the typed refusal.
@@ -94,21 +97,36 @@ impl Group {
 pub struct Activation {
     pub(crate) width: usize,
     pub(crate) profile: Profile,
+    /// None under [`Profile::F32`].
+    pub(crate) grouping: Grouping,
     pub(crate) values: Vec<Full>,
+    /// Groups of 32.
     pub(crate) groups: Vec<Group>,
+    /// Groups of 256.
+    pub(crate) wide: Vec<Wide>,
     /// Of each row, whether a value is not finite.
     pub(crate) faulty: Vec<AtomicBool>,
 }
 
 impl Activation {
-    pub(crate) fn new(rows: usize, width: usize, profile: Profile) -> Result<Self, BackendError> {
+    pub(crate) fn new(
+        rows: usize,
+        width: usize,
+        profile: Profile,
+        grouping: Grouping,
+    ) -> Result<Self, BackendError> {
+        let grouping = if profile == Profile::Quantised { grouping } else { Grouping::default() };
+        assert!(!grouping.wide || width.is_multiple_of(SEGMENT), "groups of 256 are whole");
         let groups = rows.checked_mul(width.div_ceil(GROUP));
+        let wide = rows.checked_mul(width / SEGMENT);
         let what = "rows of activations";
         Ok(Self {
             width,
             profile,
+            grouping,
             values: allocate(groups.and_then(|groups| groups.checked_mul(GROUP / LANES)), what)?,
-            groups: if profile == Profile::Quantised { allocate(groups, what)? } else { Vec::new() },
+            groups: if grouping.narrow { allocate(groups, what)? } else { Vec::new() },
+            wide: if grouping.wide { allocate(wide, what)? } else { Vec::new() },
             faulty: (0..rows).map(|_| AtomicBool::new(false)).collect(),
         })
     }
@@ -130,6 +148,13 @@ impl Activation {
     pub(crate) fn groups(&self, row: usize) -> &[Group] {
         let stride = self.stride();
         &self.groups[row * stride..][..stride]
+    }
+
+    /// Groups of 256 of row `row`.
+    #[inline(always)]
+    pub(crate) fn wide(&self, row: usize) -> &[Wide] {
+        let stride = self.width / SEGMENT;
+        &self.wide[row * stride..][..stride]
     }
 
     /// Records `operation` for every faulty row of `rows`.

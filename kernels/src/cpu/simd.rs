@@ -29,11 +29,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// Sixty-four bytes.
     type B: Copy;
+    /// Sums of a few products that wait for their scale: 32 bits a lane, or two times 16.
+    type P: Copy;
 
     /// What packing adds to a `q8` weight: 128 where the dot product wants it unsigned, else 0.
     const Q8_BIAS: i32;
     /// Vectors that the CPU's registers hold, which bounds what a tile keeps in them.
     const REGISTERS: usize;
+    /// Whether [`Simd::P`] has 16 bits.
+    const NARROW_SUMS: bool;
 
     /// Runs `op` compiled for this instruction set.
     fn dispatch<O: Op>(self, op: O) -> O::Out;
@@ -63,6 +67,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// a * b + c, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a * b - c, rounded once.
+    fn fms(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger, of numbers.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The smaller, of numbers.
@@ -91,7 +97,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;
-    /// The lanes as f32, `|x| < 2^24`.
+    /// a + b.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The lanes as f32, rounded to nearest even (exact for `|x| <= 2^24`).
     fn to_f32(self, x: Self::I) -> Self::F;
     /// Reads a line of weights.
     fn line(self, from: &Line) -> Self::B;
@@ -101,6 +109,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_q8(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
     /// The same for weights in 0..=15.
     fn dot_q4(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
+
+    /// Each byte and `mask`.
+    fn and(self, x: Self::B, mask: u8) -> Self::B;
+    /// a | b.
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Shifts bytes left. What leaves a byte may be found in the next one: mask it.
+    fn shl<const N: u32>(self, x: Self::B) -> Self::B;
+    /// Shifts bytes right. What leaves a byte may be found in the one before: mask it.
+    fn shr<const N: u32>(self, x: Self::B) -> Self::B;
+    /// No products.
+    fn splat_p(self) -> Self::P;
+    /// Lane `l`: `acc[l]` + dot of four weights of row `l` and the four int8 of `x`. Before the sums are
+    /// scaled, up to 8 such words of weights in 0..=15 may be added, or 4 of weights in 0..=63 (2 in narrow sums).
+    fn dot_p(self, acc: Self::P, w: Self::B, x: i32) -> Self::P;
+    /// Byte `J` of each lane, an int8, as [`Simd::add_scaled`] takes it.
+    fn factor<const J: u32>(self, x: Self::B) -> Self::I;
+    /// `acc` + `sums` * `factor`.
+    fn add_scaled(self, acc: Self::I, sums: Self::P, factor: Self::I) -> Self::I;
+    /// Bytes 0 and 2 and bytes 1 and 3 of each lane, int8 widened to 16 bits.
+    fn pairs(self, x: Self::B) -> (Self::I, Self::I);
+    /// Lane `l`: `acc[l]` + dot of the two 16-bit numbers of `pairs[l]` and those of `x`.
+    fn dot_pairs(self, acc: Self::I, pairs: Self::I, x: i32) -> Self::I;
 }
 
 /// A piece of work that [`Simd::dispatch`] compiles for each instruction set. `run` and all it calls must be

@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::{Fold, attend_block, dot, dot_float, quantise_group, rms_norm, rotate, silu};
+use super::{Fold, attend_block, dot, dot_float, dot_wide, quantise_group, rms_norm, rotate, silu};
 use crate::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, KvShape, Linear, Operation, PAGE,
-        Profile, Qkv, RmsNorm, Row,
+        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, Grouping, KvShape, Linear,
+        Operation, PAGE, Profile, Qkv, RmsNorm, Row,
     },
     rope::RopeTable,
     round::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16},
-    tensor::{GROUP, WeightMatrix},
+    tensor::{GROUP, SEGMENT, WeightMatrix},
 };
 
 /// The scalar backend: slow, and right by definition.
@@ -40,8 +40,38 @@ pub struct Activation {
     width: usize,
     profile: Profile,
     values: Vec<f32>,
+    narrow: Option<Quantised<GROUP>>,
+    wide: Option<Quantised<SEGMENT>>,
+}
+
+/// Rows in groups of `N`, the last one of a row padded with zeros.
+#[derive(Clone, Debug)]
+struct Quantised<const N: usize> {
+    groups: usize,
     quants: Vec<i8>,
     scales: Vec<f32>,
+}
+
+impl<const N: usize> Quantised<N> {
+    fn new(rows: usize, width: usize) -> Self {
+        let groups = width.div_ceil(N);
+        Self { groups, quants: vec![0; rows * groups * N], scales: vec![0.0; rows * groups] }
+    }
+
+    /// A faulty group becomes zero.
+    fn set(&mut self, row: usize, values: &[f32]) {
+        for (i, chunk) in values.chunks(N).enumerate() {
+            let g = row * self.groups + i;
+            let mut q = [0; N];
+            self.scales[g] = quantise_group(chunk, &mut q).unwrap_or(0.0);
+            self.quants[g * N..][..N].copy_from_slice(&q);
+        }
+    }
+
+    fn row(&self, row: usize) -> (&[i8], &[f32]) {
+        let (from, to) = (row * self.groups, (row + 1) * self.groups);
+        (&self.quants[from * N..to * N], &self.scales[from..to])
+    }
 }
 
 impl Activation {
@@ -49,24 +79,17 @@ impl Activation {
         &self.values[row * self.width..][..self.width]
     }
 
-    fn groups(&self) -> usize {
-        self.width.div_ceil(GROUP)
-    }
-
     /// Takes `values` as row `row`, quantising it under [`Profile::Quantised`].
     fn set(&mut self, row: usize, values: &[f32], faults: &mut Faults) {
         self.values[row * self.width..][..self.width].copy_from_slice(values);
-        if self.profile == Profile::F32 {
-            return;
+        if self.profile == Profile::Quantised && values.iter().any(|value| !value.is_finite()) {
+            faults.record(row, Operation::Quantise);
         }
-        for (i, chunk) in values.chunks(GROUP).enumerate() {
-            let g = row * self.groups() + i;
-            let mut q = [0; GROUP];
-            self.scales[g] = quantise_group(chunk, &mut q).unwrap_or_else(|| {
-                faults.record(row, Operation::Quantise);
-                0.0
-            });
-            self.quants[g * GROUP..][..GROUP].copy_from_slice(&q);
+        if let Some(narrow) = &mut self.narrow {
+            narrow.set(row, values);
+        }
+        if let Some(wide) = &mut self.wide {
+            wide.set(row, values);
         }
     }
 }
@@ -93,17 +116,18 @@ impl Kv {
 fn linear(linear: &Linear<WeightMatrix>, x: &Activation, row: usize, faults: &mut Faults) -> Vec<f32> {
     let weights = &linear.weight;
     assert_eq!(weights.columns(), x.width, "the activation fits the matrix");
-    let groups = x.groups();
+    let outputs = 0..weights.rows();
     let mut y: Vec<f32> = if weights.format().is_float() {
         if x.row(row).iter().any(|value| !value.is_finite()) {
             faults.record(row, Operation::FloatLinear);
         }
-        (0..weights.rows()).map(|r| dot_float(weights, r, x.row(row))).collect()
+        outputs.map(|r| dot_float(weights, r, x.row(row))).collect()
+    } else if weights.format().is_wide() {
+        let (q, scales) = x.wide.as_ref().expect("the activation has groups of 256").row(row);
+        outputs.map(|r| dot_wide(weights, r, q, scales)).collect()
     } else {
-        assert_eq!(x.profile, Profile::Quantised, "grouped weights take quantised activations");
-        let q = &x.quants[row * groups * GROUP..][..groups * GROUP];
-        let scales = &x.scales[row * groups..][..groups];
-        (0..weights.rows()).map(|r| dot(weights, r, q, scales)).collect()
+        let (q, scales) = x.narrow.as_ref().expect("the activation has groups of 32").row(row);
+        outputs.map(|r| dot(weights, r, q, scales)).collect()
     };
     if let Some(bias) = &linear.bias {
         assert_eq!(bias.len(), y.len(), "one bias for each output");
@@ -164,17 +188,21 @@ impl Backend for Reference {
         Ok(Buffer { width, values: vec![0.0; rows * width] })
     }
 
-    fn activation(&self, rows: usize, width: usize, profile: Profile) -> Result<Activation, BackendError> {
-        let groups = match profile {
-            Profile::Quantised => rows * width.div_ceil(GROUP),
-            Profile::F32 => 0,
-        };
+    fn activation(
+        &self,
+        rows: usize,
+        width: usize,
+        profile: Profile,
+        grouping: Grouping,
+    ) -> Result<Activation, BackendError> {
+        let quantised = profile == Profile::Quantised;
+        assert!(!grouping.wide || width.is_multiple_of(SEGMENT), "groups of 256 are whole");
         Ok(Activation {
             width,
             profile,
             values: vec![0.0; rows * width],
-            quants: vec![0; groups * GROUP],
-            scales: vec![0.0; groups],
+            narrow: (quantised && grouping.narrow).then(|| Quantised::new(rows, width)),
+            wide: (quantised && grouping.wide).then(|| Quantised::new(rows, width)),
         })
     }
 

@@ -1,17 +1,21 @@
 //! The activation quantiser and the dot products of linear layers (sections 2 and 3).
 
 use crate::{
-    round::f32_from_bf16,
-    tensor::{Format, GROUP, SEGMENT, WeightMatrix, q4_value, scale_of},
+    round::{f32_from_bf16, f32_from_f16},
+    tensor::{
+        Format, GROUP, SEGMENT, WeightMatrix,
+        kquants::{Q4K, Q4K_PART, Q6K, Q6K_PART},
+        q4_value, scale_of,
+    },
 };
 
 /// Largest magnitudes below 2^-100 quantise to zero.
 pub(crate) const QUANTISE_FLOOR: f32 = f32::from_bits(27 << 23);
 
-/// Quantises up to 32 values into `q` (the rest of which becomes 0) and returns their scale; `None`
-/// if one of them is not finite, which is a fault.
-pub fn quantise_group(x: &[f32], q: &mut [i8; GROUP]) -> Option<f32> {
-    *q = [0; GROUP];
+/// Quantises up to `N` values (a group: 32, or 256 before super-blocks) into `q`, the rest of which becomes
+/// 0, and returns their scale; `None` if one of them is not finite, which is a fault.
+pub fn quantise_group<const N: usize>(x: &[f32], q: &mut [i8; N]) -> Option<f32> {
+    *q = [0; N];
     let amax = x.iter().map(|value| value.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
     if amax >= 0x7f80_0000 {
         return None;
@@ -41,7 +45,7 @@ pub fn dot(weights: &WeightMatrix, row: usize, q: &[i8], scales: &[f32]) -> f32 
     let value = |bytes: &[u8], i: usize| match weights.format() {
         Format::Q8 => bytes[i] as i8,
         Format::Q4 => q4_value(bytes, i),
-        Format::Bf16 | Format::F32 => panic!("float weights have no groups"),
+        other => panic!("{other} weights have no groups of 32"),
     };
     let mut y = 0.0;
     for (t, segment) in bytes.chunks(size * (SEGMENT / GROUP)).enumerate() {
@@ -58,6 +62,56 @@ pub fn dot(weights: &WeightMatrix, row: usize, q: &[i8], scales: &[f32]) -> f32 
     y
 }
 
+/// Row `row` of a `q4_k` or `q6_k` matrix times an activation row quantised by 256 values (`[blocks][256]`
+/// int8 and one scale per block).
+///
+/// # Panics
+/// If the weights have no super-blocks or the lengths do not fit.
+pub fn dot_wide(weights: &WeightMatrix, row: usize, q: &[i8], scales: &[f32]) -> f32 {
+    assert!(
+        q.len() == weights.columns() && scales.len() * SEGMENT == q.len(),
+        "the activation has the row's blocks"
+    );
+    let bytes = weights.row(row);
+    let size = weights.format().row_bytes(SEGMENT);
+    let mut y = 0.0;
+    for (t, (block, x)) in bytes.chunks_exact(size).zip(q.as_chunks().0).enumerate() {
+        let sum = match weights.format() {
+            Format::Q4K => segment_q4k(Q4K(block.try_into().expect("a whole block")), x, scales[t]),
+            Format::Q6K => segment_q6k(Q6K(block.try_into().expect("a whole block")), x, scales[t]),
+            other => panic!("{other} weights have no super-blocks"),
+        };
+        y = if t == 0 { sum } else { y + sum };
+    }
+    y
+}
+
+/// Sum of `dot` over the sub-blocks of `N` values; it is given each one's index and values.
+fn parts<const N: usize>(x: &[i8; SEGMENT], dot: impl Fn(usize, &[i8; N]) -> i32) -> i32 {
+    x.as_chunks().0.iter().enumerate().map(|(j, x)| dot(j, x)).sum()
+}
+
+fn segment_q4k(block: Q4K<'_>, x: &[i8; SEGMENT], scale: f32) -> f32 {
+    let products = parts::<Q4K_PART>(x, |j, x| {
+        let value = |i: usize| i32::from(block.value(j * Q4K_PART + i));
+        let idot: i32 = x.iter().enumerate().map(|(i, &x)| value(i) * i32::from(x)).sum();
+        i32::from(block.scale(j)) * idot
+    });
+    let minima =
+        parts::<Q4K_PART>(x, |j, x| i32::from(block.min(j)) * x.iter().map(|&x| i32::from(x)).sum::<i32>());
+    let offset = f32_from_f16(block.dmin()) * scale * minima as f32;
+    (f32_from_f16(block.d()) * scale).mul_add(products as f32, -offset)
+}
+
+fn segment_q6k(block: Q6K<'_>, x: &[i8; SEGMENT], scale: f32) -> f32 {
+    let products = parts::<Q6K_PART>(x, |j, x| {
+        let value = |i: usize| i32::from(block.biased(j * Q6K_PART + i)) - 32;
+        let idot: i32 = x.iter().enumerate().map(|(i, &x)| value(i) * i32::from(x)).sum();
+        i32::from(block.scale(j)) * idot
+    });
+    f32_from_f16(block.d()) * scale * products as f32
+}
+
 /// Row `row` of a `bf16` or `f32` matrix times an activation row (`columns` values).
 ///
 /// # Panics
@@ -70,7 +124,7 @@ pub fn dot_float(weights: &WeightMatrix, row: usize, x: &[f32]) -> f32 {
         Format::F32 => {
             f32::from_le_bytes([bytes[4 * k], bytes[4 * k + 1], bytes[4 * k + 2], bytes[4 * k + 3]])
         }
-        Format::Q8 | Format::Q4 => panic!("grouped weights take quantised activations"),
+        other => panic!("{other} weights take quantised activations"),
     };
     let mut y = 0.0;
     for (t, segment) in x.chunks(SEGMENT).enumerate() {
@@ -126,5 +180,53 @@ mod tests {
             q.extend(group);
         }
         assert!((dot(&weights, 0, &q, &scales) - exact).abs() < 5.0);
+    }
+
+    /// From -1 to 1 in steps of 1/500, in no order.
+    fn scattered(i: usize) -> f32 {
+        ((i * 7919 + i * i * 31) % 1001) as f32 / 500.0 - 1.0
+    }
+
+    #[test]
+    fn super_blocks_agree_with_plain_arithmetic() {
+        let columns = 3 * SEGMENT;
+        let values: Vec<f32> = (0..2 * columns).map(|i| scattered(i) * 0.1 + 0.01).collect();
+        let x: Vec<f32> = (0..columns).map(|i| scattered(i + 5000) * 3.0).collect();
+        let (mut q, mut scales) = (Vec::new(), Vec::new());
+        for chunk in x.chunks(SEGMENT) {
+            let mut group = [0; SEGMENT];
+            scales.push(quantise_group(chunk, &mut group).unwrap());
+            q.extend(group);
+        }
+        for format in [Format::Q4K, Format::Q6K] {
+            let weights = WeightMatrix::quantise(format, 2, columns, &values).unwrap();
+            let mut decoded = vec![0.0; columns];
+            for row in 0..2 {
+                weights.decode_row(row, &mut decoded);
+                let quantised = (0..columns).map(|k| f64::from(q[k]) * f64::from(scales[k / SEGMENT]));
+                let products = decoded.iter().zip(quantised).map(|(w, x)| f64::from(*w) * x);
+                let (exact, size) =
+                    products.fold((0.0, 0.0), |(sum, size), p: f64| (sum + p, size + p.abs()));
+                let actual = f64::from(dot_wide(&weights, row, &q, &scales));
+                assert!((actual - exact).abs() < size * 1e-6, "{format}: {actual} instead of {exact}");
+            }
+        }
+    }
+
+    /// The largest sums there can be: past 2^24, where the conversion to f32 rounds.
+    #[test]
+    fn super_blocks_at_the_ends_of_their_range() {
+        let mut block = vec![0xff; 144];
+        block[..4].copy_from_slice(&[0x00, 0x3c, 0x00, 0x3c]);
+        let weights = WeightMatrix::from_bytes(Format::Q4K, 1, SEGMENT, block).unwrap();
+        let (products, minima) = (8 * 63 * 32 * 15 * 127, 8 * 63 * 32 * 127);
+        assert_eq!(dot_wide(&weights, 0, &[127; SEGMENT], &[1.0]), products as f32 - minima as f32);
+        assert_eq!(dot_wide(&weights, 0, &[-127; SEGMENT], &[1.0]), minima as f32 - products as f32);
+        let mut block = vec![0; 192];
+        block.extend([0x80; 16]);
+        block.extend([0x00, 0x3c]);
+        let weights = WeightMatrix::from_bytes(Format::Q6K, 1, SEGMENT, block).unwrap();
+        assert_eq!(dot_wide(&weights, 0, &[127; SEGMENT], &[1.0]), (256 * 32 * 128 * 127) as f32);
+        assert_eq!(dot_wide(&weights, 0, &[0; SEGMENT], &[0.0]).to_bits(), 0);
     }
 }

@@ -13,7 +13,7 @@ mod rotate;
 
 pub use attention::{Fold, attend_block};
 pub use backend::{Activation, Buffer, Kv, Reference};
-pub use linear::{dot, dot_float, quantise_group};
+pub use linear::{dot, dot_float, dot_wide, quantise_group};
 pub use math::{exp, max, sigmoid, silu};
 pub use norm::{rms_norm, sum_of_squares};
 pub use rotate::rotate;

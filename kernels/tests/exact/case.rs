@@ -1,7 +1,7 @@
 //! A random layer with its batches.
 
 use kernels::{
-    backend::{AttentionShape, Backend, Gate, GateUp, Linear, PAGE, Profile, Qkv, RmsNorm, Row},
+    backend::{AttentionShape, Backend, Gate, GateUp, Grouping, Linear, PAGE, Profile, Qkv, RmsNorm, Row},
     rope::{RopeScaling, RopeSpec, RopeTable},
     tensor::{Format, WeightMatrix},
 };
@@ -15,6 +15,8 @@ pub(crate) struct Case {
     pub(crate) flavour: Flavour,
     pub(crate) profile: Profile,
     pub(crate) format: Format,
+    /// Of the values, the down projection and the head, if it is another one.
+    pub(crate) second: Option<Format>,
     pub(crate) hidden: usize,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
@@ -49,6 +51,7 @@ impl Default for Case {
             flavour: Flavour::Plain,
             profile: Profile::Quantised,
             format: Format::Q8,
+            second: None,
             hidden: 64,
             heads: 4,
             kv_heads: 2,
@@ -74,6 +77,11 @@ impl Case {
             scale: 1.0 / (self.head_dim as f32).sqrt(),
             window: self.window,
         }
+    }
+
+    /// Groups that any matrix of the layer reads.
+    pub(crate) fn grouping(&self) -> Grouping {
+        Grouping::of([self.format].into_iter().chain(self.second))
     }
 
     pub(crate) fn rope(&self) -> RopeTable {
@@ -133,26 +141,27 @@ impl Case {
     pub(crate) fn layer<B: Backend>(&self, backend: &B) -> Layer<B::Matrix> {
         let mut rng = Rng(self.seed);
         let Case { hidden, heads, kv_heads, head_dim, intermediate, vocabulary, .. } = *self;
-        let mut matrix = |rows: usize, columns: usize| {
+        let second = self.second.unwrap_or(self.format);
+        let mut matrix = |rows: usize, columns: usize, format: Format| {
             let values = rng.values(rows * columns, self.flavour);
-            let weights = WeightMatrix::quantise(self.format, rows, columns, &values).unwrap();
+            let weights = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
             let bias = self.bias.then(|| rng.values(rows, self.flavour));
             Linear { weight: backend.matrix(weights).unwrap(), bias }
         };
-        let embedding = matrix(vocabulary, hidden).weight;
+        let embedding = matrix(vocabulary, hidden, self.format).weight;
         let (q, k, v) = (
-            matrix(heads * head_dim, hidden),
-            matrix(kv_heads * head_dim, hidden),
-            matrix(kv_heads * head_dim, hidden),
+            matrix(heads * head_dim, hidden, self.format),
+            matrix(kv_heads * head_dim, hidden, self.format),
+            matrix(kv_heads * head_dim, hidden, second),
         );
-        let output = matrix(hidden, heads * head_dim);
+        let output = matrix(hidden, heads * head_dim, self.format);
         let gate_up = GateUp {
-            gate: matrix(intermediate, hidden),
-            up: matrix(intermediate, hidden),
+            gate: matrix(intermediate, hidden, self.format),
+            up: matrix(intermediate, hidden, self.format),
             activation: Gate::Silu,
         };
-        let down = matrix(hidden, intermediate);
-        let head = matrix(vocabulary, hidden);
+        let down = matrix(hidden, intermediate, second);
+        let head = matrix(vocabulary, hidden, second);
         let mut norm = |width| RmsNorm { weight: rng.values(width, self.flavour), eps: 1e-6 };
         let norms = [norm(hidden), norm(hidden), norm(hidden)];
         let mut head_norm = || self.qk_norm.then(|| norm(head_dim));

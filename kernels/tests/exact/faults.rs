@@ -2,7 +2,8 @@
 
 use kernels::{
     backend::{
-        AttentionShape, Backend, Batch, Faults, KvShape, Linear, Operation, Profile, Qkv, RmsNorm, Row,
+        AttentionShape, Backend, Batch, Faults, Grouping, KvShape, Linear, Operation, Profile, Qkv, RmsNorm,
+        Row,
     },
     reference::Reference,
     rope::{RopeScaling, RopeSpec, RopeTable},
@@ -41,20 +42,55 @@ fn a_poisoned_session_leaves_the_others_alone() {
             ..Case::default()
         };
         let poisoned = Case { poison: Some((1, value)), ..clean.clone() };
-        check(&poisoned);
-        let expected = trace(&Reference, &clean);
-        let actual = trace(&Reference, &poisoned);
-        let row = poisoned.poisoned_row(0).unwrap().0;
-        assert_eq!(actual[5].faults[row], Some(operation), "{poisoned:?}");
-        for (expected, actual) in expected.iter().zip(&actual) {
-            for other in (0..actual.faults.len()).filter(|&row| match actual.batch {
-                0 => row != poisoned.poisoned_row(0).unwrap().0,
-                _ => row != 1,
-            }) {
-                assert_eq!(actual.faults[other], None);
-                let range = other * actual.width..(other + 1) * actual.width;
-                assert_eq!(expected.bits[range.clone()], actual.bits[range]);
-            }
+        strike(clean, poisoned, operation);
+    }
+}
+
+#[test]
+fn a_poisoned_session_before_super_blocks() {
+    for (format, second) in [
+        (Format::Q4K, None),
+        (Format::Q6K, None),
+        (Format::Q4K, Some(Format::Q6K)),
+        (Format::Q4, Some(Format::Q6K)),
+    ] {
+        let clean = Case {
+            format,
+            second,
+            hidden: 256,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 128,
+            rotated: 128,
+            intermediate: 512,
+            batches: vec![vec![3, 5, 2], vec![1, 1, 1]],
+            ..Case::default()
+        };
+        for (value, operation) in [
+            (f32::NAN, Operation::Quantise),
+            (f32::INFINITY, Operation::Quantise),
+            (f32::MAX, Operation::LayerOutput),
+        ] {
+            strike(clean.clone(), Case { poison: Some((1, value)), ..clean.clone() }, operation);
+        }
+    }
+}
+
+/// The fault of the poisoned session is `operation`, on every backend, and the others do not see it.
+fn strike(clean: Case, poisoned: Case, operation: Operation) {
+    check(&poisoned);
+    let expected = trace(&Reference, &clean);
+    let actual = trace(&Reference, &poisoned);
+    let row = poisoned.poisoned_row(0).unwrap().0;
+    assert_eq!(actual[5].faults[row], Some(operation), "{poisoned:?}");
+    for (expected, actual) in expected.iter().zip(&actual) {
+        for other in (0..actual.faults.len()).filter(|&row| match actual.batch {
+            0 => row != poisoned.poisoned_row(0).unwrap().0,
+            _ => row != 1,
+        }) {
+            assert_eq!(actual.faults[other], None);
+            let range = other * actual.width..(other + 1) * actual.width;
+            assert_eq!(expected.bits[range.clone()], actual.bits[range]);
         }
     }
 }
@@ -68,7 +104,7 @@ fn loud<B: Backend>(backend: &B, loudness: f32, profile: Profile) -> (B::Activat
     backend.upload(&rows, &mut x);
     let mut weight = vec![1.0; 32];
     weight[0] = loudness;
-    let mut normed = backend.activation(2, 32, profile).unwrap();
+    let mut normed = backend.activation(2, 32, profile, Grouping::of([Format::Q8])).unwrap();
     let mut faults = Faults::default();
     faults.reset(2);
     backend.norm(&RmsNorm { weight, eps: 1e-6 }, &x, 2, &mut normed, &mut faults);

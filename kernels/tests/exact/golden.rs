@@ -6,7 +6,7 @@ use kernels::{
     reference::{self, Reference},
     rope::{RopeScaling, RopeSpec, RopeTable},
     round::{bf16_from_f32, f16_from_f32},
-    tensor::{Format, GROUP, WeightMatrix},
+    tensor::{Format, GROUP, SEGMENT, WeightMatrix},
 };
 use sha3::{Digest, Keccak256};
 
@@ -55,6 +55,12 @@ fn functions() {
         q.map(|q| i32::from(q).cast_unsigned()).into_iter().chain([scale.to_bits()])
     });
     actual.push(("quantiser", hash(quantised)));
+    let quantised = wide.chunks(SEGMENT).flat_map(|chunk| {
+        let mut q = [0; SEGMENT];
+        let scale = reference::quantise_group(chunk, &mut q).unwrap();
+        q.map(|q| i32::from(q).cast_unsigned()).into_iter().chain([scale.to_bits()])
+    });
+    actual.push(("quantiser-256", hash(quantised)));
     let mut normed = wide[..1000].to_vec();
     reference::rms_norm(&mut normed, &wide[1000..2000], 1e-6);
     actual.push(("rms-norm", floats(normed)));
@@ -96,28 +102,30 @@ fn functions() {
 
 fn layers<B: Backend>(backend: &B) -> Vec<(String, String)> {
     let mut hashes = Vec::new();
-    for (profile, format) in [
-        (Profile::Quantised, Format::Q8),
-        (Profile::Quantised, Format::Q4),
-        (Profile::Quantised, Format::Bf16),
-        (Profile::F32, Format::F32),
+    let odd = Case {
+        seed: 99,
+        hidden: 320,
+        head_dim: 40,
+        rotated: 32,
+        window: Some(90),
+        intermediate: 600,
+        bias: true,
+        qk_norm: true,
+        batches: vec![vec![70, 2], vec![40, 1]],
+        ..Case::default()
+    };
+    let whole = Case { hidden: 512, head_dim: 64, rotated: 64, intermediate: 768, ..odd.clone() };
+    for (name, case) in [
+        ("q8", Case { format: Format::Q8, ..odd.clone() }),
+        ("q4", Case { format: Format::Q4, ..odd.clone() }),
+        ("bf16", Case { format: Format::Bf16, ..odd.clone() }),
+        ("f32", Case { format: Format::F32, profile: Profile::F32, ..odd }),
+        ("q4_k", Case { format: Format::Q4K, ..whole.clone() }),
+        ("q6_k", Case { format: Format::Q6K, ..whole.clone() }),
+        ("q4_k_m", Case { format: Format::Q4K, second: Some(Format::Q6K), ..whole }),
     ] {
-        let case = Case {
-            seed: 99,
-            profile,
-            format,
-            hidden: 320,
-            head_dim: 40,
-            rotated: 32,
-            window: Some(90),
-            intermediate: 600,
-            bias: true,
-            qk_norm: true,
-            batches: vec![vec![70, 2], vec![40, 1]],
-            ..Case::default()
-        };
         for stage in trace(backend, &case) {
-            hashes.push((format!("{format}-{}-{}", stage.batch, stage.name), hash(stage.bits)));
+            hashes.push((format!("{name}-{}-{}", stage.batch, stage.name), hash(stage.bits)));
         }
     }
     hashes

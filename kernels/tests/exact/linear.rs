@@ -1,7 +1,7 @@
 //! Linear layers alone, over every remainder of rows, columns and batch.
 
 use kernels::{
-    backend::{Backend, Faults, Linear, Profile, RmsNorm},
+    backend::{Backend, Faults, Grouping, Linear, Profile, RmsNorm},
     reference::Reference,
     tensor::{Format, WeightMatrix},
 };
@@ -24,7 +24,7 @@ fn logits<B: Backend>(
     let head = Linear { weight: backend.matrix(weights.clone()).unwrap(), bias: None };
     let mut from = backend.buffer(rows, width).unwrap();
     let mut to = backend.buffer(rows, outputs).unwrap();
-    let mut normed = backend.activation(rows, width, profile).unwrap();
+    let mut normed = backend.activation(rows, width, profile, Grouping::of([weights.format()])).unwrap();
     let mut faults = Faults::default();
     faults.reset(rows);
     backend.upload(x, &mut from);
@@ -40,9 +40,9 @@ fn logits<B: Backend>(
 fn every_remainder() {
     let cpus = cpus();
     let mut rng = Rng(7);
-    for (index, columns) in [1, 31, 32, 33, 255, 256, 257, 511, 800].into_iter().enumerate() {
+    for (index, columns) in [1, 31, 32, 33, 255, 256, 257, 511, 800, 1280].into_iter().enumerate() {
         for (outputs, rows) in [(1, 1), (15, 2), (16, 3), (17, 5), (33, 9), (48, 13), (40, 140)] {
-            for format in Format::ALL {
+            for format in Format::ALL.into_iter().filter(|format| format.fits(columns)) {
                 let flavour = [Flavour::Plain, Flavour::Wide, Flavour::Tiny][(index + rows) % 3];
                 let norm = RmsNorm { weight: rng.values(columns, flavour), eps: 1e-5 };
                 let values = rng.values(outputs * columns, flavour);
@@ -86,11 +86,51 @@ fn extreme_integers() {
     }
 }
 
+/// Super-blocks of random bytes, whose scales, minima and values take every value, times activations of
+/// every sign, in which sums of 16 bits would overflow first.
+#[test]
+fn arbitrary_super_blocks() {
+    let mut rng = Rng(11);
+    let norm = RmsNorm { weight: vec![1.0; 512], eps: 0.0 };
+    for format in [Format::Q4K, Format::Q6K] {
+        for round in 0..12 {
+            let size = format.row_bytes(256);
+            let mut bytes: Vec<u8> = (0..40 * 2 * size).map(|_| rng.bits() as u8).collect();
+            for block in bytes.chunks_exact_mut(size) {
+                match round % 4 {
+                    0 => block.fill(0xff),
+                    1 => block.fill(0x80),
+                    _ => {}
+                }
+                let (d, dmin) = (rng.bits() as u16 & 0xbfff, rng.bits() as u16 & 0xbfff);
+                match format {
+                    Format::Q4K => {
+                        block[..4].copy_from_slice(&[d.to_le_bytes(), dmin.to_le_bytes()].concat())
+                    }
+                    _ => block[208..].copy_from_slice(&d.to_le_bytes()),
+                }
+            }
+            let weights = WeightMatrix::from_bytes(format, 40, 512, bytes).unwrap();
+            let mut x = rng.values(9 * 512, Flavour::Plain);
+            x[..512].fill(1.0);
+            x[512..1024].fill(-1.0);
+            let expected = logits(&Reference, &weights, &norm, &x, Profile::Quantised);
+            for cpu in cpus() {
+                let actual = logits(&cpu, &weights, &norm, &x, Profile::Quantised);
+                assert!(expected == actual, "{cpu:?}: {format}, round {round}");
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_come_back_out_of_the_packed_form() {
     let mut rng = Rng(3);
     for format in Format::ALL {
-        for (rows, columns) in [(1, 1), (33, 70), (16, 64)] {
+        for (rows, columns) in [(1, 1), (33, 70), (16, 64), (18, 512)] {
+            if !format.fits(columns) {
+                continue;
+            }
             let values = rng.values(rows * columns, Flavour::Wide);
             let weights = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
             for cpu in cpus() {

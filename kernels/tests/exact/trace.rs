@@ -26,9 +26,10 @@ pub(crate) fn trace<B: Backend>(backend: &B, case: &Case) -> Vec<Stage> {
     let mut h = backend.buffer(rows, case.hidden).unwrap();
     let mut q = backend.buffer(rows, case.heads * case.head_dim).unwrap();
     let mut logits = backend.buffer(rows, case.vocabulary).unwrap();
-    let mut normed = backend.activation(rows, case.hidden, case.profile).unwrap();
-    let mut attended = backend.activation(rows, case.heads * case.head_dim, case.profile).unwrap();
-    let mut gated = backend.activation(rows, case.intermediate, case.profile).unwrap();
+    let mut normed = backend.activation(rows, case.hidden, case.profile, case.grouping()).unwrap();
+    let mut attended =
+        backend.activation(rows, case.heads * case.head_dim, case.profile, case.grouping()).unwrap();
+    let mut gated = backend.activation(rows, case.intermediate, case.profile, case.grouping()).unwrap();
     let (kv_heads, head_dim, profile) = (case.kv_heads, case.head_dim, case.profile);
     let mut kv = backend.kv(KvShape { layers: 2, pages: pages.len(), kv_heads, head_dim, profile }).unwrap();
     let mut stages = Vec::new();

@@ -184,6 +184,10 @@ fn place(
     let mut ranges = Vec::with_capacity(listed.len());
     for Listed { name, dtype, shape, offset } in listed {
         let fail = |fault| Err(ModelError::tensor(file, &name, fault));
+        let columns = shape.last().copied().unwrap_or_default();
+        if !columns.is_multiple_of(dtype.block()) {
+            return fail(TensorFault::Blocks { columns, block: dtype.block() });
+        }
         let Some(bytes) = byte_count(dtype, &shape) else { return fail(TensorFault::Size { bytes: 0 }) };
         let range = start.checked_add(offset).and_then(|first| Some((first, first.checked_add(bytes)?)));
         let Some((first, end)) = range.filter(|&(_, end)| end <= size) else {
@@ -234,9 +238,9 @@ fn dtype(code: u32) -> Dtype {
         9 => Dtype::Other("Q8_1"),
         10 => Dtype::Other("Q2_K"),
         11 => Dtype::Other("Q3_K"),
-        12 => Dtype::Other("Q4_K"),
+        12 => Dtype::Q4_K,
         13 => Dtype::Other("Q5_K"),
-        14 => Dtype::Other("Q6_K"),
+        14 => Dtype::Q6_K,
         15 => Dtype::Other("Q8_K"),
         16..=19 | 21 | 22 | 29 => Dtype::Other("an IQ format"),
         20 => Dtype::Other("IQ4_NL"),

@@ -353,7 +353,10 @@ fn misplaced_tensors_are_named() {
     assert!(file(512, &[64], 0).contains("past the end"));
     assert!(file(u64::MAX - 3, &[64], 0).contains("past the end"));
     assert!(file(256, &[usize::MAX, 8], 0).contains("`second`"));
-    assert!(file(256, &[33], 8).contains("size does not fit"));
+    assert!(file(256, &[33], 8).contains("33 values, which are no whole blocks of 32"));
+    assert!(file(256, &[2, 128], 12).contains("128 values, which are no whole blocks of 256"));
+    assert!(file(256, &[300], 14).contains("300 values, which are no whole blocks of 256"));
+    assert!(file(256, &[2, 256], 14).contains("past the end"));
     let mut writer = Writer::new();
     writer.tensor("twice", &[8], 0, &[0; 32]);
     writer.tensor("twice", &[8], 0, &[0; 32]);
