@@ -1,5 +1,6 @@
 //! Dolphin beside llama.cpp: the same file, threads and lengths in one run, turn by turn, so that both see
-//! the same machine.
+//! the same machine. It must be idle all the same: llama.cpp's threads spin while they wait for one another,
+//! and one that is not scheduled holds up the others, which distorts the ratio in our favour.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use tokio::task::block_in_place;
 use crate::{
     limits::{Probe, integer_peak},
     llamacpp::LlamaCpp,
-    machine::cores,
+    machine::{Machine, cores},
     report::{Figure, Report},
     rig::{Rig, kv_position_bytes, positions, stored_as_run},
     stats::{Summary, median},
@@ -110,6 +111,12 @@ impl CompareArgs {
         ensure!(!counts.contains(&0) && !self.batches.contains(&0), "every count must be at least 1");
         LlamaCpp::check(&self.bin)?;
         let threads = self.threads.unwrap_or_else(cores);
+        if let Some(load) = Machine::here().load.filter(|load| load + threads as f64 > cores() as f64 + 0.5) {
+            eprintln!(
+                "warning: the load is {load:.1} before anything runs. llama.cpp's threads spin while they \
+                 wait for one another and lose more than ours when others run: the ratios flatter us."
+            );
+        }
         let (mut figures, mut models) = (Vec::new(), Vec::new());
         for path in &self.model {
             let mut contest = block_in_place(|| self.contest(path, threads))?;
