@@ -46,9 +46,12 @@ pub enum WeightFormat {
     /// Q8_0 throughout, in GGUF
     #[value(name = "q8_0")]
     Q8_0,
-    /// Q4_0 with a Q8_0 head, in GGUF
+    /// Q4_0 with a Q6_K head, in GGUF
     #[value(name = "q4_0")]
     Q4_0,
+    /// Q4_K, and Q6_K for the head and half of the value and down projections, in GGUF
+    #[value(name = "q4_k_m")]
+    Q4KM,
 }
 
 /// Shapes there are.

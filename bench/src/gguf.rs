@@ -32,6 +32,8 @@ struct Stored {
 const F32: Stored = Stored { kind: 0, format: Format::F32 };
 const Q4_0: Stored = Stored { kind: 2, format: Format::Q4 };
 const Q8_0: Stored = Stored { kind: 8, format: Format::Q8 };
+const Q4_K: Stored = Stored { kind: 12, format: Format::Q4K };
+const Q6_K: Stored = Stored { kind: 14, format: Format::Q6K };
 
 impl WeightFormat {
     /// The `general.file_type` of such files.
@@ -40,19 +42,33 @@ impl WeightFormat {
             Self::Bf16 => 32,
             Self::Q8_0 => 7,
             Self::Q4_0 => 2,
+            Self::Q4KM => 15,
         }
     }
 
-    /// How a tensor of `shape` is stored. Norms stay as they are.
-    fn of(self, tensor: &Tensor) -> Stored {
+    /// How a tensor of `shape` is stored, as llama.cpp's converter would. Norms stay as they are.
+    fn of(self, shape: &Shape, tensor: &Tensor) -> Stored {
         if tensor.shape.len() == 1 {
             return F32;
         }
+        let head = tensor.gguf == "output.weight" || shape.tied && tensor.layer.is_none();
+        let finer = tensor.layer.is_some_and(|layer| finer(layer, shape.layers))
+            && (tensor.gguf.ends_with(".attn_v.weight") || tensor.gguf.ends_with(".ffn_down.weight"));
         match self {
-            Self::Q4_0 if tensor.layer.is_some() => Q4_0,
-            _ => Q8_0,
+            Self::Bf16 | Self::Q8_0 => Q8_0,
+            _ if head => Q6_K,
+            Self::Q4_0 => Q4_0,
+            Self::Q4KM if finer => Q6_K,
+            Self::Q4KM => Q4_K,
         }
     }
+}
+
+/// Whether Q4_K_M gives the sensitive matrices of a layer more bits: in the first and the last eighth of
+/// the layers, and in every third between.
+fn finer(layer: usize, layers: usize) -> bool {
+    let eighth = layers / 8;
+    layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
 }
 
 /// Writes `shape` as a GGUF named `name`; `progress` is told of the bytes of weights that are written, and
@@ -72,7 +88,7 @@ pub fn write(
         std::fs::create_dir_all(directory)?;
     }
     let tensors = shape.tensors();
-    let stored: Vec<Stored> = tensors.iter().map(|tensor| format.of(tensor)).collect();
+    let stored: Vec<Stored> = tensors.iter().map(|tensor| format.of(shape, tensor)).collect();
     // The name a reader looks for is there only once the file is whole.
     let partial = path.with_extension("gguf.part");
     let mut out = BufWriter::new(File::create(&partial)?);
@@ -247,15 +263,15 @@ mod tests {
     use engine::model::{Model, Quantisation, Shard};
 
     use super::*;
-    use crate::checkpoint::ShapeName;
+    use crate::{checkpoint::ShapeName, rig::stored_as_run};
 
     const SMALL: Shape = Shape {
-        hidden: 64,
+        hidden: 256,
         layers: 2,
-        heads: 4,
+        heads: 8,
         kv_heads: 2,
         head_dim: 32,
-        intermediate: 96,
+        intermediate: 512,
         vocabulary: 300,
         ..ShapeName::Qwen3.shape()
     };
@@ -270,15 +286,14 @@ mod tests {
     #[test]
     fn every_format_opens_loads_and_has_a_tokenizer() {
         let llama = Shape { family: "llama", tied: false, qk_norm: false, ..SMALL };
-        for (format, quantisation) in
-            [(WeightFormat::Q8_0, Quantisation::Q8), (WeightFormat::Q4_0, Quantisation::Q4)]
-        {
+        for format in [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4KM] {
             for shape in [SMALL, llama] {
                 let (_directory, path) = written(&shape, format, 1);
                 let model = Model::open(&path).expect("opens");
                 assert_eq!((model.config().vocabulary, model.config().tied), (300, shape.tied));
+                assert!(stored_as_run(&model), "{format:?}");
                 let shard = Shard { layers: 0..2, embedding: true, head: true };
-                let weights = model.load(&shard, quantisation, &|_| {}).expect("loads");
+                let weights = model.load(&shard, Quantisation::Q8, &|_| {}).expect("loads");
                 assert_eq!(weights.layers.len(), 2);
                 let tokenizer = model.tokenizer().expect("a tokenizer");
                 let ids = tokenizer.encode("Ünïcode\n", false).expect("encodes");
@@ -287,13 +302,22 @@ mod tests {
         }
     }
 
+    /// The sizes of files that llama.cpp quantised.
     #[test]
-    fn the_file_holds_the_bytes_that_are_run() {
-        let (_directory, path) = written(&SMALL, WeightFormat::Q4_0, 1);
-        let model = Model::open(&path).expect("opens");
-        let (embedding, layers, _) = model.stored_bytes();
-        assert_eq!(embedding, model.embedding_bytes(Quantisation::Q4));
-        assert_eq!(layers, model.layer_bytes(Quantisation::Q4));
+    fn mixtures_have_the_size_of_real_ones() {
+        for (name, format, megabytes) in [
+            (ShapeName::Qwen3, WeightFormat::Q8_0, 633),
+            (ShapeName::Qwen3, WeightFormat::Q4_0, 376),
+            (ShapeName::Qwen3, WeightFormat::Q4KM, 391),
+            (ShapeName::TinyLlama, WeightFormat::Q8_0, 1169),
+            (ShapeName::TinyLlama, WeightFormat::Q4_0, 636),
+            (ShapeName::TinyLlama, WeightFormat::Q4KM, 667),
+        ] {
+            let shape = name.shape();
+            let size: usize =
+                shape.tensors().iter().map(|tensor| bytes(tensor, format.of(&shape, tensor))).sum();
+            assert_eq!((size + 500_000) / 1_000_000, megabytes, "{} as {format:?}", name.name());
+        }
     }
 
     #[test]

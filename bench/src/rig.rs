@@ -9,13 +9,14 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use engine::{
     message::{RouteId, Segment, SessionId},
-    model::{Model, ModelConfig, Quantisation, Shard},
+    model::{Dtype, Model, ModelConfig, Quantisation, Shard, ShardWeights},
     stage::{Fault, Input, Prompt, Stage, StageLimits},
 };
 use indicatif::ProgressBar;
 use kernels::{
-    backend::{KvShape, PAGE},
+    backend::{KvShape, Linear, PAGE},
     cpu::{Cpu, Isa},
+    tensor::WeightMatrix,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -41,16 +42,15 @@ pub(crate) fn open_model(path: Option<&Path>) -> anyhow::Result<Model> {
     }
 }
 
-/// How a file of quantised weights is run without a change of its values; `None` if its formats are not
-/// those of a quantisation.
-pub(crate) fn as_stored(model: &Model) -> Option<Quantisation> {
+/// Whether a model's matrices are run in the very bytes of its files.
+pub(crate) fn stored_as_run(model: &Model) -> bool {
     let (embedding, layers, _) = model.stored_bytes();
-    [Quantisation::Q8, Quantisation::Q4].into_iter().find(|&quantisation| {
-        let formats = model.stored_formats();
-        formats.iter().all(|format| matches!(format.to_string().as_str(), "Q8_0" | "Q4_0"))
-            && model.embedding_bytes(quantisation) == embedding
-            && model.layer_bytes(quantisation) == layers
-    })
+    model
+        .stored_formats()
+        .iter()
+        .all(|format| matches!(format, Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K | Dtype::Q6_K))
+        && (embedding, layers)
+            == (model.embedding_bytes(Quantisation::Q8), model.layer_bytes(Quantisation::Q8))
 }
 
 /// Bytes of K and V that a row reads for each position before it, in all layers.
@@ -69,6 +69,8 @@ pub(crate) fn kv_position_bytes(config: &ModelConfig, quantisation: Quantisation
 pub(crate) struct Rig {
     stage: Stage<Metered<Cpu>>,
     pub(crate) meter: Metered<Cpu>,
+    /// Bytes of matrices that a step reads, by what reads them.
+    pub(crate) read: [u64; Timed::ALL.len()],
     layers: usize,
     vocabulary: usize,
     /// Most rows of one step of prefill.
@@ -97,11 +99,12 @@ impl Rig {
             bar.set_position(progress.done);
         })?;
         bar.finish_and_clear();
+        let read = read_bytes(&weights);
         let meter = Metered::new(Cpu::new(threads, Isa::detect())?);
         let stage = Stage::new(meter.clone(), config, &shard, weights, quantisation.profile(), limits)?;
         let (rng, next) = (ChaCha8Rng::seed_from_u64(1), vec![0; limits.sessions]);
         let (layers, vocabulary) = (config.layers, config.vocabulary);
-        Ok(Self { stage, meter, layers, vocabulary, chunk, rng, logits: Vec::new(), next })
+        Ok(Self { stage, meter, read, layers, vocabulary, chunk, rng, logits: Vec::new(), next })
     }
 
     /// Opens sessions that may reach `reach` positions.
@@ -211,6 +214,19 @@ impl Rig {
 fn segment(session: usize, from: usize, rows: usize) -> Segment {
     let session = SessionId(session as u128);
     Segment { session, from: from as u32, rows: rows as u32, drawn: Vec::new(), drafted: 0 }
+}
+
+fn read_bytes(weights: &ShardWeights) -> [u64; Timed::ALL.len()] {
+    let bytes = |linear: &Linear<WeightMatrix>| linear.weight.bytes().len() as u64;
+    let mut read = [0; Timed::ALL.len()];
+    for layer in &weights.layers {
+        read[Timed::Qkv as usize] += bytes(&layer.qkv.q) + bytes(&layer.qkv.k) + bytes(&layer.qkv.v);
+        read[Timed::Project as usize] += bytes(&layer.output) + bytes(&layer.down);
+        read[Timed::GateUp as usize] += bytes(&layer.gate_up.gate) + bytes(&layer.gate_up.up);
+    }
+    let head = weights.head.as_ref().map(|head| &head.weight).or(weights.embedding.as_ref());
+    read[Timed::Logits as usize] = head.map_or(0, |head| head.bytes().len() as u64);
+    read
 }
 
 /// The lowest id of the largest logit.

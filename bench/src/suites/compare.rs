@@ -1,5 +1,6 @@
 //! Dolphin beside llama.cpp: the same file, threads and lengths in one run, turn by turn, so that both see
-//! the same machine.
+//! the same machine. It must be idle all the same: llama.cpp's threads spin while they wait for one another,
+//! and one that is not scheduled holds up the others, which distorts the ratio in our favour.
 
 use std::path::{Path, PathBuf};
 
@@ -17,9 +18,9 @@ use tokio::task::block_in_place;
 use crate::{
     limits::{Probe, integer_peak},
     llamacpp::LlamaCpp,
-    machine::cores,
+    machine::{Machine, cores},
     report::{Figure, Report},
-    rig::{Rig, as_stored, kv_position_bytes, positions},
+    rig::{Rig, kv_position_bytes, positions, stored_as_run},
     stats::{Summary, median},
 };
 
@@ -110,6 +111,12 @@ impl CompareArgs {
         ensure!(!counts.contains(&0) && !self.batches.contains(&0), "every count must be at least 1");
         LlamaCpp::check(&self.bin)?;
         let threads = self.threads.unwrap_or_else(cores);
+        if let Some(load) = Machine::here().load.filter(|load| load + threads as f64 > cores() as f64 + 0.5) {
+            eprintln!(
+                "warning: the load is {load:.1} before anything runs. llama.cpp's threads spin while they \
+                 wait for one another and lose more than ours when others run: the ratios flatter us."
+            );
+        }
         let (mut figures, mut models) = (Vec::new(), Vec::new());
         for path in &self.model {
             let mut contest = block_in_place(|| self.contest(path, threads))?;
@@ -144,10 +151,10 @@ impl CompareArgs {
     /// Loads our side and warms it up.
     fn contest(&self, path: &Path, threads: usize) -> anyhow::Result<Contest> {
         let model = Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?;
-        let Some(quantisation) = as_stored(&model) else {
+        if !stored_as_run(&model) {
             let formats: Vec<String> = model.stored_formats().iter().map(ToString::to_string).collect();
             bail!("{} holds {}, which we do not run as it is", path.display(), formats.join(", "));
-        };
+        }
         let sequences = self.batches.iter().copied().max().unwrap_or(0);
         let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
         let limits = StageLimits {
@@ -156,7 +163,7 @@ impl CompareArgs {
             sessions: sequences + 1,
             positions: decoding.max(prompt),
         };
-        let mut rig = Rig::load(&model, quantisation, threads, self.rows, limits)?;
+        let mut rig = Rig::load(&model, Quantisation::Q8, threads, self.rows, limits)?;
         let bar = ProgressBar::new(sequences as u64).with_message("prompts");
         rig.open(0..sequences, self.context + self.tokens)?;
         for session in 0..sequences {
@@ -168,7 +175,7 @@ impl CompareArgs {
         }
         bar.finish_and_clear();
         let llama = LlamaCpp { bin: self.bin.clone(), model: path.to_owned(), threads };
-        let cost = Cost::of(&model, quantisation, self.context + self.tokens / 2);
+        let cost = Cost::of(&model, self.context + self.tokens / 2);
         Ok(Contest { rig, llama, cost, probe: Probe::new(threads) })
     }
 
@@ -242,12 +249,12 @@ impl CompareArgs {
 }
 
 impl Cost {
-    fn of(model: &Model, quantisation: Quantisation, positions: usize) -> Self {
+    fn of(model: &Model, positions: usize) -> Self {
         let config = model.config();
-        let layers: u64 = model.layer_bytes(quantisation).iter().sum();
+        let layers: u64 = model.layer_bytes(Quantisation::Q8).iter().sum();
         Self {
-            weights: layers + model.head_bytes(quantisation),
-            kv: (kv_position_bytes(config, quantisation) * positions) as u64,
+            weights: layers + model.head_bytes(Quantisation::Q8),
+            kv: (kv_position_bytes(config, Quantisation::Q8) * positions) as u64,
             multiply_adds: multiply_adds(config),
         }
     }

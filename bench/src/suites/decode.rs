@@ -20,7 +20,7 @@ use crate::{
     machine::cores,
     meter::Timed,
     report::{Figure, Report},
-    rig::{Rig, as_stored, kv_position_bytes, open_model, positions},
+    rig::{Rig, kv_position_bytes, open_model, positions},
     stats::{Summary, median},
 };
 
@@ -30,9 +30,9 @@ pub struct DecodeArgs {
     /// Model [default: the embedded demo model]
     #[arg(long, value_name = "DIR|FILE")]
     pub model: Option<PathBuf>,
-    /// How its weights are held [default: as a GGUF holds them, else q8]
-    #[arg(long, value_name = "q8|q4|f32")]
-    pub quant: Option<Quantisation>,
+    /// How its weights are held; a quantised GGUF's as they are
+    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
+    pub quant: Quantisation,
     /// Threads that compute, and that read where bandwidth is measured [default: one per core]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -93,11 +93,10 @@ impl DecodeArgs {
         ensure!(!counts.contains(&0) && !self.batch.contains(&0), "every count must be at least 1");
         ensure!(!self.batch.is_empty(), "--batch needs a number");
         let model = open_model(self.model.as_deref())?;
-        let quantisation = self.quant.or_else(|| as_stored(&model)).unwrap_or_default();
         let threads = self.threads.unwrap_or_else(cores);
-        let mut rig = self.rig(&model, quantisation, threads)?;
+        let mut rig = self.rig(&model, threads)?;
         let probe = Probe::new(threads);
-        let weights = Weights::of(&model, quantisation);
+        let weights = Weights::of(&model, self.quant, rig.read);
         let rounds = (self.batch.len() + 1) * (self.repetitions + 1);
         let bar = ProgressBar::new(rounds as u64).with_message("measuring");
         let prefill = self.prefill(&mut rig, &bar)?;
@@ -110,13 +109,13 @@ impl DecodeArgs {
         let details = json!({
             "model": model.name(), "device": rig.meter.describe(), "weight_bytes_per_step": weights.step,
             "kv_bytes_per_session_and_step":
-                kv_position_bytes(model.config(), quantisation) * (self.context + self.tokens / 2),
+                kv_position_bytes(model.config(), self.quant) * (self.context + self.tokens / 2),
             "operation_ms": decoded.iter().map(milliseconds).collect::<Vec<_>>(),
         });
-        Ok(Report::new("decode", self.parameters(quantisation, threads), figures, details))
+        Ok(Report::new("decode", self.parameters(threads), figures, details))
     }
 
-    fn rig(&self, model: &Model, quantisation: Quantisation, threads: usize) -> anyhow::Result<Rig> {
+    fn rig(&self, model: &Model, threads: usize) -> anyhow::Result<Rig> {
         let sessions = self.batch.iter().copied().max().unwrap_or(1);
         let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
         let limits = StageLimits {
@@ -125,7 +124,7 @@ impl DecodeArgs {
             sessions,
             positions: decoding.max(prompt),
         };
-        Rig::load(model, quantisation, threads, self.rows, limits)
+        Rig::load(model, self.quant, threads, self.rows, limits)
     }
 
     /// Prompt tokens per second.
@@ -194,9 +193,9 @@ impl DecodeArgs {
         figures
     }
 
-    fn parameters(&self, quantisation: Quantisation, threads: usize) -> Value {
+    fn parameters(&self, threads: usize) -> Value {
         json!({
-            "model": self.model, "quantisation": quantisation, "threads": threads,
+            "model": self.model, "quantisation": self.quant, "threads": threads,
             "isa": Isa::detect().name(), "batch": self.batch, "prompt": self.prompt,
             "context": self.context, "tokens": self.tokens, "repetitions": self.repetitions,
             "step_rows": self.rows,
@@ -234,37 +233,18 @@ fn milliseconds(decoded: &Decoded) -> Value {
 struct Weights {
     /// All of it: layers and head.
     step: u64,
-    qkv: u64,
-    project: u64,
-    gate_up: u64,
-    logits: u64,
+    /// Of matrices, by what reads them.
+    read: [u64; Timed::ALL.len()],
 }
 
 impl Weights {
-    fn of(model: &Model, quantisation: Quantisation) -> Self {
-        let config = model.config();
-        let (hidden, attended) = (config.hidden, config.heads * config.head_dim);
-        let rows = |rows: usize, columns: usize| {
-            (config.layers * rows * quantisation.layers().row_bytes(columns)) as u64
-        };
-        let logits = model.head_bytes(quantisation);
-        Self {
-            step: model.layer_bytes(quantisation).iter().sum::<u64>() + logits,
-            qkv: rows(attended + 2 * config.kv_heads * config.head_dim, hidden),
-            project: rows(hidden, attended) + rows(hidden, config.intermediate),
-            gate_up: rows(2 * config.intermediate, hidden),
-            logits,
-        }
+    fn of(model: &Model, quantisation: Quantisation, read: [u64; Timed::ALL.len()]) -> Self {
+        let layers: u64 = model.layer_bytes(quantisation).iter().sum();
+        Self { step: layers + model.head_bytes(quantisation), read }
     }
 
     fn read_by(&self, operation: Timed) -> u64 {
-        match operation {
-            Timed::Qkv => self.qkv,
-            Timed::Project => self.project,
-            Timed::GateUp => self.gate_up,
-            Timed::Logits => self.logits,
-            _ => 0,
-        }
+        self.read[operation as usize]
     }
 }
 
@@ -291,9 +271,11 @@ mod tests {
 
     #[test]
     fn operations_read_what_a_step_reads() {
-        let weights = Weights::of(&Model::demo().expect("opens"), Quantisation::Q4);
-        let matrices: u64 = Timed::ALL.iter().map(|&operation| weights.read_by(operation)).sum();
-        let norms = weights.step - matrices;
+        let model = Model::demo().expect("opens");
+        let limits = StageLimits { rows: 1, pages: 1, sessions: 1, positions: 8 };
+        let rig = Rig::load(&model, Quantisation::Q4, 1, 1, limits).expect("loads");
+        let weights = Weights::of(&model, Quantisation::Q4, rig.read);
+        let norms = weights.step - weights.read.iter().sum::<u64>();
         assert!(norms < weights.step / 100, "{norms} of {} bytes are no matrix", weights.step);
     }
 }

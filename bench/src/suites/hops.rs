@@ -18,7 +18,7 @@ use crate::{
     client::{Client, Style},
     machine::cores,
     report::{Figure, Report},
-    rig::{Rig, as_stored, open_model, positions},
+    rig::{Rig, open_model, positions},
     stats::{Summary, median},
     swarm::Setup,
     workload::Workload,
@@ -30,9 +30,9 @@ pub struct HopsArgs {
     /// Model [default: the embedded demo model]
     #[arg(long, value_name = "DIR|FILE")]
     pub model: Option<PathBuf>,
-    /// How its weights are held [default: as a GGUF holds them, else q8]
-    #[arg(long, value_name = "q8|q4|f32")]
-    pub quant: Option<Quantisation>,
+    /// How its weights are held; a quantised GGUF's as they are
+    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
+    pub quant: Quantisation,
     /// Threads that compute, shared by the stages [default: one per core]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -83,16 +83,15 @@ impl HopsArgs {
         ensure!(self.max_tokens > 1 && self.prompt_tokens > 0, "a reply needs 2 tokens, a prompt 1");
         ensure!(self.repetitions > 0, "--repetitions must be at least 1");
         let model = open_model(self.model.as_deref())?;
-        let quantisation = self.quant.or_else(|| as_stored(&model)).unwrap_or_default();
         let threads = self.threads.unwrap_or_else(cores);
         let tokens = self.max_tokens as usize;
         let reach = positions(self.prompt_tokens + tokens)?;
         let limits = StageLimits { rows: 256, pages: pages_for(reach), sessions: 1, positions: reach };
-        let mut rig = Rig::load(&model, quantisation, threads, 256, limits)?;
+        let mut rig = Rig::load(&model, self.quant, threads, 256, limits)?;
         rig.open(0..1, reach as usize)?;
         let setup = Setup {
             model: model.into(),
-            quantisation,
+            quantisation: self.quant,
             nodes: 1,
             threads,
             clients: 1,

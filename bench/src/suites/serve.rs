@@ -21,7 +21,7 @@ use crate::{
     client::{Client, Failure, Reply, Style},
     machine::cores,
     report::{Figure, Report},
-    rig::{as_stored, open_model},
+    rig::open_model,
     stats::percentile,
     swarm::Setup,
     workload::Workload,
@@ -39,9 +39,9 @@ pub struct ServeArgs {
     /// Model of the swarm in this process [default: the embedded demo model]
     #[arg(long, value_name = "DIR|FILE", conflicts_with = "url")]
     pub model: Option<PathBuf>,
-    /// How its weights are held [default: as a GGUF holds them, else q8]
-    #[arg(long, value_name = "q8|q4|f32")]
-    pub quant: Option<Quantisation>,
+    /// How its weights are held; a quantised GGUF's as they are
+    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
+    pub quant: Quantisation,
     /// Nodes it is cut over
     #[arg(long, default_value_t = 1, visible_alias = "stages")]
     pub nodes: usize,
@@ -184,10 +184,9 @@ impl ServeArgs {
 
     /// The swarm in this process, over `links`.
     pub(crate) fn setup(&self, links: Links) -> anyhow::Result<Setup> {
-        let model = open_model(self.model.as_deref())?;
         Ok(Setup {
-            quantisation: self.quant.or_else(|| as_stored(&model)).unwrap_or_default(),
-            model: Arc::new(model),
+            model: Arc::new(open_model(self.model.as_deref())?),
+            quantisation: self.quant,
             nodes: self.nodes,
             threads: self.threads.unwrap_or_else(cores),
             clients: self.clients,

@@ -28,7 +28,7 @@ use crate::{
     client::{Client, Failure, Style},
     machine::cores,
     report::{Figure, Report},
-    rig::{as_stored, open_model},
+    rig::open_model,
     swarm::Setup,
     workload::Workload,
 };
@@ -50,9 +50,9 @@ pub struct SoakArgs {
     /// Model [default: the embedded demo model]
     #[arg(long, value_name = "DIR|FILE")]
     pub model: Option<PathBuf>,
-    /// How its weights are held [default: as a GGUF holds them, else q8]
-    #[arg(long, value_name = "q8|q4|f32")]
-    pub quant: Option<Quantisation>,
+    /// How its weights are held; a quantised GGUF's as they are
+    #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
+    pub quant: Quantisation,
     /// Threads that compute, shared by the nodes [default: one per core]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -132,10 +132,9 @@ impl SoakArgs {
     }
 
     fn setup(&self) -> anyhow::Result<Setup> {
-        let model = open_model(self.model.as_deref())?;
         Ok(Setup {
-            quantisation: self.quant.or_else(|| as_stored(&model)).unwrap_or_default(),
-            model: Arc::new(model),
+            model: Arc::new(open_model(self.model.as_deref())?),
+            quantisation: self.quant,
             nodes: self.nodes,
             threads: self.threads.unwrap_or_else(cores),
             clients: self.rooms(),

@@ -2,7 +2,8 @@
 //!
 //! Links run the same machine, frames and driver as over QUIC; only the byte streams below
 //! are simulated. Like QUIC's they are reliable: a lost packet costs time. Under tokio's
-//! paused clock on a current-thread runtime, a run depends on nothing but its seed.
+//! paused clock on a current-thread runtime, a run depends on nothing but its seed. In real
+//! time bytes arrive at the next millisecond, which is as fine as tokio's timers are.
 //!
 //! ```
 //! # use transport::{Identity, Limits, PeerAddress, Transport, sim};
