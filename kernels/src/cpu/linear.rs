@@ -146,10 +146,10 @@ impl Product<'_> {
                 let x = std::array::from_fn(|r| x.wide(row + r));
                 dot_q4k(s, &blocks[block * wide..][..wide], x)
             }
-            Packed::Q6K { blocks, scales } => {
+            Packed::Q6K(blocks) => {
                 let wide = columns / SEGMENT;
                 let x = std::array::from_fn(|r| x.wide(row + r));
-                dot_q6k(s, &blocks[block * wide..][..wide], &scales[block * wide..][..wide], x)
+                dot_q6k(s, &blocks[block * wide..][..wide], x)
             }
         };
         let Some(bias) = self.bias else { return y };
