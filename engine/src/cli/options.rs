@@ -29,7 +29,8 @@ pub(super) struct ModelArgs {
     /// Directory with config.json and safetensors, or a .gguf file [default: the embedded demo model]
     #[arg(long, env = "DOLPHIN_MODEL", value_name = "DIR|FILE")]
     pub model: Option<PathBuf>,
-    /// How weights are held: q8 (near lossless), q4 (half the memory), f32 (unquantised)
+    /// How weights are held: q8 (near lossless), q4 (half the memory), f32 (unquantised); what a GGUF file
+    /// has as Q4_0, Q4_K or Q6_K stays so under q8 and q4
     #[arg(long, env = "DOLPHIN_QUANT", default_value = "q8", value_name = "q8|q4|f32")]
     pub quant: Quantisation,
 }

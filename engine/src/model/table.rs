@@ -177,8 +177,8 @@ impl TensorTable {
             return fail(&file, fault);
         }
         if let Dtype::Other(dtype) = info.dtype {
-            let advice = "take or make a GGUF of the model in Q4_K_M, Q4_K_S, Q6_K, Q4_0 or Q8_0, or its F32, \
-                          F16 or BF16 checkpoint";
+            let advice = "convert the model to F32, F16 or BF16 safetensors, or to a GGUF in Q4_K_M, Q6_K, Q4_0 \
+                          or Q8_0";
             return fail(&file, TensorFault::Dtype { dtype: dtype.to_owned(), advice });
         }
         Ok(info)

@@ -2,6 +2,7 @@
 //! model is cut and batched, and a swarm that serves over real links.
 
 mod bits;
+mod kquants;
 mod pages;
 mod parity;
 mod process;

@@ -1,9 +1,9 @@
 //! Super-blocks of sixteen rows side by side (`q4_k`, `q6_k`), and their products with activations that
 //! have one scale for 256 values.
 //!
-//! A block is stored in the order in which it is used and is no larger than its canonical form, so that a
-//! decoding step reads what the file holds. All that happens inside a super-block is integer arithmetic; its
-//! end is three (or two) roundings.
+//! A block is one run of memory in the order in which it is used, scales included: a decoding step is then a
+//! single stream of reads, which is what a core's prefetcher follows best, and of the size of the file's
+//! (`q6_k` is padded by one part in a hundred). All that happens inside a super-block is integer arithmetic.
 
 use super::simd::{Full, Half, LANES, Line, Simd};
 use crate::{
@@ -31,13 +31,15 @@ pub(crate) struct Block4 {
     dmin: Half,
 }
 
-/// A `q6_k` super-block of sixteen rows but for its f16 scales. The values have 32 added.
+/// A `q6_k` super-block of sixteen rows. The values have 32 added.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(crate) struct Block6 {
     parts: [Part6; Q6K_PARTS],
     /// Line `i` holds the scales of sub-blocks `4i .. 4i + 4`.
     scales: [Line; Q6K_PARTS / 4],
+    d: Half,
+    padding: Half,
 }
 
 /// A sub-block of `q6_k`: four words of sixteen rows.
@@ -66,17 +68,20 @@ impl Wide {
     /// Four consecutive values.
     #[inline(always)]
     fn word(&self, i: usize) -> i32 {
-        i32::from_ne_bytes([0, 1, 2, 3].map(|j| self.q[4 * i + j] as u8))
+        let q = &self.q;
+        i32::from_ne_bytes([q[4 * i] as u8, q[4 * i + 1] as u8, q[4 * i + 2] as u8, q[4 * i + 3] as u8])
     }
 }
 
 /// Numbers of 16 bits in pairs that stand two apart.
 #[inline(always)]
 fn paired<const N: usize>(values: impl Fn(usize) -> i32) -> [i32; N] {
-    std::array::from_fn(|i| {
+    let mut pairs = [0; N];
+    for (i, pair) in pairs.iter_mut().enumerate() {
         let first = i / 2 * 4 + i % 2;
-        values(first) & 0xffff | values(first + 2) << 16
-    })
+        *pair = values(first) & 0xffff | values(first + 2) << 16;
+    }
+    pairs
 }
 
 /// `reference::quantise_group` of whole groups of 256; false if a value is not finite.
@@ -127,14 +132,14 @@ pub(crate) fn pack_q4k(weights: &WeightMatrix, blocks: &mut [Block4]) {
     }
 }
 
-/// Packs canonical `q6_k` weights and their f16 scales, both `[block of rows][super-block]`.
-pub(crate) fn pack_q6k(weights: &WeightMatrix, blocks: &mut [Block6], scales: &mut [Half]) {
+/// Packs canonical `q6_k` weights, `blocks[block of rows][super-block]`.
+pub(crate) fn pack_q6k(weights: &WeightMatrix, blocks: &mut [Block6]) {
     let across = weights.columns() / SEGMENT;
     for row in 0..weights.rows() {
         let (first, lane) = (row / LANES * across, row % LANES);
         for (t, from) in weights.row(row).as_chunks().0.iter().enumerate() {
             let (from, to) = (Q6K(from), &mut blocks[first + t]);
-            scales[first + t].0[lane] = from.d();
+            to.d.0[lane] = from.d();
             for j in 0..Q6K_PARTS {
                 to.scales[j / 4].0[4 * lane + j % 4] = from.scale(j) as u8;
             }
@@ -165,14 +170,14 @@ impl Block4 {
 }
 
 impl Block6 {
-    /// The values of row `lane`, whose f16 scale is `d`.
-    pub(crate) fn decode(&self, d: u16, lane: usize, out: &mut [f32; SEGMENT]) {
+    /// The values of row `lane`.
+    pub(crate) fn decode(&self, lane: usize, out: &mut [f32; SEGMENT]) {
         for (k, out) in out.iter_mut().enumerate() {
             let (j, word, byte) = (k / Q6K_PART, k / 4 % Q6K_WORDS, 4 * lane + k % 4);
             let low = self.parts[j].low[word / 2].0[byte] >> (word % 2 * 4) & 15;
             let high = self.parts[j].high.0[byte] >> (2 * word) & 3;
             let scale = self.scales[j / 4].0[4 * lane + j % 4] as i8;
-            *out = q6k_value(d, scale, low | high << 4);
+            *out = q6k_value(self.d.0[lane], scale, low | high << 4);
         }
     }
 }
@@ -180,11 +185,13 @@ impl Block6 {
 /// Sixteen rows of `q4_k` times `R` activation rows.
 #[inline(always)]
 pub(crate) fn dot_q4k<S: Simd, const R: usize>(s: S, blocks: &[Block4], x: [&[Wide]; R]) -> [S::F; R] {
-    let x = x.map(|x| &x[..blocks.len()]);
+    for x in &x {
+        assert_eq!(x.len(), blocks.len(), "the activation has the row's blocks");
+    }
     let mut y = [s.splat(0.0); R];
     for (t, block) in blocks.iter().enumerate() {
-        let x: [&Wide; R] = std::array::from_fn(|r| &x[r][t]);
-        let [a, b, c] = [0, 1, 2].map(|i| s.line(&block.scales[i]));
+        let x = at(&x, t);
+        let (a, b, c) = (s.line(&block.scales[0]), s.line(&block.scales[1]), s.line(&block.scales[2]));
         // The layout of `Q4K::packed`, on four bytes of each row at once.
         let scales = [s.and(a, 63), s.or(s.and(c, 15), s.and(s.shr::<2>(a), 48))];
         let mins = [s.and(b, 63), s.or(s.and(s.shr::<4>(c), 15), s.and(s.shr::<2>(b), 48))];
@@ -213,6 +220,16 @@ pub(crate) fn dot_q4k<S: Simd, const R: usize>(s: S, blocks: &[Block4], x: [&[Wi
     y
 }
 
+/// Group `t` of each row.
+#[inline(always)]
+fn at<'a, const R: usize>(x: &[&'a [Wide]; R], t: usize) -> [&'a Wide; R] {
+    let mut groups = [&x[0][t]; R];
+    for r in 1..R {
+        groups[r] = &x[r][t];
+    }
+    groups
+}
+
 /// Adds the scaled products of sub-block `j` to `acc`.
 #[inline(always)]
 fn part_q4k<S: Simd, const R: usize>(
@@ -239,17 +256,13 @@ fn part_q4k<S: Simd, const R: usize>(
 
 /// Sixteen rows of `q6_k` times `R` activation rows.
 #[inline(always)]
-pub(crate) fn dot_q6k<S: Simd, const R: usize>(
-    s: S,
-    blocks: &[Block6],
-    scales: &[Half],
-    x: [&[Wide]; R],
-) -> [S::F; R] {
-    let scales = &scales[..blocks.len()];
-    let x = x.map(|x| &x[..blocks.len()]);
+pub(crate) fn dot_q6k<S: Simd, const R: usize>(s: S, blocks: &[Block6], x: [&[Wide]; R]) -> [S::F; R] {
+    for x in &x {
+        assert_eq!(x.len(), blocks.len(), "the activation has the row's blocks");
+    }
     let mut y = [s.splat(0.0); R];
     for (t, block) in blocks.iter().enumerate() {
-        let x: [&Wide; R] = std::array::from_fn(|r| &x[r][t]);
+        let x = at(&x, t);
         let mut products = [s.splat_i(0); R];
         let mut unbias = [s.splat_i(0); R];
         for (quarter, line) in block.scales.iter().enumerate() {
@@ -265,7 +278,7 @@ pub(crate) fn dot_q6k<S: Simd, const R: usize>(
             part_q6k(s, &mut products, &block.parts[j + 2], s.factor::<2>(bytes), &x, j + 2);
             part_q6k(s, &mut products, &block.parts[j + 3], s.factor::<3>(bytes), &x, j + 3);
         }
-        let d = s.load_f16(&scales[t].0);
+        let d = s.load_f16(&block.d.0);
         for r in 0..R {
             let sum = s.add_i(products[r], s.add_i(unbias[r], unbias[r]));
             let segment = s.mul(s.mul(d, s.splat(x[r].scale)), s.to_f32(sum));
@@ -286,19 +299,22 @@ fn part_q6k<S: Simd, const R: usize>(
     j: usize,
 ) {
     let high = s.line(&part.high);
-    let top = [s.shl::<4>(high), s.shl::<2>(high), high, s.shr::<2>(high)];
     let (a, b) = s.nibbles(s.line(&part.low[0]));
     let (c, d) = s.nibbles(s.line(&part.low[1]));
-    let low = [a, b, c, d];
-    let words: [S::B; Q6K_WORDS] = std::array::from_fn(|i| s.or(low[i], s.and(top[i], 48)));
+    let a = s.or(a, s.and(s.shl::<4>(high), 48));
+    let b = s.or(b, s.and(s.shl::<2>(high), 48));
+    let c = s.or(c, s.and(high, 48));
+    let d = s.or(d, s.and(s.shr::<2>(high), 48));
+    let word = j * Q6K_WORDS;
     for r in 0..R {
-        let x: [i32; Q6K_WORDS] = std::array::from_fn(|i| x[r].word(j * Q6K_WORDS + i));
-        let mut sums = s.dot_p(s.dot_p(s.splat_p(), words[0], x[0]), words[1], x[1]);
+        let mut sums = s.dot_p(s.splat_p(), a, x[r].word(word));
+        sums = s.dot_p(sums, b, x[r].word(word + 1));
         if S::NARROW_SUMS {
             acc[r] = s.add_scaled(acc[r], sums, factor);
             sums = s.splat_p();
         }
-        sums = s.dot_p(s.dot_p(sums, words[2], x[2]), words[3], x[3]);
+        sums = s.dot_p(sums, c, x[r].word(word + 2));
+        sums = s.dot_p(sums, d, x[r].word(word + 3));
         acc[r] = s.add_scaled(acc[r], sums, factor);
     }
 }

@@ -261,7 +261,7 @@ fn products<S: Simd, const M: usize, const R: usize>(
             let weights = std::array::from_fn(|m| blocks[m].f32(columns).expect(FORMAT));
             float::<S, Full, M, R>(s, weights, std::array::from_fn(|r| &x.row(row + r)[..columns]))
         }
-        Packed::Q4K(_) | Packed::Q6K { .. } => {
+        Packed::Q4K(_) | Packed::Q6K(_) => {
             let x = std::array::from_fn(|r| x.wide(row + r));
             let mut y = [[s.splat(0.0); R]; M];
             for m in 0..M {
@@ -305,7 +305,7 @@ impl<'a> Block<'a> {
         let at = self.index * wide;
         match &self.product.matrix.packed {
             Packed::Q4K(blocks) => dot_q4k(s, &blocks[at..][..wide], x),
-            Packed::Q6K { blocks, scales } => dot_q6k(s, &blocks[at..][..wide], &scales[at..][..wide], x),
+            Packed::Q6K(blocks) => dot_q6k(s, &blocks[at..][..wide], x),
             _ => unreachable!("the blocks of a tile have one format"),
         }
     }

@@ -38,8 +38,8 @@ pub(crate) enum Packed {
     F32(Vec<Full>),
     /// `[block][super-block]`.
     Q4K(Vec<Block4>),
-    /// Both `[block][super-block]`.
-    Q6K { blocks: Vec<Block6>, scales: Vec<Half> },
+    /// `[block][super-block]`.
+    Q6K(Vec<Block6>),
 }
 
 impl std::fmt::Debug for Packed {
@@ -56,7 +56,7 @@ impl Packed {
             Packed::Bf16(_) => Format::Bf16,
             Packed::F32(_) => Format::F32,
             Packed::Q4K(_) => Format::Q4K,
-            Packed::Q6K { .. } => Format::Q6K,
+            Packed::Q6K(_) => Format::Q6K,
         }
     }
 }
@@ -109,10 +109,9 @@ impl Matrix {
                 Packed::Q4K(packed)
             }
             Format::Q6K => {
-                let count = blocks.checked_mul(columns / SEGMENT);
-                let (mut blocks, mut scales) = (allocate(count, what)?, allocate(count, what)?);
-                pack_q6k(weights, &mut blocks, &mut scales);
-                Packed::Q6K { blocks, scales }
+                let mut packed = allocate(blocks.checked_mul(columns / SEGMENT), what)?;
+                pack_q6k(weights, &mut packed);
+                Packed::Q6K(packed)
             }
         };
         Ok(Self { rows, columns, packed })
@@ -164,11 +163,10 @@ impl Matrix {
                     block.decode(lane, out);
                 }
             }
-            Packed::Q6K { blocks, scales } => {
-                let first = block * (self.columns / SEGMENT);
-                let blocks = blocks[first..].iter().zip(&scales[first..]);
-                for ((block, scale), out) in blocks.zip(out.as_chunks_mut().0) {
-                    block.decode(scale.0[lane], lane, out);
+            Packed::Q6K(blocks) => {
+                let blocks = &blocks[block * (self.columns / SEGMENT)..];
+                for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
+                    block.decode(lane, out);
                 }
             }
         }

@@ -52,7 +52,7 @@ impl Columns<'_> {
         let grouped = |packed: &Packed| match packed {
             Packed::Q8 { bias, .. } => *bias == Q8_BIAS,
             Packed::Q4 { .. } => true,
-            Packed::Q4K(_) | Packed::Q6K { .. } | Packed::Bf16(_) | Packed::F32(_) => false,
+            Packed::Q4K(_) | Packed::Q6K(_) | Packed::Bf16(_) | Packed::F32(_) => false,
         };
         let fits = |block: Option<&super::linear::Product<'_>>| {
             block.is_none_or(|product| grouped(&product.matrix.packed))

@@ -255,8 +255,14 @@ fn what_is_not_supported_is_named() {
     assert!(with("llama.rope.dimension_count", Value::Integer(4)).contains("4 dimensions"));
     assert!(with("llama.attention.head_count", Value::Integer(0)).contains("head_count"));
     assert!(with("llama.block_count", Value::Integer(6)).contains("blk.5.attn_norm.weight"));
+    let five = refused(rebuilt(|name, _, _| (name == "blk.1.ffn_up.weight").then(|| (13, vec![0; 64])), &[]));
+    assert!(
+        five.contains("blk.1.ffn_up.weight") && five.contains("Q5_K") && five.contains("Q4_K_M"),
+        "{five}"
+    );
+    // Rows of 64 have no super-blocks.
     let six = refused(rebuilt(|name, _, _| (name == "blk.1.ffn_up.weight").then(|| (14, vec![0; 64])), &[]));
-    assert!(six.contains("blk.1.ffn_up.weight") && six.contains("Q6_K") && six.contains("convert"), "{six}");
+    assert!(six.contains("blk.1.ffn_up.weight") && six.contains("no whole blocks of 256"), "{six}");
 }
 
 #[test]
