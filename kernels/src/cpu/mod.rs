@@ -2,7 +2,7 @@
 //! threads.
 //!
 //! Read in this order: `simd` (the vector), `portable`, `avx2`, `avx512` (its forms), `isa` (which of
-//! them this CPU has), `parts` and `pool` (threads), `rows` and `matrix` (storage), `math` (exp, norms,
+//! them this CPU has), `parts` and `pool` (threads), `memory`, `rows` and `matrix` (storage), `math` (exp, norms,
 //! the quantiser), `linear`, `tiles` and `amx` (its form for tile units), `heads` (qk-norm, RoPE), `kv`,
 //! `attention`, `backend` (the seam).
 
@@ -22,6 +22,7 @@ mod kv;
 mod linear;
 mod math;
 mod matrix;
+mod memory;
 mod parts;
 mod pool;
 mod portable;
@@ -39,7 +40,7 @@ pub use self::{
     matrix::Matrix,
     rows::{Activation, Buffer},
 };
-use self::{isa::Proof, pool::Pool};
+use self::{isa::Proof, memory::Memory, pool::Pool};
 
 /// The CPU as a device. Clones share the threads; stages that share them take turns, one operation at a
 /// time.
@@ -51,6 +52,7 @@ pub struct Cpu {
 struct Inner {
     proof: Proof,
     pool: Pool,
+    memory: Memory,
 }
 
 /// A CPU backend that cannot be had.
@@ -78,7 +80,7 @@ impl Cpu {
             return Err(CpuError::Threads(threads));
         }
         let pool = Pool::new(threads).map_err(CpuError::Spawn)?;
-        Ok(Self { inner: Arc::new(Inner { proof, pool }) })
+        Ok(Self { inner: Arc::new(Inner { proof, pool, memory: Memory::default() }) })
     }
 
     /// Threads in use, the caller's among them.
@@ -97,6 +99,10 @@ impl Cpu {
 
     fn pool(&self) -> &Pool {
         &self.inner.pool
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.inner.memory
     }
 }
 
