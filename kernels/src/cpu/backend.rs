@@ -248,7 +248,7 @@ impl Backend for Cpu {
 
     fn matrix(&self, weights: WeightMatrix) -> Result<Matrix, BackendError> {
         // The bias is 0 or 128, which is the same byte with either sign.
-        Matrix::pack(&weights, self.proof().q8_bias() as u8)
+        Matrix::pack(&weights, self.proof().q8_bias() as u8, self.memory())
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
@@ -266,7 +266,7 @@ impl Backend for Cpu {
     }
 
     fn kv(&self, shape: KvShape) -> Result<Kv, BackendError> {
-        Kv::new(shape)
+        Kv::new(shape, self.memory())
     }
 
     fn upload(&self, values: &[f32], out: &mut Buffer) {

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::{
     linear::CHUNK,
+    memory::{Memory, Slab},
     parts::{Tiles, Window},
     rows::allocate,
     simd::{Full, LANES, Simd, load_part},
@@ -55,8 +56,8 @@ impl Element for f32 {
 /// K and V in one element type.
 #[derive(Debug)]
 pub(crate) struct Store<E> {
-    pub(crate) keys: Vec<E>,
-    pub(crate) values: Vec<E>,
+    pub(crate) keys: Slab<E>,
+    pub(crate) values: Slab<E>,
 }
 
 /// Both element types.
@@ -78,12 +79,12 @@ pub struct Kv {
 }
 
 impl<E: Element> Store<E> {
-    fn new(shape: &KvShape) -> Result<Self, BackendError> {
+    fn new(shape: &KvShape, memory: &Memory) -> Result<Self, BackendError> {
         let heads = shape.layers.checked_mul(shape.pages).and_then(|n| n.checked_mul(shape.kv_heads));
         let size = |width: usize| heads.and_then(|heads| heads.checked_mul(PAGE * width));
         let what = "the KV pages";
-        let keys = allocate(size(shape.head_dim), what)?;
-        Ok(Self { keys, values: allocate(size(value_stride(shape.head_dim)), what)? })
+        let keys = memory.allocate(size(shape.head_dim), what)?;
+        Ok(Self { keys, values: memory.allocate(size(value_stride(shape.head_dim)), what)? })
     }
 
     /// K of one page, layer and head, `[4][head_dim][16]`.
@@ -116,14 +117,14 @@ pub(crate) fn value_stride(head_dim: usize) -> usize {
 }
 
 impl Kv {
-    pub(crate) fn new(shape: KvShape) -> Result<Self, BackendError> {
+    pub(crate) fn new(shape: KvShape, memory: &Memory) -> Result<Self, BackendError> {
         if shape.head_dim > MAX_HEAD_DIM {
             let wide = format!("heads of {} are wider than {MAX_HEAD_DIM}", shape.head_dim);
             return Err(BackendError::Device(wide));
         }
         let stores = match shape.profile {
-            Profile::Quantised => Stores::Half(Store::new(&shape)?),
-            Profile::F32 => Stores::Full(Store::new(&shape)?),
+            Profile::Quantised => Stores::Half(Store::new(&shape, memory)?),
+            Profile::F32 => Stores::Full(Store::new(&shape, memory)?),
         };
         let staged = || allocate(Some(STAGED_ROWS * staged_stride(&shape)), "rows of K and V");
         let faulty = (0..STAGED_ROWS).map(|_| AtomicBool::new(false)).collect();

@@ -3,7 +3,7 @@
 
 use super::{
     kquants::{Block4, Block6, pack_q4k, pack_q6k},
-    rows::allocate,
+    memory::{Memory, Slab},
     simd::{Full, Half, LANES, Line},
 };
 use crate::{
@@ -29,17 +29,17 @@ pub struct Matrix {
 /// Blocks of sixteen rows, one after another.
 pub(crate) enum Packed {
     /// `lines[block][group][8]`, `scales[block][group]`; each weight plus `bias`.
-    Q8 { lines: Vec<Line>, scales: Vec<Half>, bias: u8 },
+    Q8 { lines: Slab<Line>, scales: Slab<Half>, bias: u8 },
     /// `lines[block][group][4]`, `scales[block][group]`.
-    Q4 { lines: Vec<Line>, scales: Vec<Half> },
+    Q4 { lines: Slab<Line>, scales: Slab<Half> },
     /// `[block][column]`.
-    Bf16(Vec<Half>),
+    Bf16(Slab<Half>),
     /// `[block][column]`.
-    F32(Vec<Full>),
+    F32(Slab<Full>),
     /// `[block][super-block]`.
-    Q4K(Vec<Block4>),
+    Q4K(Slab<Block4>),
     /// `[block][super-block]`.
-    Q6K(Vec<Block6>),
+    Q6K(Slab<Block6>),
 }
 
 impl std::fmt::Debug for Packed {
@@ -63,28 +63,28 @@ impl Packed {
 
 impl Matrix {
     /// Packs canonical weights; `bias` is added to each `q8` weight.
-    pub(crate) fn pack(weights: &WeightMatrix, bias: u8) -> Result<Self, BackendError> {
+    pub(crate) fn pack(weights: &WeightMatrix, bias: u8, memory: &Memory) -> Result<Self, BackendError> {
         let (rows, columns) = (weights.rows(), weights.columns());
         let blocks = rows.div_ceil(LANES);
         let groups = blocks * columns.div_ceil(GROUP);
         let what = "a weight matrix";
         let packed = match weights.format() {
             Format::Q8 => {
-                let mut lines = allocate(groups.checked_mul(Q8_LINES), what)?;
+                let mut lines = memory.allocate(groups.checked_mul(Q8_LINES), what)?;
                 // Padding rows hold the biased zero as well, so that no kernel sees other values.
                 lines.fill(Line([bias; 64]));
-                let mut scales = allocate(Some(groups), what)?;
+                let mut scales = memory.allocate(Some(groups), what)?;
                 pack_q8(weights, bias, &mut lines, &mut scales);
                 Packed::Q8 { lines, scales, bias }
             }
             Format::Q4 => {
-                let mut lines = allocate(groups.checked_mul(Q4_LINES), what)?;
-                let mut scales = allocate(Some(groups), what)?;
+                let mut lines = memory.allocate(groups.checked_mul(Q4_LINES), what)?;
+                let mut scales = memory.allocate(Some(groups), what)?;
                 pack_q4(weights, &mut lines, &mut scales);
                 Packed::Q4 { lines, scales }
             }
             Format::Bf16 => {
-                let mut values: Vec<Half> = allocate(blocks.checked_mul(columns), what)?;
+                let mut values: Slab<Half> = memory.allocate(blocks.checked_mul(columns), what)?;
                 for row in 0..rows {
                     let to = &mut values[row / LANES * columns..][..columns];
                     for (to, from) in to.iter_mut().zip(weights.row(row).chunks_exact(2)) {
@@ -94,7 +94,7 @@ impl Matrix {
                 Packed::Bf16(values)
             }
             Format::F32 => {
-                let mut values: Vec<Full> = allocate(blocks.checked_mul(columns), what)?;
+                let mut values: Slab<Full> = memory.allocate(blocks.checked_mul(columns), what)?;
                 for row in 0..rows {
                     let to = &mut values[row / LANES * columns..][..columns];
                     for (to, from) in to.iter_mut().zip(weights.row(row).chunks_exact(4)) {
@@ -104,12 +104,12 @@ impl Matrix {
                 Packed::F32(values)
             }
             Format::Q4K => {
-                let mut packed = allocate(blocks.checked_mul(columns / SEGMENT), what)?;
+                let mut packed = memory.allocate(blocks.checked_mul(columns / SEGMENT), what)?;
                 pack_q4k(weights, &mut packed);
                 Packed::Q4K(packed)
             }
             Format::Q6K => {
-                let mut packed = allocate(blocks.checked_mul(columns / SEGMENT), what)?;
+                let mut packed = memory.allocate(blocks.checked_mul(columns / SEGMENT), what)?;
                 pack_q6k(weights, &mut packed);
                 Packed::Q6K(packed)
             }

@@ -2,9 +2,9 @@
 //! threads.
 //!
 //! Read in this order: `simd` (the vector), `portable`, `avx2`, `avx512` (its forms), `isa` (which of
-//! them this CPU has), `parts` and `pool` (threads), `rows` and `matrix` (storage), `math` (exp, norms,
-//! the quantiser), `kquants` (super-blocks), `linear`, `tiles` and `amx` (its form for tile units), `heads`
-//! (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam). `peak` is for measurements.
+//! them this CPU has), `parts` and `pool` (threads), `memory`, `rows` and `matrix` (storage), `math` (exp,
+//! norms, the quantiser), `kquants` (super-blocks), `linear`, `tiles` and `amx` (its form for tile units),
+//! `heads` (qk-norm, RoPE), `kv`, `attention`, `backend` (the seam). `peak` is for measurements.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -23,6 +23,7 @@ mod kv;
 mod linear;
 mod math;
 mod matrix;
+mod memory;
 mod parts;
 mod peak;
 mod pool;
@@ -42,7 +43,7 @@ pub use self::{
     peak::multiply_adds,
     rows::{Activation, Buffer},
 };
-use self::{isa::Proof, pool::Pool};
+use self::{isa::Proof, memory::Memory, pool::Pool};
 
 /// The CPU as a device. Clones share the threads; stages that share them take turns, one operation at a
 /// time.
@@ -54,6 +55,7 @@ pub struct Cpu {
 struct Inner {
     proof: Proof,
     pool: Pool,
+    memory: Memory,
 }
 
 /// A CPU backend that cannot be had.
@@ -81,7 +83,7 @@ impl Cpu {
             return Err(CpuError::Threads(threads));
         }
         let pool = Pool::new(threads).map_err(CpuError::Spawn)?;
-        Ok(Self { inner: Arc::new(Inner { proof, pool }) })
+        Ok(Self { inner: Arc::new(Inner { proof, pool, memory: Memory::default() }) })
     }
 
     /// Threads in use, the caller's among them.
@@ -100,6 +102,10 @@ impl Cpu {
 
     fn pool(&self) -> &Pool {
         &self.inner.pool
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.inner.memory
     }
 }
 

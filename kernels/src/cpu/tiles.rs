@@ -307,6 +307,7 @@ mod tests {
             isa::Proof,
             linear::{Outcome, Product},
             matrix::Matrix,
+            memory::Memory,
             parts::Window,
         },
         reference,
@@ -353,7 +354,9 @@ mod tests {
                     let values = values(outputs * width, seed + index as u32);
                     WeightMatrix::quantise(format, outputs, width, &values).unwrap()
                 });
-                let packed = matrices.each_ref().map(|weights| Matrix::pack(weights, Q8_BIAS).unwrap());
+                let packed = matrices
+                    .each_ref()
+                    .map(|weights| Matrix::pack(weights, Q8_BIAS, &Memory::default()).unwrap());
                 let bias = values(outputs, 9);
                 for rows in [12, 16, 17, 47, CHUNK + 13] {
                     check(&matrices, &packed, &bias, rows);
@@ -399,10 +402,12 @@ mod tests {
 
     #[test]
     fn few_rows_and_float_weights_stay_with_the_vectors() {
+        let memory = Memory::default();
         let weights = WeightMatrix::quantise(Format::Bf16, 4, 32, &values(128, 1)).unwrap();
-        let floats = Matrix::pack(&weights, Q8_BIAS).unwrap();
+        let floats = Matrix::pack(&weights, Q8_BIAS, &memory).unwrap();
         let weights = WeightMatrix::quantise(Format::Q8, 4, 32, &values(128, 1)).unwrap();
-        let (biased, plain) = (Matrix::pack(&weights, Q8_BIAS).unwrap(), Matrix::pack(&weights, 0).unwrap());
+        let (biased, plain) =
+            (Matrix::pack(&weights, Q8_BIAS, &memory).unwrap(), Matrix::pack(&weights, 0, &memory).unwrap());
         let x = activation(16, 32);
         for (matrix, rows, fits) in
             [(&biased, 16, true), (&biased, MIN_ROWS - 1, false), (&floats, 16, false), (&plain, 16, false)]
