@@ -14,7 +14,7 @@ use crate::{
     report::Report,
     suites::{
         compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, serve::ServeArgs, soak::SoakArgs,
-        transport::TransportArgs,
+        speculation::SpeculationArgs, transport::TransportArgs,
     },
 };
 
@@ -46,6 +46,8 @@ pub enum Suite {
     Hops(HopsArgs),
     /// Many short requests, to find what is lost or left open
     Soak(SoakArgs),
+    /// Replies with guesses ahead, beside plain ones, over a simulated wide-area network
+    Speculation(SpeculationArgs),
     /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
     Transport(TransportArgs),
     /// Write a random-weight checkpoint in the shape of a known model
@@ -70,6 +72,7 @@ impl Cli {
                 self.write(&soak.report(args))?;
                 return soak.verdict(args);
             }
+            Suite::Speculation(args) => runtime()?.block_on(args.run())?,
             Suite::Transport(args) => runtime()?.block_on(args.run())?,
             Suite::MakeModel(args) => return args.run(),
         };

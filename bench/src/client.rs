@@ -34,6 +34,8 @@ pub struct Reply {
     pub gaps_s: Vec<f64>,
     /// From sending the request to the end of the stream.
     pub latency_s: f64,
+    /// All of its text.
+    pub text: String,
 }
 
 /// Why there is no reply.
@@ -194,11 +196,20 @@ struct Progress {
     first_s: Option<f64>,
     gaps_s: Vec<f64>,
     usage: Option<(u64, u64)>,
+    text: String,
 }
 
 impl Progress {
     fn new(start: Instant) -> Self {
-        Self { start, last: None, end: start, first_s: None, gaps_s: Vec::new(), usage: None }
+        Self {
+            start,
+            last: None,
+            end: start,
+            first_s: None,
+            gaps_s: Vec::new(),
+            usage: None,
+            text: String::new(),
+        }
     }
 
     /// Pieces of text so far.
@@ -217,7 +228,8 @@ impl Progress {
         if let Some(error) = event.get("error").filter(|error| !error.is_null()) {
             return Err(Failure::told("stream".to_owned(), error));
         }
-        if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
+        if let Some(text) = event["choices"][0]["text"].as_str().filter(|text| !text.is_empty()) {
+            self.text.push_str(text);
             match self.last.replace(now) {
                 None => self.first_s = Some((now - self.start).as_secs_f64()),
                 Some(last) => self.gaps_s.push((now - last).as_secs_f64()),
@@ -236,6 +248,7 @@ impl Progress {
             first_s: self.first_s,
             gaps_s: self.gaps_s,
             latency_s: (self.end - self.start).as_secs_f64(),
+            text: self.text,
         })
     }
 }

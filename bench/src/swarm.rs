@@ -36,6 +36,9 @@ pub(crate) struct Setup {
     pub(crate) timeout: Duration,
     pub(crate) api_key: Option<String>,
     pub(crate) links: Links,
+    /// Whether replies may be speculated with, and the draft model for it.
+    pub(crate) speculation: bool,
+    pub(crate) draft: Option<Arc<Model>>,
 }
 
 impl Setup {
@@ -58,7 +61,7 @@ impl Setup {
             waiting: self.clients,
             allow: None,
             private_ends: None,
-            speculation: false,
+            speculation: self.speculation,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,
@@ -68,7 +71,14 @@ impl Setup {
             kv_bytes: KV_BYTES,
         };
         let links = self.links.clone();
-        let config = LocalConfig { nodes: self.nodes, private: false, links, front, budget, draft: None };
+        let config = LocalConfig {
+            nodes: self.nodes,
+            private: false,
+            links,
+            front,
+            budget,
+            draft: self.draft.clone(),
+        };
         let backend = Cpu::new(self.threads, Isa::detect())?;
         let bar = ProgressBar::new(0).with_message("loading");
         let follow = {

@@ -76,6 +76,14 @@ impl Workload {
         Self::Texts(TURNS.into_iter().map(|[question, _]| asked(question)).collect())
     }
 
+    /// Texts in it; those of the others never end.
+    pub(crate) fn prompts(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Random { .. } | Self::Repeated { .. } => usize::MAX,
+        }
+    }
+
     /// Texts from a file, one on each line; empty lines are left out.
     ///
     /// # Errors

@@ -100,6 +100,8 @@ impl HopsArgs {
             timeout: Duration::from_secs(600),
             api_key: None,
             links: Links::loopback(),
+            speculation: false,
+            draft: None,
         };
         let one = Served::start(&setup, self.max_tokens).await?;
         let several = Served::start(&Setup { nodes: self.stages, ..setup.clone() }, self.max_tokens).await?;

@@ -5,5 +5,6 @@ pub mod decode;
 pub mod hops;
 pub mod serve;
 pub mod soak;
+pub mod speculation;
 pub mod transport;
 mod wide;

@@ -196,6 +196,8 @@ impl ServeArgs {
             timeout: Duration::from_secs(self.timeout_s),
             api_key: self.api_key.clone(),
             links,
+            speculation: false,
+            draft: None,
         })
     }
 

@@ -143,6 +143,8 @@ impl SoakArgs {
             timeout: TIMEOUT,
             api_key: None,
             links: Links::loopback(),
+            speculation: false,
+            draft: None,
         })
     }
 

@@ -28,16 +28,20 @@ struct Measured {
     outcomes: Vec<Outcome>,
 }
 
+/// A row passes each of `nodes` links once on its way around the ring: from node to node, and from the last
+/// to the first. The gateway is as far from every node as they are from one another.
+pub(crate) fn ring(rtt_ms: u64, bandwidth_mbit: u64, nodes: usize) -> Conditions {
+    Conditions {
+        delay: Duration::from_millis(rtt_ms) / nodes as u32,
+        jitter: Duration::ZERO,
+        loss: 0.0,
+        bandwidth_bytes_per_s: Some(bandwidth_mbit * 125_000),
+    }
+}
+
 impl Setting {
-    /// A row passes each of `nodes` links once on its way around the ring: from node to node, and from the
-    /// last to the first. The gateway is as far from every node as they are from one another.
     fn conditions(self, nodes: usize) -> Conditions {
-        Conditions {
-            delay: Duration::from_millis(self.rtt_ms) / nodes as u32,
-            jitter: Duration::ZERO,
-            loss: 0.0,
-            bandwidth_bytes_per_s: Some(self.bandwidth_mbit * 125_000),
-        }
+        ring(self.rtt_ms, self.bandwidth_mbit, nodes)
     }
 
     fn name(self) -> String {
@@ -139,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_round_trip_is_shared_by_the_links_of_the_ring() {
-        let conditions = Setting { rtt_ms: 100, bandwidth_mbit: 100 }.conditions(4);
+        let conditions = ring(100, 100, 4);
         assert_eq!(conditions.delay, Duration::from_millis(25));
         assert_eq!(conditions.bandwidth_bytes_per_s, Some(12_500_000));
     }
