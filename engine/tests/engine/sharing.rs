@@ -1,12 +1,15 @@
 //! What sessions share, lose and guess at changes no token of any reply.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use engine::{
+    local::start_drafter,
+    model::Model,
     node::{Node, StageLoad},
     request::{Request, Sampling},
 };
 use futures::future::join_all;
+use kernels::cpu::{Cpu, Isa};
 use transport::sim::Conditions;
 
 use crate::{
@@ -83,6 +86,44 @@ async fn sessions_that_lose_their_pages_go_on_where_they_were() {
     let preempted: u64 = loads(&world, &nodes).await.iter().map(|load| load.preempted).sum();
     assert!(preempted > 0, "two sessions of four pages do not fit into six");
     world.stop(nodes).await;
+}
+
+/// The demo model and the draft model made for it, over a ring of 60 ms.
+#[tokio::test]
+async fn a_draft_model_changes_nothing_either() {
+    let model = Arc::new(Model::demo().unwrap());
+    let tokenizer = model.tokenizer().unwrap();
+    let ask = |text: &str| {
+        let text = format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n");
+        tokenizer.encode(&text, false).unwrap()
+    };
+    let prompts = ["Tell me a joke.", "What is Dolphin?", "Write a poem about the sea."].map(ask);
+    let mut runs = Vec::new();
+    for drafted in [false, true] {
+        let mut drafting = None;
+        if drafted {
+            let (draft, cpu) = (Arc::new(Model::demo_draft().unwrap()), Cpu::new(1, Isa::detect()).unwrap());
+            drafting = Some(start_drafter(model.clone(), draft, cpu, 256).await.unwrap());
+        }
+        let world = World::of(model.clone(), drafting, 33, |config| config.speculation = drafted);
+        world.network.set_conditions(Conditions { delay: Duration::from_millis(20), ..Conditions::local() });
+        let nodes = world.pipeline(&[0, 1, 3]);
+        world.ready().await;
+        let mut replies = Vec::new();
+        for (seed, prompt) in (0..).zip(&prompts) {
+            let sampling = Sampling { temperature: 0.8, top_p: 0.95, seed, ..Sampling::default() };
+            replies.push(reply(&world, Request { sampling, ..request(prompt, 40) }).await);
+            replies.push(reply(&world, request(prompt, 40)).await);
+        }
+        let waiting = prompts.iter().map(|prompt| reply(&world, request(prompt, 20)));
+        replies.extend(join_all(waiting).await);
+        let status = nodes[0].status().borrow().clone();
+        assert_eq!(drafted, status.accepted > 100, "{status:?}");
+        loads(&world, &nodes).await;
+        world.stop(nodes).await;
+        runs.push(replies);
+    }
+    assert_eq!(runs[0], runs[1]);
 }
 
 #[tokio::test]

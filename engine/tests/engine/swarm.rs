@@ -10,6 +10,7 @@ use engine::{
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     request::{Event, Failure, Finish, Generation, Refusal, Request, Sampling, Submitter},
+    speculation::drafter::Drafting,
     swarm::{Swarm, SwarmConfig, SwarmStatus},
 };
 use kernels::{
@@ -43,7 +44,16 @@ fn identity(seed: u8) -> Identity {
 
 impl World {
     pub(crate) fn new(name: &str, seed: u64, change: impl FnOnce(&mut SwarmConfig)) -> Self {
-        let model = Arc::new(open(name));
+        Self::of(Arc::new(open(name)), None, seed, change)
+    }
+
+    /// A gateway that serves `model`, with a draft model perhaps.
+    pub(crate) fn of(
+        model: Arc<Model>,
+        drafting: Option<Drafting>,
+        seed: u64,
+        change: impl FnOnce(&mut SwarmConfig),
+    ) -> Self {
         let network = Network::new(seed);
         let endpoint = network.endpoint(&identity(200), Limits::default()).unwrap();
         let gateway = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
@@ -59,7 +69,7 @@ impl World {
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
-        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, None, submissions);
+        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, drafting, submissions);
         let cpu = Cpu::new(1, Isa::detect()).unwrap();
         Self { network, model, cpu, swarm, submitter, gateway, pages: None }
     }
