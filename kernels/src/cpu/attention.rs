@@ -146,7 +146,6 @@ impl<const T: usize> Tile<T> {
 
     /// Takes in one block for every query that sees some of it.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "a page in all its parts")]
     fn block<S: Simd, E: Element>(
         &mut self,
         s: S,
@@ -165,8 +164,8 @@ impl<const T: usize> Tile<T> {
         let stride = value_stride(head_dim);
         let ahead = &values[..end * stride];
         let mut weights = match end {
-            ..=16 => self.scores::<S, E, 1>(s, head_dim, keys, ahead),
-            ..=32 => self.scores::<S, E, 2>(s, head_dim, keys, ahead),
+            0..=16 => self.scores::<S, E, 1>(s, head_dim, keys, ahead),
+            17..=32 => self.scores::<S, E, 2>(s, head_dim, keys, ahead),
             _ => self.scores::<S, E, 4>(s, head_dim, keys, ahead),
         };
         let ahead = next.map_or(&[][..], |keys| &keys[..self.keys_read(block + 1, head_dim)]);

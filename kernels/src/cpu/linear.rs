@@ -264,8 +264,8 @@ fn products<S: Simd, const M: usize, const R: usize>(
     for m in 0..M {
         if let Some(bias) = blocks[m].product.bias {
             let bias = load_part(s, &bias[blocks[m].index * LANES..]);
-            for r in 0..R {
-                y[m][r] = s.add(y[m][r], bias);
+            for y in &mut y[m] {
+                *y = s.add(*y, bias);
             }
         }
     }
@@ -336,8 +336,8 @@ impl Grouped for Q8 {
     ) {
         for i in 0..Q8_LINES {
             let mut line = [s.line(&w[0][i]); M];
-            for m in 1..M {
-                line[m] = s.line(&w[m][i]);
+            for (line, w) in line.iter_mut().zip(w) {
+                *line = s.line(&w[i]);
             }
             for r in 0..R {
                 let x = word(x[r], i);
@@ -368,8 +368,8 @@ impl Grouped for Q4 {
     ) {
         for i in 0..Q4_LINES {
             let mut line = [s.nibbles(s.line(&w[0][i])); M];
-            for m in 1..M {
-                line[m] = s.nibbles(s.line(&w[m][i]));
+            for (line, w) in line.iter_mut().zip(w) {
+                *line = s.nibbles(s.line(&w[i]));
             }
             for r in 0..R {
                 let (low, high) = (word(x[r], 2 * i), word(x[r], 2 * i + 1));
@@ -409,8 +409,8 @@ fn quantised<S: Simd, W: Grouped, const M: usize, const R: usize>(
             let mut acc = [[s.splat_i(0); R]; M];
             for r in 0..R {
                 let bias = s.splat_i(-W::bias::<S>() * x[r].sum);
-                for m in 0..M {
-                    acc[m][r] = bias;
+                for acc in &mut acc {
+                    acc[r] = bias;
                 }
             }
             W::dot(s, &mut acc, std::array::from_fn(|m| &lines[m][g]), &x);
