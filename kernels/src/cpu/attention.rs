@@ -12,7 +12,7 @@ use super::{
     math::exp,
     parts::Window,
     rows::Buffer,
-    simd::{LANES, Op, Simd, store_part},
+    simd::{Fetch, LANES, Op, Simd, store_part},
 };
 use crate::{
     backend::{AttentionShape, Batch, PAGE},
@@ -146,7 +146,6 @@ impl<const T: usize> Tile<T> {
 
     /// Takes in one block for every query that sees some of it.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "a page in all its parts")]
     fn block<S: Simd, E: Element>(
         &mut self,
         s: S,
@@ -165,8 +164,8 @@ impl<const T: usize> Tile<T> {
         let stride = value_stride(head_dim);
         let ahead = &values[..end * stride];
         let mut weights = match end {
-            ..=16 => self.scores::<S, E, 1>(s, head_dim, keys, ahead),
-            ..=32 => self.scores::<S, E, 2>(s, head_dim, keys, ahead),
+            0..=16 => self.scores::<S, E, 1>(s, head_dim, keys, ahead),
+            17..=32 => self.scores::<S, E, 2>(s, head_dim, keys, ahead),
             _ => self.scores::<S, E, 4>(s, head_dim, keys, ahead),
         };
         let ahead = next.map_or(&[][..], |keys| &keys[..self.keys_read(block + 1, head_dim)]);
@@ -297,32 +296,6 @@ impl<const T: usize> Tile<T> {
             }
         }
         C * LANES
-    }
-}
-
-/// Memory that is asked for a few lines at a time, in the steps of a loop that reads other memory.
-struct Fetch<'a, E> {
-    from: &'a [E],
-    /// Bytes of a step.
-    bytes: usize,
-}
-
-impl<'a, E> Fetch<'a, E> {
-    #[inline(always)]
-    fn new(from: &'a [E], steps: usize) -> Self {
-        Self { from, bytes: size_of_val(from).div_ceil(steps.max(1)).next_multiple_of(64) }
-    }
-
-    #[inline(always)]
-    fn step<S: Simd>(&self, s: S, step: usize) {
-        let Some(first) = self.from.first() else { return };
-        let start = step * self.bytes;
-        let end = (start + self.bytes).min(size_of_val(self.from));
-        let mut at = start;
-        while at < end {
-            s.prefetch(first, at);
-            at += 64;
-        }
     }
 }
 

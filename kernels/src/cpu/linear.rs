@@ -13,7 +13,7 @@ use super::{
     matrix::{Matrix, Packed, Q4_LINES, Q8_LINES},
     parts::{Tiles, Window},
     rows::{Activation, Group},
-    simd::{Full, Half, LANES, Line, Op, Simd, load_part},
+    simd::{Fetch, Full, Half, LANES, Line, Op, Simd, load_part},
     tiles::TileColumns,
 };
 use crate::tensor::{GROUP, SEGMENT};
@@ -112,6 +112,51 @@ pub(crate) enum Join {
     Pair,
 }
 
+/// The blocks that come after those of some tiles.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// How much further they are, or 0 if there are none.
+    blocks: usize,
+    /// The first row of the tiles.
+    first: usize,
+    /// The number of rows.
+    rows: usize,
+}
+
+/// The part of the blocks ahead that a tile fetches: `part` of `whole`.
+struct Share {
+    blocks: usize,
+    part: Range<usize>,
+    whole: usize,
+}
+
+impl Ahead {
+    /// The share of the tile with `rows` rows from `row` on.
+    #[inline(always)]
+    fn share(self, row: usize, rows: usize) -> Share {
+        let start = row - self.first;
+        Share { blocks: self.blocks, part: start..start + rows, whole: self.rows }
+    }
+}
+
+impl Share {
+    /// The tile's part of the grid `blocks` past that of `block`.
+    #[inline(always)]
+    fn of<'a, W: Grouped>(
+        &self,
+        block: &Block<'a>,
+        grid: impl Fn(&Block<'a>) -> Option<Grid<'a, W>>,
+    ) -> Grid<'a, W> {
+        let ahead = Block { index: block.index + self.blocks, ..*block };
+        let Some(grid) = (self.blocks > 0).then(|| grid(&ahead)).flatten() else {
+            return Grid { lines: &[], scales: &[] };
+        };
+        let groups = grid.scales.len();
+        let part = self.part.start * groups / self.whole..self.part.end * groups / self.whole;
+        Grid { lines: &grid.lines[part.clone()], scales: &grid.scales[part] }
+    }
+}
+
 /// A pass over the columns: one product, or a gate and its values side by side.
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
@@ -172,13 +217,17 @@ impl<'a> Columns<'a> {
                 }
                 None => None,
             };
+            // Several tiles share the blocks: they spread the fetch of the next ones over their time.
+            let step = index - block.index;
+            let blocks = if rows.len() > 4 && index + step <= end { step } else { 0 };
+            let ahead = Ahead { blocks, first: rows.start, rows: rows.len() };
             let mut row = rows.start;
             while row < rows.end {
                 let left = rows.end - row;
                 row += match second {
-                    Some(second) => self.pair(s, [block, second], pass.join, row, left),
-                    None if left >= 2 => self.tile::<S, 1, 2>(s, [block], pass.join, row),
-                    None => self.tile::<S, 1, 1>(s, [block], pass.join, row),
+                    Some(second) => self.pair(s, [block, second], pass.join, row, left, ahead),
+                    None if left >= 2 => self.tile::<S, 1, 2>(s, [block], pass.join, row, ahead),
+                    None => self.tile::<S, 1, 1>(s, [block], pass.join, row, ahead),
                 };
             }
         }
@@ -187,12 +236,20 @@ impl<'a> Columns<'a> {
     /// Two blocks for some of the `left` rows from `row` on, how many it returns. Six rows fill the
     /// registers; what is left is cut evenly, since few rows cannot hide the loads of their weights.
     #[inline(always)]
-    fn pair<S: Simd>(&mut self, s: S, blocks: [Block<'_>; 2], join: Join, row: usize, left: usize) -> usize {
+    fn pair<S: Simd>(
+        &mut self,
+        s: S,
+        blocks: [Block<'_>; 2],
+        join: Join,
+        row: usize,
+        left: usize,
+        ahead: Ahead,
+    ) -> usize {
         match left {
-            6 | 7 | 9.. => self.tile::<S, 2, 6>(s, blocks, join, row),
-            4 | 5 | 8 => self.tile::<S, 2, 4>(s, blocks, join, row),
-            2 | 3 => self.tile::<S, 2, 2>(s, blocks, join, row),
-            _ => self.tile::<S, 2, 1>(s, blocks, join, row),
+            6 | 7 | 9.. => self.tile::<S, 2, 6>(s, blocks, join, row, ahead),
+            4 | 5 | 8 => self.tile::<S, 2, 4>(s, blocks, join, row, ahead),
+            2 | 3 => self.tile::<S, 2, 2>(s, blocks, join, row, ahead),
+            _ => self.tile::<S, 2, 1>(s, blocks, join, row, ahead),
         }
     }
 
@@ -204,8 +261,9 @@ impl<'a> Columns<'a> {
         blocks: [Block<'_>; M],
         join: Join,
         row: usize,
+        ahead: Ahead,
     ) -> usize {
-        let y = products::<S, M, R>(s, &blocks, self.x, row + self.first);
+        let y = products::<S, M, R>(s, &blocks, self.x, row + self.first, ahead.share(row, R));
         for r in 0..R {
             if let Join::Pair = join {
                 let y = s.mul(silu(s, y[0][r]), y[M - 1][r]);
@@ -240,6 +298,7 @@ fn products<S: Simd, const M: usize, const R: usize>(
     blocks: &[Block<'_>; M],
     x: &Activation,
     row: usize,
+    share: Share,
 ) -> [[S::F; R]; M] {
     const FORMAT: &str = "the blocks of a tile have one format";
     let matrix = blocks[0].product.matrix;
@@ -247,11 +306,13 @@ fn products<S: Simd, const M: usize, const R: usize>(
     let mut y = match &matrix.packed {
         Packed::Q8 { .. } => {
             let weights = std::array::from_fn(|m| blocks[m].q8(groups).expect(FORMAT));
-            quantised::<S, Q8, M, R>(s, weights, std::array::from_fn(|r| x.groups(row + r)))
+            let ahead = std::array::from_fn(|m| share.of(&blocks[m], |block| block.q8(groups)));
+            quantised::<S, Q8, M, R>(s, weights, std::array::from_fn(|r| x.groups(row + r)), ahead)
         }
         Packed::Q4 { .. } => {
             let weights = std::array::from_fn(|m| blocks[m].q4(groups).expect(FORMAT));
-            quantised::<S, Q4, M, R>(s, weights, std::array::from_fn(|r| x.groups(row + r)))
+            let ahead = std::array::from_fn(|m| share.of(&blocks[m], |block| block.q4(groups)));
+            quantised::<S, Q4, M, R>(s, weights, std::array::from_fn(|r| x.groups(row + r)), ahead)
         }
         Packed::Bf16(_) => {
             let weights = std::array::from_fn(|m| blocks[m].bf16(columns).expect(FORMAT));
@@ -273,8 +334,8 @@ fn products<S: Simd, const M: usize, const R: usize>(
     for m in 0..M {
         if let Some(bias) = blocks[m].product.bias {
             let bias = load_part(s, &bias[blocks[m].index * LANES..]);
-            for r in 0..R {
-                y[m][r] = s.add(y[m][r], bias);
+            for y in &mut y[m] {
+                *y = s.add(*y, bias);
             }
         }
     }
@@ -356,8 +417,8 @@ impl Grouped for Q8 {
     ) {
         for i in 0..Q8_LINES {
             let mut line = [s.line(&w[0][i]); M];
-            for m in 1..M {
-                line[m] = s.line(&w[m][i]);
+            for (line, w) in line.iter_mut().zip(w) {
+                *line = s.line(&w[i]);
             }
             for r in 0..R {
                 let x = word(x[r], i);
@@ -388,8 +449,8 @@ impl Grouped for Q4 {
     ) {
         for i in 0..Q4_LINES {
             let mut line = [s.nibbles(s.line(&w[0][i])); M];
-            for m in 1..M {
-                line[m] = s.nibbles(s.line(&w[m][i]));
+            for (line, w) in line.iter_mut().zip(w) {
+                *line = s.nibbles(s.line(&w[i]));
             }
             for r in 0..R {
                 let (low, high) = (word(x[r], 2 * i), word(x[r], 2 * i + 1));
@@ -409,14 +470,17 @@ fn word(group: &Group, i: usize) -> i32 {
     i32::from_ne_bytes([q[4 * i] as u8, q[4 * i + 1] as u8, q[4 * i + 2] as u8, q[4 * i + 3] as u8])
 }
 
-/// Blocks of sixteen rows of weights times `R` activation rows.
+/// Blocks of sixteen rows of weights times `R` activation rows; `ahead` is fetched meanwhile.
 #[inline(always)]
 fn quantised<S: Simd, W: Grouped, const M: usize, const R: usize>(
     s: S,
     weights: [Grid<'_, W>; M],
     x: [&[Group]; R],
+    ahead: [Grid<'_, W>; M],
 ) -> [[S::F; R]; M] {
     let groups = weights[0].scales.len();
+    let fetch_lines = ahead.each_ref().map(|grid| Fetch::new(grid.lines, groups));
+    let fetch_scales = ahead.each_ref().map(|grid| Fetch::new(grid.scales, groups));
     let lines: [&[W::Lines]; M] = std::array::from_fn(|m| &weights[m].lines[..groups]);
     let scales: [&[Half]; M] = std::array::from_fn(|m| &weights[m].scales[..groups]);
     let x = x.map(|x| &x[..groups]);
@@ -425,12 +489,16 @@ fn quantised<S: Simd, W: Grouped, const M: usize, const R: usize>(
     while first < groups {
         let mut sum = [[s.splat(0.0); R]; M];
         for g in first..groups.min(first + SEGMENT_GROUPS) {
+            for m in 0..M {
+                fetch_lines[m].step(s, g);
+                fetch_scales[m].step(s, g);
+            }
             let x: [&Group; R] = std::array::from_fn(|r| &x[r][g]);
             let mut acc = [[s.splat_i(0); R]; M];
             for r in 0..R {
                 let bias = s.splat_i(-W::bias::<S>() * x[r].sum);
-                for m in 0..M {
-                    acc[m][r] = bias;
+                for acc in &mut acc {
+                    acc[r] = bias;
                 }
             }
             W::dot(s, &mut acc, std::array::from_fn(|m| &lines[m][g]), &x);

@@ -172,3 +172,29 @@ pub(crate) fn store_part<S: Simd>(s: S, x: S::F, to: &mut [f32]) {
         }
     }
 }
+
+/// Memory that is asked for a few lines at a time, in the steps of a loop that reads other memory.
+pub(crate) struct Fetch<'a, E> {
+    from: &'a [E],
+    /// Bytes of a step.
+    bytes: usize,
+}
+
+impl<'a, E> Fetch<'a, E> {
+    #[inline(always)]
+    pub(crate) fn new(from: &'a [E], steps: usize) -> Self {
+        Self { from, bytes: size_of_val(from).div_ceil(steps.max(1)).next_multiple_of(64) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn step<S: Simd>(&self, s: S, step: usize) {
+        let Some(first) = self.from.first() else { return };
+        let start = step * self.bytes;
+        let end = (start + self.bytes).min(size_of_val(self.from));
+        let mut at = start;
+        while at < end {
+            s.prefetch(first, at);
+            at += 64;
+        }
+    }
+}
