@@ -65,7 +65,8 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Sampling parameters.
     pub sampling: Sampling,
-    /// Whom the reply is for: tenants get equal shares of a busy pipeline, and share no keys and values.
+    /// Whom the reply is for. Tenants share no keys and values, and get equal shares of a busy pipeline at
+    /// each priority.
     pub tenant: u64,
     /// Share within the pipeline.
     pub priority: Priority,

@@ -161,7 +161,7 @@ pub struct Open {
     pub rows: u32,
     /// Root and whole blocks of the prompt, by which stages share keys and values; empty shares nothing.
     pub blocks: Vec<BlockHash>,
-    /// Whom the work is for: tenants get equal shares of a busy pipeline.
+    /// Whom the work is for: tenants get equal shares of a busy pipeline at each priority.
     pub tenant: u64,
     /// Share within the pipeline.
     pub priority: Priority,

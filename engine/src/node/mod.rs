@@ -82,7 +82,7 @@ pub struct NodeConfig {
     pub advertise: String,
     /// Fingerprint of the model at its quantisation.
     pub fingerprint: [u8; 32],
-    /// Most prompt rows of one session in one step.
+    /// Most prompt rows of a step in which replies wait.
     pub chunk: usize,
     /// Bytes of weights loaded.
     pub weight_bytes: u64,
@@ -150,6 +150,7 @@ impl Node {
             row_bytes: row_bytes(stage.hidden(), stage.profile()),
             rows: limits.rows,
             sessions: limits.sessions,
+            positions: limits.positions,
             chunk: config.chunk,
         };
         let join = Join {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
@@ -16,18 +17,19 @@ use crate::{
         Results, RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
-    scheduler::{Opening, Scheduler, SchedulerLimits, Tally},
+    scheduler::{Memories, Opening, Scheduler, SchedulerLimits, Tally},
 };
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
-const MAX_WAITING_STEPS: usize = 128;
+const MAX_WAITING_STEPS: usize = 256;
 /// Routes without a session that are kept, because steps of theirs may still be on their way.
 const MAX_IDLE_ROUTES: usize = 64;
 /// Steps at this stage before the first stage of a route adds one: the one that runs, and one to go on
 /// with at once. More would only take rows from the steps after them.
 const STEPS_AHEAD: usize = 2;
-/// Steps on their way per stage of a route: prompts keep a long pipeline full of them.
+/// Steps on their way per stage of a route, and at most: prompts keep a long pipeline full of them.
 const STEPS_PER_STAGE: usize = 4;
+const MAX_STEPS_IN_FLIGHT: usize = 32;
 /// Bytes of steps that a stage may have on their way to the next one: less than a link queues.
 const MAX_BYTES_IN_FLIGHT: usize = 12 << 20;
 
@@ -73,7 +75,9 @@ pub struct Identity {
     pub rows: usize,
     /// Most sessions at once.
     pub sessions: usize,
-    /// Most prompt rows of one session in one step.
+    /// Longest session in positions.
+    pub positions: u32,
+    /// Most prompt rows of a step in which replies wait.
     pub chunk: usize,
 }
 
@@ -120,8 +124,11 @@ pub struct State {
     heads: VecDeque<RouteId>,
     /// Steps handed to the worker and not yet reported.
     waiting: usize,
+    /// Those of them that this node is the first stage of.
+    own: HashSet<(RouteId, u64)>,
     /// Steps begun on any route, so that each has its own number.
     steps: u64,
+    memories: Arc<Mutex<Memories>>,
     /// What became of guesses on routes that are gone.
     drafted: Tally,
     actions: Vec<Action>,
@@ -136,6 +143,8 @@ impl State {
             routes: HashMap::new(),
             heads: VecDeque::new(),
             waiting: 0,
+            own: HashSet::new(),
+            memories: Arc::default(),
             steps: 0,
             drafted: Tally::default(),
             actions: Vec::new(),
@@ -253,7 +262,7 @@ impl State {
         let limits = SchedulerLimits {
             rows,
             chunk: self.identity.chunk.min(rows),
-            in_flight: (open.hops.len() * STEPS_PER_STAGE).min(affordable).max(2),
+            in_flight: (open.hops.len() * STEPS_PER_STAGE).min(MAX_STEPS_IN_FLIGHT).min(affordable).max(2),
             stages: open.hops.len(),
         };
         self.forget_idle_routes();
@@ -265,7 +274,7 @@ impl State {
             stage,
             gateway,
             sessions: HashSet::new(),
-            scheduler: (stage == 0).then(|| Scheduler::new(limits)),
+            scheduler: (stage == 0).then(|| Scheduler::new(limits, self.memories.clone())),
         });
         route.sessions.insert(session);
         self.sessions.insert(session, route_id);
@@ -285,6 +294,7 @@ impl State {
                 max_tokens: open.max_tokens,
                 blocks: open.blocks.clone(),
                 flow: (open.tenant, open.priority),
+                owner: (gateway, open.tenant),
                 drafts: open.drafts,
             });
         }
@@ -343,6 +353,13 @@ impl State {
         }
         if self.sessions.len() >= self.identity.sessions {
             return Err(format!("this node already serves {} sessions", self.identity.sessions));
+        }
+        if open.positions() > self.identity.positions {
+            return Err(format!(
+                "the session can reach {} positions, and this node serves {}",
+                open.positions(),
+                self.identity.positions
+            ));
         }
         if self.sessions.contains_key(&open.session) {
             return Err("the session is open already".into());
@@ -437,6 +454,7 @@ impl State {
     /// Counts a step that the worker is done with.
     fn reported(&mut self, step: &Step) -> Option<&Route> {
         self.waiting = self.waiting.saturating_sub(1);
+        self.own.remove(&(step.route, step.number));
         self.routes.get(&step.route)
     }
 
@@ -513,7 +531,7 @@ impl State {
     /// When [`State::wake`] has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         let schedulers = self.routes.values().filter_map(|route| route.scheduler.as_ref());
-        schedulers.filter(|_| self.waiting < STEPS_AHEAD).filter_map(Scheduler::wake).min()
+        schedulers.filter(|_| self.own.len() < STEPS_AHEAD).filter_map(Scheduler::wake).min()
     }
 
     /// The time has come that [`State::next_wake`] told.
@@ -524,7 +542,7 @@ impl State {
     /// Starts the steps that should start on the routes this node heads, in turn.
     fn pump(&mut self, now: Instant) {
         let mut idle = 0;
-        while self.waiting < STEPS_AHEAD && idle < self.heads.len() {
+        while self.own.len() < STEPS_AHEAD && idle < self.heads.len() {
             self.heads.rotate_left(1);
             let Some(&route_id) = self.heads.front() else { return };
             idle = if self.start_step(route_id, now) { 0 } else { idle + 1 };
@@ -536,6 +554,7 @@ impl State {
         let shard = route.shard().clone();
         let Some(scheduler) = &mut route.scheduler else { return false };
         let Some(planned) = scheduler.next_step(self.steps, now) else { return false };
+        self.own.insert((route_id, self.steps));
         self.steps += 1;
         self.waiting += 1;
         let body: Bytes = planned.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();

@@ -289,7 +289,11 @@ impl<B: Backend> Desk<B> {
             .collect();
         retain_rows(&mut step.segments, values, width, |segment| short(segment).is_none());
         self.load.preempted += self.short.iter().filter(|short| short.preempted).count() as u64;
-        for &Short { session, held, preempted } in &self.short {
+        for &Short { session, route, held, preempted } in &self.short {
+            // The first stage of another route learns of it at its next step.
+            if route != step.route {
+                continue;
+            }
             self.report_held(step, session, held, preempted || crowded.contains(&session));
         }
     }

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use transport::NodeId;
+
 use crate::{
     message::Draft,
     speculation::{
@@ -23,15 +25,18 @@ const TENANTS: usize = 16;
 /// Bytes of the texts of one tenant, and what finds them.
 const TENANT_BYTES: usize = 4 << 20;
 
-/// What the sessions of each tenant said, those of the latest tenants.
+/// A tenant, and the gateway whose it is.
+pub type Owner = (NodeId, u64);
+
+/// What the sessions of each tenant said, those of the latest tenants of a node.
 #[derive(Debug, Default)]
-pub(super) struct Memories {
+pub struct Memories {
     tenants: VecDeque<Memory>,
 }
 
 #[derive(Debug)]
 struct Memory {
-    tenant: u64,
+    tenant: Owner,
     texts: Shared,
     /// What the latest session saw of guesses.
     controller: Controller,
@@ -39,7 +44,7 @@ struct Memory {
 
 impl Memories {
     /// Takes in a session that has ended.
-    pub(super) fn insert(&mut self, tenant: u64, tokens: &[u32], guesses: &Guesses) {
+    pub(super) fn insert(&mut self, tenant: Owner, tokens: &[u32], guesses: &Guesses) {
         let controller = guesses.controller.clone();
         let known = self.tenants.iter().position(|memory| memory.tenant == tenant);
         let texts = known.and_then(|place| self.tenants.remove(place)).map(|memory| memory.texts);
@@ -50,11 +55,11 @@ impl Memories {
     }
 
     /// For a tenant's next session.
-    pub(super) fn controller(&self, tenant: u64) -> Controller {
+    pub(super) fn controller(&self, tenant: Owner) -> Controller {
         self.of(tenant).map_or_else(Controller::new, |memory| memory.controller.successor())
     }
 
-    fn of(&self, tenant: u64) -> Option<&Memory> {
+    fn of(&self, tenant: Owner) -> Option<&Memory> {
         self.tenants.iter().find(|memory| memory.tenant == tenant)
     }
 }
@@ -157,7 +162,12 @@ impl Guesses {
 
     /// Ends a wait that has been long enough.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.until.take_if(|until| *until <= now);
+        if self.until.take_if(|until| *until <= now).is_some()
+            && let Some(since) = self.since
+        {
+            // A draft model that says nothing is a slow one.
+            self.controller.observe_delay(2 * (now - since));
+        }
     }
 
     /// How long the session has waited for what it sends now.
@@ -202,7 +212,7 @@ impl Guesses {
     pub(super) fn choose(
         &mut self,
         clock: &RingClock,
-        (tenant, memories): (u64, &Memories),
+        (tenant, memories): (Owner, &Memories),
         (tokens, tail): (&[u32], &[u32]),
         (room, windows): (usize, usize),
         out: &mut Vec<u32>,

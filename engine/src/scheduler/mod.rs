@@ -12,6 +12,7 @@ mod sequence;
 
 use std::{
     collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,8 @@ use crate::{
 };
 use dealing::Dealing;
 use flows::Flows;
-use guess::{Choice, Memories};
+use guess::Choice;
+pub use guess::{Memories, Owner};
 pub use sequence::Opening;
 use sequence::Sequence;
 
@@ -86,23 +88,24 @@ pub struct Scheduler {
     sequences: VecDeque<Sequence>,
     flows: Flows,
     in_flight: Vec<Flight>,
-    /// When a session that waits for pages is tried again, if every session of the route does: those
-    /// that have the pages are another route's.
+    /// When a session that waits for pages is tried again, though no other has ended.
     retry: Option<Instant>,
     clock: RingClock,
-    memories: Memories,
+    /// Shared by the node's routes.
+    memories: Arc<Mutex<Memories>>,
     /// When the last answer came.
     answered: Option<Instant>,
     drafted: Tally,
     dealing: Dealing,
 }
 
-/// Wait before that.
+/// Wait before that, if every session of the route waits for pages (another route has them), and if not.
 const RETRY: Duration = Duration::from_millis(50);
+const RETRY_BESIDE: Duration = Duration::from_millis(500);
 
 impl Scheduler {
     /// An idle scheduler.
-    pub fn new(limits: SchedulerLimits) -> Self {
+    pub fn new(limits: SchedulerLimits, memories: Arc<Mutex<Memories>>) -> Self {
         Self {
             limits,
             sequences: VecDeque::new(),
@@ -110,7 +113,7 @@ impl Scheduler {
             in_flight: Vec::new(),
             retry: None,
             clock: RingClock::new(),
-            memories: Memories::default(),
+            memories,
             answered: None,
             drafted: Tally::default(),
             dealing: Dealing::new(limits.stages),
@@ -120,7 +123,8 @@ impl Scheduler {
     /// Adds a session. Nothing of it is sent before [`Scheduler::opened`].
     pub fn open(&mut self, opening: Opening) {
         self.flows.enter(opening.flow);
-        self.sequences.push_back(Sequence::new(opening, &self.memories));
+        let sequence = Sequence::new(opening, &lock(&self.memories));
+        self.sequences.push_back(sequence);
     }
 
     /// This stage has opened a session and holds its first `positions` positions already.
@@ -138,7 +142,7 @@ impl Scheduler {
         };
         let Some(sequence) = self.sequences.remove(place) else { return Vec::new() };
         self.flows.leave(sequence.flow);
-        sequence.remember(&mut self.memories);
+        sequence.remember(&mut lock(&self.memories));
         self.resume();
         sequence.into_blocks()
     }
@@ -186,9 +190,15 @@ impl Scheduler {
     pub fn held(&mut self, held: &Held, next: u64, now: Instant) {
         if let Some(sequence) = self.find(held.session) {
             sequence.cut(held.positions, held.number, next, held.preempted);
+            self.arm(now);
         }
-        let all = self.sequences.iter().all(|sequence| sequence.stalled);
-        self.retry = all.then_some(now + RETRY);
+    }
+
+    /// Sets the time at which a session that waits for pages is tried again.
+    fn arm(&mut self, now: Instant) {
+        let stalled = self.sequences.iter().filter(|sequence| sequence.stalled).count();
+        let wait = if stalled == self.sequences.len() { RETRY } else { RETRY_BESIDE };
+        self.retry = (stalled > 0).then(|| self.retry.unwrap_or(now + wait).min(now + wait));
     }
 
     /// When [`Scheduler::next_step`] may have a step without anything happening before.
@@ -207,11 +217,12 @@ impl Scheduler {
     pub fn next_step(&mut self, number: u64, now: Instant) -> Option<PlannedStep> {
         if self.retry.take_if(|at| *at <= now).is_some() {
             self.resume();
+            self.arm(now);
         }
+        self.sequences.iter_mut().for_each(|sequence| sequence.expire(now));
         if self.in_flight.len() >= self.limits.in_flight {
             return None;
         }
-        self.sequences.iter_mut().for_each(|sequence| sequence.expire(now));
         let mut step = PlannedStep { number, segments: Vec::new(), tokens: Vec::new() };
         let turns = self.turns();
         let decoding = self.sequences.iter().filter(|sequence| sequence.decoding()).count();
@@ -248,6 +259,8 @@ impl Scheduler {
         let waiting = self.sequences.iter().filter(|sequence| ready(sequence)).count();
         let together = waiting >= share || self.in_flight.is_empty();
         let mut guesses = Vec::new();
+        let memories = self.memories.clone();
+        let memories = lock(&memories);
         for &index in turns {
             let room = self.limits.rows - step.tokens.len();
             if room == 0 || step.segments.len() >= share.min(MAX_SEGMENTS) {
@@ -258,7 +271,7 @@ impl Scheduler {
                 continue;
             }
             let sequence = &mut self.sequences[index];
-            let choice = sequence.guess(&self.clock, &self.memories, room - known, &mut guesses);
+            let choice = sequence.guess(&self.clock, &memories, room - known, &mut guesses);
             let source = choice.map_or(Source::Model, |Choice { source, .. }| source);
             if known == 1 || choice.is_some() {
                 self.send(index, room, (source, &guesses), step, now);
@@ -313,6 +326,10 @@ impl Scheduler {
     fn find(&mut self, session: SessionId) -> Option<&mut Sequence> {
         self.sequences.iter_mut().find(|sequence| sequence.session == session)
     }
+}
+
+fn lock(memories: &Mutex<Memories>) -> MutexGuard<'_, Memories> {
+    memories.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

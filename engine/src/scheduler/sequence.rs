@@ -10,7 +10,7 @@ use kernels::backend::PAGE;
 use super::{
     Tally,
     flows::Flow,
-    guess::{Choice, Guesses, Memories},
+    guess::{Choice, Guesses, Memories, Owner},
 };
 use crate::{
     message::{BlockHash, Draft, Drafts, Draws, Segment, SessionId, UNTOLD},
@@ -33,6 +33,8 @@ pub struct Opening {
     pub blocks: Vec<BlockHash>,
     /// Whose work it is.
     pub flow: Flow,
+    /// Whose texts its guesses may come from.
+    pub owner: Owner,
     /// Where guesses at its tokens may come from.
     pub drafts: Drafts,
 }
@@ -47,8 +49,9 @@ struct Window {
     /// Rows that hold guesses, and where those come from.
     guesses: u32,
     source: Source,
-    /// Whether it begins with a guess.
+    /// Whether it begins with a guess, and of which chain it is.
     chained: bool,
+    chain: u64,
     /// How long it waited for its guesses.
     waited: Duration,
 }
@@ -57,6 +60,7 @@ struct Window {
 pub(super) struct Sequence {
     pub(super) session: SessionId,
     pub(super) flow: Flow,
+    owner: Owner,
     /// Prompt and drawn tokens; the token at index `i` stands at position `i`.
     tokens: Vec<u32>,
     prompt_length: usize,
@@ -68,24 +72,27 @@ pub(super) struct Sequence {
     /// Guesses that were sent, after the known tokens.
     tail: Vec<u32>,
     windows: VecDeque<Window>,
-    /// Whether a window of the chain on its way has failed, so that those after it say nothing.
+    /// Counts the windows that began with a known row: chains.
+    chain: u64,
+    /// Whether a window of the latest chain has failed, so that those after it say nothing.
     broken: bool,
     guesses: Option<Box<Guesses>>,
     /// Reports of steps before this one speak of what was sent before the last cut.
     cut_at: u64,
-    /// A stage took its pages; it waits until another session ends.
+    /// A stage took its pages; it waits until another session ends, or a while.
     pub(super) stalled: bool,
 }
 
 impl Sequence {
     pub(super) fn new(opening: Opening, memories: &Memories) -> Self {
-        let Opening { session, prompt, max_tokens, blocks, flow, drafts } = opening;
+        let Opening { session, prompt, max_tokens, blocks, flow, owner, drafts } = opening;
         let Drafts { lookup, model } = drafts;
         let guesses = (lookup || model)
-            .then(|| Box::new(Guesses::new(&prompt, lookup, model, memories.controller(flow.0))));
+            .then(|| Box::new(Guesses::new(&prompt, lookup, model, memories.controller(owner))));
         Self {
             session,
             flow,
+            owner,
             prompt_length: prompt.len(),
             end: prompt.len().saturating_add(max_tokens as usize),
             tokens: prompt,
@@ -93,6 +100,7 @@ impl Sequence {
             next: None,
             tail: Vec::new(),
             windows: VecDeque::new(),
+            chain: 0,
             broken: false,
             guesses,
             cut_at: 0,
@@ -128,7 +136,7 @@ impl Sequence {
     /// Leaves what the session said to later ones of its tenant, if it takes part.
     pub(super) fn remember(&self, memories: &mut Memories) {
         if let Some(guesses) = &self.guesses {
-            memories.insert(self.flow.0, &self.tokens, guesses);
+            memories.insert(self.owner, &self.tokens, guesses);
         }
     }
 
@@ -146,11 +154,13 @@ impl Sequence {
         // The last row draws the last token, so nothing is sent at the end itself.
         let room = room.min(self.end.saturating_sub(1).saturating_sub(next.max(self.tokens.len())));
         let windows = if next < self.tokens.len() { 0 } else { self.windows.len().max(1) };
-        if room == 0 || (windows > 0 && self.broken) {
+        // What was sent before a cut may still count; guesses wait until that is known.
+        let unclear = self.windows.front().is_some_and(|window| window.number < self.cut_at);
+        if room == 0 || unclear || (windows > 0 && self.broken) {
             return None;
         }
         let guesses = self.guesses.as_mut()?;
-        guesses.choose(clock, (self.flow.0, memories), (&self.tokens, &self.tail), (room, windows), out)
+        guesses.choose(clock, (self.owner, memories), (&self.tokens, &self.tail), (room, windows), out)
     }
 
     /// The next segment of at most `rows` known rows and then `guesses`, which come from `source`, and its
@@ -183,10 +193,13 @@ impl Sequence {
         };
         if !drawn.is_empty() {
             let chained = from >= frontier;
-            self.broken &= chained;
+            if !chained {
+                (self.chain, self.broken) = (self.chain + 1, false);
+            }
+            let chain = self.chain;
             let waited = self.guesses.as_mut().map_or(Duration::ZERO, |guesses| guesses.waited(now));
             let (draws, guesses) = (drawn.len() as u32, guesses.len() as u32);
-            self.windows.push_back(Window { number, draws, guesses, source, chained, waited });
+            self.windows.push_back(Window { number, draws, guesses, source, chained, chain, waited });
         }
         let (from, rows, drafted) = (from as u32, (to - from) as u32, guesses.len() as u32);
         Some(Segment { session: self.session, from, rows, drawn, drafted })
@@ -240,8 +253,9 @@ impl Sequence {
             // Rows after a token that was not drawn, or that a stage cut off, did not count.
             self.rewind(self.tokens.len() - 1);
         }
-        let telling = count > 0 || (window.chained && !self.broken);
-        self.broken |= count < window.draws;
+        let latest = window.chain == self.chain;
+        let telling = latest && (count > 0 || (window.chained && !self.broken));
+        self.broken |= latest && count < window.draws;
         let Window { source, chained, waited, guesses: offered, .. } = *window;
         let accepted = count.saturating_sub(u32::from(!chained)).min(offered);
         if let Some(guesses) = self.guesses.as_mut().filter(|_| telling) {
@@ -275,14 +289,11 @@ impl Sequence {
         if number < self.cut_at || self.next.is_none() {
             return;
         }
-        self.windows.retain(|window| window.number <= number);
         self.broken = true;
-        self.rewind(positions as usize);
+        // The last known row at least goes out again: the next answer then tells of any other loss.
+        self.rewind((positions as usize).min(self.tokens.len() - 1));
         self.cut_at = now;
         self.stalled |= preempted;
-        if self.windows.is_empty() {
-            self.rewind(self.tokens.len() - 1);
-        }
     }
 
     /// Root and whole blocks of what every stage has worked through.

@@ -258,6 +258,15 @@ impl<B: Backend> Desk<B> {
         if batch.segments.is_empty() {
             return;
         }
+        let short = self.host.reserve(&batch);
+        if !short.is_empty() {
+            // Drafts are not worth a queue for pages. The others are sent again without these.
+            for segment in &batch.segments {
+                let sequence = self.sequences.iter_mut().find(|one| one.session == segment.session);
+                sequence.into_iter().for_each(|sequence| sequence.take_back(segment.from));
+            }
+            return short.into_iter().for_each(|session| self.close(session));
+        }
         let lost = self.host.run(&batch);
         for (place, logits) in drawing.into_iter().zip(self.host.logits()) {
             let sequence = &mut self.sequences[place];
@@ -331,16 +340,16 @@ impl<B: Backend> Host<B> {
         self.stage.close(session, &[]);
     }
 
+    /// Finds the pages of a batch; returns the sessions that there are none for.
+    fn reserve(&mut self, batch: &Batch) -> Vec<SessionId> {
+        self.stage.reserve(&batch.segments, &mut self.short);
+        self.short.iter().map(|short| short.session).collect()
+    }
+
     /// Runs a batch; returns the sessions that cannot go on.
     fn run(&mut self, batch: &Batch) -> Vec<SessionId> {
         let (segments, input) = (&batch.segments, Input::Tokens(&batch.tokens));
         self.logits.clear();
-        self.stage.reserve(segments, &mut self.short);
-        if !self.short.is_empty() {
-            // Drafts are not worth a queue for pages.
-            let short = self.short.iter().map(|short| short.session);
-            return short.chain(segments.iter().map(|segment| segment.session)).collect();
-        }
         if let Err(error) = self.stage.step(self.layers.clone(), segments, input, &mut self.faults) {
             tracing::warn!(%error, "the draft model's stage refused a step");
             return segments.iter().map(|segment| segment.session).collect();

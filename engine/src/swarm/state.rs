@@ -394,9 +394,8 @@ impl State {
     fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
         let rows =
             hops.iter().filter_map(|hop| self.members.get(&NodeId(hop.node))).map(|m| m.join.rows).min();
-        let mut salt = self.salt.to_vec();
-        salt.extend_from_slice(&request.tenant.to_le_bytes());
-        let blocks = BlockHash::chain(BlockHash::root(&salt), &request.prompt);
+        let root = self.root(request.tenant);
+        let blocks = BlockHash::chain(root, &request.prompt);
         let mut open = Open {
             session,
             route,
@@ -410,13 +409,21 @@ impl State {
             sampling: request.sampling,
             rows: rows.unwrap_or(1),
             blocks,
-            tenant: request.tenant,
+            // Nodes tell tenants apart, and learn nothing of their keys.
+            tenant: root.0.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
             priority: request.priority,
             drafts: self.drafts(),
             signature: Vec::new(),
         };
         open.signature = self.identity.sign(&open.signed_bytes()).to_vec();
         open
+    }
+
+    /// The hash of no tokens of a tenant.
+    fn root(&self, tenant: u64) -> BlockHash {
+        let mut salt = self.salt.to_vec();
+        salt.extend_from_slice(&tenant.to_le_bytes());
+        BlockHash::root(&salt)
     }
 
     /// Drafts show tokens to every stage, which private ends rule out.
@@ -452,7 +459,7 @@ impl State {
     }
 
     fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
-        self.follow(&tokens);
+        let mut accepted: Vec<(SessionId, Vec<u32>)> = Vec::new();
         for report in tokens {
             let Some(running) = self.running.get_mut(&report.session) else { continue };
             if running.last() != peer || running.left == 0 {
@@ -460,6 +467,10 @@ impl State {
                 return self.actions.push(Action::Expel { peer, reason });
             }
             running.left -= 1;
+            match accepted.last_mut().filter(|(session, _)| *session == report.session) {
+                Some((_, tokens)) => tokens.push(report.token),
+                None => accepted.push((report.session, vec![report.token])),
+            }
             running.drawn += 1;
             running.positions += 1;
             if running.positions > running.reserved {
@@ -481,6 +492,10 @@ impl State {
                 self.finish(report.session);
             }
         }
+        if self.drafts().model {
+            let told = |(session, tokens)| Action::Follow(drafter::Command::Accepted { session, tokens });
+            self.actions.extend(accepted.into_iter().map(told));
+        }
         self.admit();
     }
 
@@ -489,17 +504,6 @@ impl State {
         if let Some(running) = self.running.get(&draft.session) {
             let to = running.node(0);
             self.actions.push(Action::Send { to, message: Message::Draft(draft) });
-        }
-    }
-
-    /// Tells the draft model what the replies have come to.
-    fn follow(&mut self, tokens: &[TokenReport]) {
-        if !self.drafts().model {
-            return;
-        }
-        for run in tokens.chunk_by(|a, b| a.session == b.session) {
-            let (session, tokens) = (run[0].session, run.iter().map(|report| report.token).collect());
-            self.actions.push(Action::Follow(drafter::Command::Accepted { session, tokens }));
         }
     }
 
@@ -525,10 +529,11 @@ impl State {
     /// Tells the client that the reply broke off, and every stage to forget it.
     fn break_off(&mut self, session: SessionId, failure: Failure) {
         if let Some(running) = self.running.get(&session) {
+            let lost = matches!(failure, Failure::NodeLost { .. });
             running.tell(Event::Failed(failure));
             // Steps of the route may be lost, and with them its first stage's count of what is on its way.
             let route = running.route;
-            self.routes.retain(|(id, _)| *id != route);
+            self.routes.retain(|(id, _)| *id != route || !lost);
         }
         self.close_everywhere(session);
         self.finish(session);

@@ -127,7 +127,7 @@ impl Driver {
         let segments: Vec<Segment> = batch.iter().map(|(_, segment, _)| segment.clone()).collect();
         let mut shorts = Vec::new();
         self.stages[stage].reserve(&segments, &mut shorts);
-        for &Short { session, held, preempted } in &shorts {
+        for &Short { session, held, preempted, .. } in &shorts {
             let session = self.sessions.iter_mut().find(|known| known.id == session).unwrap();
             session.next = session.next.min(held as usize);
             self.preempted += usize::from(preempted);

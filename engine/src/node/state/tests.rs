@@ -22,6 +22,7 @@ fn node(seed: u8) -> State {
         row_bytes: 8,
         rows: 16,
         sessions: 2,
+        positions: 1000,
         chunk: 16,
     })
 }

@@ -16,40 +16,79 @@ pub(super) struct Drawing {
     sampler: Sampler,
     stop_tokens: Vec<u32>,
     left: u32,
-    /// Position of the next token.
-    position: u32,
-    /// The last one drawn.
-    last: Option<u32>,
+    prompt_length: usize,
+    /// What was drawn so far.
+    reply: Vec<u32>,
+    /// Positions before this one hold the session's own tokens in this stage's KV, if it holds them at all;
+    /// guesses are told apart from them here alone.
+    verified: usize,
 }
 
 impl Drawing {
     pub(super) fn new(reply: Reply, prompt_length: u32) -> Self {
         let Reply { sampling, prompt, stop_tokens, max_tokens } = reply;
         let sampler = Sampler::new(sampling, &prompt);
-        Self { sampler, stop_tokens, left: max_tokens, position: prompt_length, last: None }
+        let prompt_length = prompt_length as usize;
+        let (reply, verified) = (Vec::new(), prompt_length.saturating_sub(1));
+        Self { sampler, stop_tokens, left: max_tokens, prompt_length, reply, verified }
     }
 
-    /// The drawing rows of a segment that may count: from the one whose draw is next, if the token it
-    /// holds is the one last drawn.
-    fn rows(&self, segment: &Segment) -> Range<usize> {
-        let count = segment.drawn.len();
-        let first = segment.to() as usize - count;
-        let next = (self.position as usize).checked_sub(first + 1).filter(|&row| row < count);
-        let follows = |row: usize| {
-            let told = segment.drawn[row];
-            told == UNTOLD || self.last.is_none_or(|last| last == told)
-        };
-        match next {
-            Some(row) if self.left > 0 && follows(row) => row..count,
-            _ => 0..0,
+    /// Position of the next token.
+    fn position(&self) -> usize {
+        self.prompt_length + self.reply.len()
+    }
+
+    /// Whether the row at `position` holds the token that stands there.
+    fn is_true(&self, position: usize, told: u32) -> bool {
+        match position.checked_sub(self.prompt_length) {
+            // Rows of the prompt are never guessed.
+            None => true,
+            Some(index) => self.reply.get(index).is_some_and(|&token| told == token || told == UNTOLD),
         }
     }
 
+    /// The drawing rows of a segment that may count: from the one whose draw is next. Every row before it must
+    /// hold the session's own token, and so must all that its KV was computed from.
+    fn rows(&mut self, segment: &Segment) -> Range<usize> {
+        let count = segment.drawn.len();
+        let first = segment.to() as usize - count;
+        if self.left == 0 || segment.from as usize > self.verified {
+            return 0..0;
+        }
+        // Rows that do not draw are known ones.
+        self.verified = self.verified.max(first);
+        for (row, &told) in segment.drawn.iter().enumerate() {
+            if !self.check(first + row, told) {
+                break;
+            }
+            if first + row + 1 == self.position() {
+                return row..count;
+            }
+        }
+        0..0
+    }
+
+    /// Takes note of rows that do not draw: they are known ones.
+    fn pass(&mut self, segment: &Segment) {
+        if segment.from as usize <= self.verified {
+            self.verified = self.verified.max(segment.to() as usize);
+        }
+    }
+
+    /// Takes note of a row in the KV; whether it holds the session's own token.
+    fn check(&mut self, position: usize, told: u32) -> bool {
+        let is_true = self.is_true(position, told);
+        self.verified = match is_true {
+            true => self.verified.max(position + 1),
+            false => self.verified.min(position),
+        };
+        is_true
+    }
+
     fn next(&mut self, session: SessionId, logits: &mut [f32]) -> TokenReport {
-        let draw = self.sampler.draw(logits, self.position);
+        let draw = self.sampler.draw(logits, self.position() as u32);
         self.left -= 1;
-        self.position += 1;
-        self.last = Some(draw.token);
+        self.reply.push(draw.token);
         let finish = if self.stop_tokens.contains(&draw.token) {
             self.left = 0;
             Some(Finish::Stop)
@@ -78,7 +117,10 @@ impl<B: Backend> Desk<B> {
         let mut wanted = Vec::new();
         let mut first_row = 0;
         for (index, (segment, &cut)) in step.segments.iter().zip(cut).enumerate() {
-            let drawing = self.drawing.get(&segment.session).filter(|drawing| drawing.left > 0);
+            let mut drawing = self.drawing.get_mut(&segment.session).filter(|drawing| drawing.left > 0);
+            if let Some(drawing) = drawing.as_mut().filter(|_| segment.drawn.is_empty()) {
+                drawing.pass(segment);
+            }
             let asked = !segment.drawn.is_empty() && cut < segment.rows;
             draws.push(drawing.filter(|_| asked).map(|drawing| {
                 let sound = segment.drawn.len().saturating_sub(cut as usize);
@@ -89,7 +131,7 @@ impl<B: Backend> Desk<B> {
                     draw,
                     row: first_draw + draw as u32,
                 }));
-                let (session, position) = (segment.session, drawing.position);
+                let (session, position) = (segment.session, drawing.position() as u32);
                 Draws { session, position, tokens: Vec::new(), ended: false }
             }));
             first_row += segment.rows;
@@ -120,17 +162,14 @@ impl<B: Backend> Desk<B> {
             else {
                 continue;
             };
+            let position = segment.to() as usize - segment.drawn.len() + wanted.draw;
             // The row counts only if every draw before it was the token of the row after.
-            let told = segment.drawn[wanted.draw];
-            let follows = out.tokens.last().is_none_or(|&last| last == told);
-            let due =
-                segment.to() as usize - segment.drawn.len() + wanted.draw + 1 == drawing.position as usize;
-            if !follows || !due || out.ended {
+            let due = position + 1 == drawing.position();
+            if out.ended || !due || !drawing.check(position, segment.drawn[wanted.draw]) {
                 continue;
             }
-            let position = drawing.position - 1;
             if let Some(fault) =
-                self.faults.iter().find(|f| f.segment == wanted.segment && f.position == position)
+                self.faults.iter().find(|f| f.segment == wanted.segment && f.position as usize == position)
             {
                 failed.push(fault_of(segment.session, fault));
                 out.ended = true;
@@ -144,3 +183,6 @@ impl<B: Backend> Desk<B> {
         failed.into_iter().for_each(|failed| self.report(Output::Failed(failed)));
     }
 }
+
+#[cfg(test)]
+mod tests;

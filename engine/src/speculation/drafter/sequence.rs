@@ -17,7 +17,7 @@ pub(super) struct Sequence {
     known: usize,
     /// Tokens whose rows the model has processed; always fewer than there are when a guess is wanted.
     held: usize,
-    /// Tokens that no draft has yet to report.
+    /// Tokens that are known or that a draft has reported.
     told: usize,
     /// Positions that the session can have.
     positions: usize,
@@ -71,6 +71,11 @@ impl Sequence {
         let rows = self.held..self.tokens.len().min(self.held + room);
         self.held = rows.end;
         (rows.start as u32, rows)
+    }
+
+    /// Rows from position `from` on were not processed after all.
+    pub(super) fn take_back(&mut self, from: u32) {
+        self.held = self.held.min(from as usize);
     }
 
     /// Guesses the next token from the logits of the last one's row.

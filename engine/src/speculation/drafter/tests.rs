@@ -55,6 +55,7 @@ impl Plain {
             };
             let last_rows = if draw { vec![segment.rows - 1] } else { vec![] };
             let batch = Batch { segments: vec![segment], tokens: self.tokens[from..to].to_vec(), last_rows };
+            assert_eq!(self.host.reserve(&batch), []);
             assert_eq!(self.host.run(&batch), []);
             from = to;
             if draw {

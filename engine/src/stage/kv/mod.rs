@@ -36,6 +36,8 @@ pub struct Prompt<'a> {
 pub struct Short {
     /// The session.
     pub session: SessionId,
+    /// Its route.
+    pub route: RouteId,
     /// Positions it has here. A segment that begins at or before them lacked pages.
     pub held: u32,
     /// Whether it lost its pages just now.
@@ -248,7 +250,9 @@ impl Pager {
                 continue;
             }
             if let Err(held) = self.reserve_one(segment, short) {
-                short.push(Short { session: segment.session, held, preempted: false });
+                let Some(session) = self.sessions.get(&segment.session) else { continue };
+                let (session, route) = (segment.session, session.holding.route);
+                short.push(Short { session, route, held, preempted: false });
             }
         }
     }
@@ -303,7 +307,7 @@ impl Pager {
             let holding = younger.filter(|(_, session)| !session.holding.table.is_empty());
             let Some((&id, youngest)) = holding.max_by_key(|(id, _)| **id) else { return false };
             youngest.holding.cut(0, &mut self.store);
-            short.push(Short { session: id, held: 0, preempted: true });
+            short.push(Short { session: id, route: youngest.holding.route, held: 0, preempted: true });
         }
         true
     }

@@ -38,6 +38,9 @@ fn mix(so_far: u64, value: u64) -> u64 {
     x ^ (x >> 29)
 }
 
+/// The route of sessions that [`Pager::begin`] opens.
+const ROUTE: RouteId = RouteId(1);
+
 impl Pager {
     /// Runs rows without a model; `Err` has the sessions that are short.
     fn run(&mut self, segments: &[Segment]) -> Result<(), Vec<Short>> {
@@ -54,7 +57,7 @@ impl Pager {
 
     fn begin(&mut self, session: usize, length: u32, blocks: &[u64]) -> u32 {
         let prompt = Prompt { length, blocks: &chain(blocks) };
-        self.open(id(session), RouteId(1), 256, prompt).unwrap()
+        self.open(id(session), ROUTE, 256, prompt).unwrap()
     }
 
     /// What the module promises, counted from scratch.
@@ -173,16 +176,16 @@ fn the_youngest_gives_way_and_nobody_does_in_vain() {
         pager.begin(n, 100, &[n as u64]);
     });
     pager.run(&[segment(id(1), 0, 64), segment(id(2), 0, 64), segment(id(3), 0, 100)]).unwrap();
-    let waits = Short { session: id(2), held: 64, preempted: false };
+    let waits = Short { session: id(2), route: ROUTE, held: 64, preempted: false };
     assert_eq!(pager.run(&[segment(id(2), 64, 192)]), Err(vec![waits]), "five pages are needed");
     assert_eq!(pager.table(id(3)).len(), 2);
-    let waits = Short { session: id(3), held: 100, preempted: false };
+    let waits = Short { session: id(3), route: ROUTE, held: 100, preempted: false };
     assert_eq!(pager.run(&[segment(id(3), 100, 40)]), Err(vec![waits]), "the youngest waits");
-    let gone = Short { session: id(3), held: 0, preempted: true };
+    let gone = Short { session: id(3), route: ROUTE, held: 0, preempted: true };
     let step = [segment(id(3), 100, 1), segment(id(2), 64, 64)];
     assert_eq!(pager.run(&step), Err(vec![gone]), "the youngest gives way, within the step too");
     let step = [segment(id(3), 64, 36)];
-    let waits = Short { session: id(3), held: 64, preempted: false };
+    let waits = Short { session: id(3), route: ROUTE, held: 64, preempted: false };
     assert_eq!(pager.run(&step), Err(vec![waits]), "its first block was not needed yet, and is found again");
     pager.close(id(1), &[]);
     assert_eq!(pager.run(&step), Ok(()));
@@ -193,7 +196,7 @@ fn the_oldest_is_served_first() {
     let mut pager = Pager::new(limits(4));
     pager.begin(1, 100, &[]);
     pager.begin(2, 100, &[]);
-    let waits = Short { session: id(2), held: 0, preempted: false };
+    let waits = Short { session: id(2), route: ROUTE, held: 0, preempted: false };
     assert_eq!(pager.run(&[segment(id(2), 0, 64), segment(id(1), 0, 256)]), Err(vec![waits]));
 }
 
@@ -204,7 +207,7 @@ fn shared_blocks_are_never_written() {
     pager.begin(2, 128, &[1, 2]);
     pager.run(&[segment(id(1), 0, 128), segment(id(2), 0, 128)]).unwrap();
     let shared = pager.table(id(1)).to_vec();
-    let short = Short { session: id(2), held: 64, preempted: false };
+    let short = Short { session: id(2), route: ROUTE, held: 64, preempted: false };
     assert_eq!(pager.run(&[segment(id(2), 100, 10)]), Err(vec![short]), "the block begins at 64");
     assert_eq!(pager.run(&[segment(id(2), 64, 10)]), Ok(()));
     assert_eq!(pager.table(id(2))[0], shared[0]);
