@@ -16,6 +16,7 @@ use clap::Args;
 use engine::{
     local::{Links, Local},
     model::Quantisation,
+    stage::kv::KvUsage,
 };
 use futures::future::join_all;
 use indicatif::ProgressBar;
@@ -94,6 +95,8 @@ pub struct Soak {
     open_requests: usize,
     /// Sessions open at the end, over all nodes.
     open_sessions: usize,
+    /// KV pages that are neither free nor kept for later sessions.
+    lost_pages: usize,
     /// Most sessions of the greatest length that ran at once afterwards.
     full_house: usize,
     growth_mib: Option<f64>,
@@ -236,12 +239,15 @@ impl Soak {
             let _ = status.wait_for(|status| status.running + status.waiting == 0).await;
             for node in local.nodes() {
                 let _ = node.status().wait_for(|status| status.sessions == 0).await;
+                let _ = node.load().wait_for(|load| load.kv.sessions == 0).await;
             }
         };
         let _ = tokio::time::timeout(SETTLE, wait).await;
         let status = local.front().status().borrow().clone();
         self.open_requests = status.running + status.waiting;
         self.open_sessions = local.nodes().iter().map(|node| node.status().borrow().sessions).sum();
+        let lost = |kv: KvUsage| kv.pages - kv.free - kv.cached;
+        self.lost_pages = local.nodes().iter().map(|node| lost(node.load().borrow().kv)).sum();
     }
 
     /// Runs as many of the longest sessions at once as there is room for, which takes every slot and every
@@ -292,6 +298,7 @@ impl Soak {
                 .against("the bound", self.growth_mib.map(|growth| growth / args.growth_mib)),
             count("requests open at the end", self.open_requests),
             count("sessions open at the end", self.open_sessions),
+            count("KV pages in use at the end", self.lost_pages),
             count("longest sessions at once afterwards", self.full_house)
                 .against("the room for them", Some(self.full_house as f64 / args.rooms() as f64)),
         ]);
@@ -314,6 +321,7 @@ impl Soak {
         ensure!(failed == 0, "{failed} requests failed");
         let (requests, sessions) = (self.open_requests, self.open_sessions);
         ensure!(requests + sessions == 0, "{requests} requests and {sessions} sessions stay open");
+        ensure!(self.lost_pages == 0, "{} KV pages stay in use", self.lost_pages);
         let full = self.full_house;
         ensure!(
             full == rooms,
@@ -353,6 +361,7 @@ mod tests {
         assert_eq!((soak.failures.clone(), soak.answered + soak.left), (BTreeMap::new(), 40));
         assert!(soak.left >= 5, "{} left", soak.left);
         assert_eq!((soak.open_requests, soak.open_sessions, soak.full_house), (0, 0, 8));
+        assert_eq!(soak.lost_pages, 0);
         assert_eq!(soak.memory.len(), if resident_mib().is_some() { 4 } else { 0 });
         assert!(soak.report(&args).figures.len() >= 9);
     }
@@ -366,6 +375,7 @@ mod tests {
         let faults = [
             (Soak { failures, ..well.clone() }, "2 requests failed"),
             (Soak { open_sessions: 3, ..well.clone() }, "0 requests and 3 sessions stay open"),
+            (Soak { lost_pages: 2, ..well.clone() }, "2 KV pages stay in use"),
             (Soak { full_house: 3, ..well.clone() }, "only 3 of the longest"),
             (Soak { growth_mib: Some(17.0), ..well }, "grew by 17.0 MiB"),
         ];
