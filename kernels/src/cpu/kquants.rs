@@ -19,14 +19,16 @@ use crate::{
 const Q4K_LINES: usize = Q4K_PART / 8;
 /// Words (four consecutive K) of a sub-block of `q6_k`.
 const Q6K_WORDS: usize = Q6K_PART / 4;
+/// Sub-blocks of `q6_k` whose scales share a line.
+const QUARTER: usize = 4;
 
 /// A `q4_k` super-block of sixteen rows.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(crate) struct Block4 {
-    values: [[Line; Q4K_LINES]; Q4K_PARTS],
     /// The twelve bytes of each row's scales and minima, four of them in a line.
     scales: [Line; 3],
+    values: [[Line; Q4K_LINES]; Q4K_PARTS],
     d: Half,
     dmin: Half,
 }
@@ -35,21 +37,28 @@ pub(crate) struct Block4 {
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(crate) struct Block6 {
-    parts: [Part6; Q6K_PARTS],
-    /// Line `i` holds the scales of sub-blocks `4i .. 4i + 4`.
-    scales: [Line; Q6K_PARTS / 4],
+    quarters: [Quarter6; Q6K_PARTS / QUARTER],
     d: Half,
     padding: Half,
+}
+
+/// Four sub-blocks of `q6_k`.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Quarter6 {
+    /// Byte `j` of each row's four is the scale of sub-block `j`.
+    scales: Line,
+    parts: [Part6; QUARTER],
 }
 
 /// A sub-block of `q6_k`: four words of sixteen rows.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct Part6 {
-    /// Words 0 (low nibbles) and 1, words 2 and 3.
-    low: [Line; 2],
     /// The upper two bits of all words, word 0 lowest.
     high: Line,
+    /// Words 0 (low nibbles) and 1, words 2 and 3.
+    low: [Line; 2],
 }
 
 /// 256 values of an activation row that share a scale.
@@ -141,10 +150,11 @@ pub(crate) fn pack_q6k(weights: &WeightMatrix, blocks: &mut [Block6]) {
             let (from, to) = (Q6K(from), &mut blocks[first + t]);
             to.d.0[lane] = from.d();
             for j in 0..Q6K_PARTS {
-                to.scales[j / 4].0[4 * lane + j % 4] = from.scale(j) as u8;
+                to.quarters[j / QUARTER].scales.0[4 * lane + j % QUARTER] = from.scale(j) as u8;
             }
             for k in 0..SEGMENT {
-                let (part, word) = (&mut to.parts[k / Q6K_PART], k / 4 % Q6K_WORDS);
+                let (j, word) = (k / Q6K_PART, k / 4 % Q6K_WORDS);
+                let part = &mut to.quarters[j / QUARTER].parts[j % QUARTER];
                 let (byte, q) = (4 * lane + k % 4, from.biased(k));
                 part.low[word / 2].0[byte] |= (q & 15) << (word % 2 * 4);
                 part.high.0[byte] |= (q >> 4) << (2 * word);
@@ -174,9 +184,11 @@ impl Block6 {
     pub(crate) fn decode(&self, lane: usize, out: &mut [f32; SEGMENT]) {
         for (k, out) in out.iter_mut().enumerate() {
             let (j, word, byte) = (k / Q6K_PART, k / 4 % Q6K_WORDS, 4 * lane + k % 4);
-            let low = self.parts[j].low[word / 2].0[byte] >> (word % 2 * 4) & 15;
-            let high = self.parts[j].high.0[byte] >> (2 * word) & 3;
-            let scale = self.scales[j / 4].0[4 * lane + j % 4] as i8;
+            let quarter = &self.quarters[j / QUARTER];
+            let part = &quarter.parts[j % QUARTER];
+            let low = part.low[word / 2].0[byte] >> (word % 2 * 4) & 15;
+            let high = part.high.0[byte] >> (2 * word) & 3;
+            let scale = quarter.scales.0[4 * lane + j % QUARTER] as i8;
             *out = q6k_value(self.d.0[lane], scale, low | high << 4);
         }
     }
@@ -265,18 +277,18 @@ pub(crate) fn dot_q6k<S: Simd, const R: usize>(s: S, blocks: &[Block6], x: [&[Wi
         let x = at(&x, t);
         let mut products = [s.splat_i(0); R];
         let mut unbias = [s.splat_i(0); R];
-        for (quarter, line) in block.scales.iter().enumerate() {
-            let bytes = s.line(line);
+        for (quarter, Quarter6 { scales, parts }) in block.quarters.iter().enumerate() {
+            let bytes = s.line(scales);
             let (even, odd) = s.pairs(bytes);
             for r in 0..R {
                 unbias[r] = s.dot_pairs(unbias[r], even, x[r].unbias[2 * quarter]);
                 unbias[r] = s.dot_pairs(unbias[r], odd, x[r].unbias[2 * quarter + 1]);
             }
-            let j = 4 * quarter;
-            part_q6k(s, &mut products, &block.parts[j], s.factor::<0>(bytes), &x, j);
-            part_q6k(s, &mut products, &block.parts[j + 1], s.factor::<1>(bytes), &x, j + 1);
-            part_q6k(s, &mut products, &block.parts[j + 2], s.factor::<2>(bytes), &x, j + 2);
-            part_q6k(s, &mut products, &block.parts[j + 3], s.factor::<3>(bytes), &x, j + 3);
+            let j = QUARTER * quarter;
+            part_q6k(s, &mut products, &parts[0], s.factor::<0>(bytes), &x, j);
+            part_q6k(s, &mut products, &parts[1], s.factor::<1>(bytes), &x, j + 1);
+            part_q6k(s, &mut products, &parts[2], s.factor::<2>(bytes), &x, j + 2);
+            part_q6k(s, &mut products, &parts[3], s.factor::<3>(bytes), &x, j + 3);
         }
         let d = s.load_f16(&block.d.0);
         for r in 0..R {

@@ -171,8 +171,10 @@ impl Op for Columns<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let rows = self.out.rows();
+        // A single row reads fastest in one stream.
+        let pairs = S::REGISTERS >= 32 && rows.len() > 1;
         for start in rows.clone().step_by(CHUNK) {
-            for pass in self.passes(S::REGISTERS >= 32).into_iter().flatten() {
+            for pass in self.passes(pairs).into_iter().flatten() {
                 self.pass(s, pass, start..rows.end.min(start + CHUNK));
             }
         }

@@ -33,6 +33,8 @@ pub(crate) struct Memory {
 #[derive(Debug)]
 struct Shared {
     start: NonNull<u8>,
+    /// Bytes of the mapping. To ask it would take a reference to all of it, parts that were handed out included.
+    len: usize,
     map: Arc<MmapMut>,
     used: usize,
 }
@@ -90,7 +92,7 @@ impl Memory {
         }
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let current = match shared.take() {
-            Some(current) if current.map.len() - current.used >= bytes => current,
+            Some(current) if current.len - current.used >= bytes => current,
             _ => Shared::new(SHARED_BYTES)?,
         };
         let current = shared.insert(current);
@@ -110,8 +112,8 @@ impl Shared {
         // Without large pages it is slower and no less right.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let start = NonNull::from(&mut map[..]).cast();
-        Ok(Self { start, map: Arc::new(map), used: 0 })
+        let (len, start) = (map.len(), NonNull::from(&mut map[..]).cast());
+        Ok(Self { start, len, map: Arc::new(map), used: 0 })
     }
 }
 
