@@ -105,12 +105,6 @@ pub(super) struct Guesses {
     scratch: Vec<u32>,
 }
 
-/// Guesses that go out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Choice {
-    pub(super) source: Source,
-}
-
 impl Guesses {
     /// For a session with this prompt; `lookup` and `model` say which sources it has.
     pub(super) fn new(prompt: &[u32], lookup: bool, model: bool, controller: Controller) -> Self {
@@ -208,7 +202,7 @@ impl Guesses {
     }
 
     /// What to send after `known` tokens of which `tail` are guesses on their way, at most `room` rows, in
-    /// `windows` windows already; the guesses are in `out`.
+    /// `windows` windows already; the guesses are in `out`, and their source is told.
     pub(super) fn choose(
         &mut self,
         clock: &RingClock,
@@ -216,7 +210,7 @@ impl Guesses {
         (tokens, tail): (&[u32], &[u32]),
         (room, windows): (usize, usize),
         out: &mut Vec<u32>,
-    ) -> Option<Choice> {
+    ) -> Option<Source> {
         out.clear();
         let most = room.min(MOST_ROWS);
         let mut offers = Vec::with_capacity(3);
@@ -249,7 +243,7 @@ impl Guesses {
         std::mem::swap(out, &mut proposals[place]);
         // Windows of a chain are equally long, and the later ones have no known row.
         out.truncate(plan.draft + usize::from(windows > 0));
-        (!out.is_empty()).then_some(Choice { source: offers[place].0 })
+        (!out.is_empty()).then_some(offers[place].0)
     }
 
     /// What became of a window.

@@ -22,7 +22,6 @@ use crate::{
 };
 use dealing::Dealing;
 use flows::Flows;
-use guess::Choice;
 pub use guess::{Memories, Owner};
 pub use sequence::Opening;
 use sequence::Sequence;
@@ -271,10 +270,9 @@ impl Scheduler {
                 continue;
             }
             let sequence = &mut self.sequences[index];
-            let choice = sequence.guess(&self.clock, &memories, room - known, &mut guesses);
-            let source = choice.map_or(Source::Model, |Choice { source, .. }| source);
-            if known == 1 || choice.is_some() {
-                self.send(index, room, (source, &guesses), step, now);
+            let source = sequence.guess(&self.clock, &memories, room - known, &mut guesses);
+            if known == 1 || source.is_some() {
+                self.send(index, room, (source.unwrap_or(Source::Model), &guesses), step, now);
             }
         }
     }

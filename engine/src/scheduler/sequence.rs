@@ -10,7 +10,7 @@ use kernels::backend::PAGE;
 use super::{
     Tally,
     flows::Flow,
-    guess::{Choice, Guesses, Memories, Owner},
+    guess::{Guesses, Memories, Owner},
 };
 use crate::{
     message::{BlockHash, Draft, Drafts, Draws, Segment, SessionId, UNTOLD},
@@ -141,14 +141,14 @@ impl Sequence {
     }
 
     /// Guesses to send with at most `room` rows: after the last known row if that is ready, or after
-    /// guesses that are on their way.
+    /// guesses that are on their way; their source is told.
     pub(super) fn guess(
         &mut self,
         clock: &RingClock,
         memories: &Memories,
         room: usize,
         out: &mut Vec<u32>,
-    ) -> Option<Choice> {
+    ) -> Option<Source> {
         out.clear();
         let next = self.next.filter(|_| self.decoding())?;
         // The last row draws the last token, so nothing is sent at the end itself.

@@ -85,6 +85,11 @@ impl Drawing {
         is_true
     }
 
+    /// Whether the row at `position` gives the next token: every draw before it was the token of the row after.
+    fn counts(&mut self, position: usize, told: u32) -> bool {
+        position + 1 == self.position() && self.check(position, told)
+    }
+
     fn next(&mut self, session: SessionId, logits: &mut [f32]) -> TokenReport {
         let draw = self.sampler.draw(logits, self.position() as u32);
         self.left -= 1;
@@ -163,9 +168,7 @@ impl<B: Backend> Desk<B> {
                 continue;
             };
             let position = segment.to() as usize - segment.drawn.len() + wanted.draw;
-            // The row counts only if every draw before it was the token of the row after.
-            let due = position + 1 == drawing.position();
-            if out.ended || !due || !drawing.check(position, segment.drawn[wanted.draw]) {
+            if out.ended || !drawing.counts(position, segment.drawn[wanted.draw]) {
                 continue;
             }
             if let Some(fault) =

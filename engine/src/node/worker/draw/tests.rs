@@ -129,8 +129,7 @@ fn draw(drawings: &mut HashMap<SessionId, Drawing>, step: &Passing) -> Vec<Draws
         let first = segment.to() as usize - segment.drawn.len();
         for draw in drawing.rows(segment) {
             let position = first + draw;
-            let due = position + 1 == drawing.position();
-            if out.ended || !due || !drawing.check(position, segment.drawn[draw]) {
+            if out.ended || !drawing.counts(position, segment.drawn[draw]) {
                 continue;
             }
             let (_, right) = rows[position - segment.from as usize];
