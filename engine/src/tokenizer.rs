@@ -253,7 +253,7 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
         self.window.push(token);
         let text = self.decode(&self.window)?;
         let held = self.window.len() - self.emitted > PENDING;
-        if text.ends_with(REPLACEMENT) {
+        if text.ends_with(REPLACEMENT) && !self.ends_with_true_replacement() {
             return if held { self.emit(self.window.len() - PARTIAL) } else { Ok(None) };
         }
         if text.len() <= self.prefix.len() && !held { Ok(None) } else { self.emit(self.window.len()) }
@@ -265,6 +265,15 @@ impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
     /// [`TokenizerError::Decode`].
     pub fn finish(mut self) -> Result<Option<String>, TokenizerError> {
         if self.emitted == self.window.len() { Ok(None) } else { self.emit(self.window.len()) }
+    }
+
+    /// Whether the text has a replacement character at its end, rather than bytes that are none yet.
+    fn ends_with_true_replacement(&self) -> bool {
+        let mut encoded = [0; 4];
+        let encoded = REPLACEMENT.encode_utf8(&mut encoded).as_bytes();
+        let last = &self.window[self.window.len().saturating_sub(encoded.len())..];
+        let bytes: Vec<u8> = last.iter().flat_map(|&token| self.tokenizer.token_bytes(token)).collect();
+        bytes.ends_with(encoded)
     }
 
     /// Gives out the window up to `end`.
