@@ -2,3 +2,5 @@
 //! called here, so the same launches run on a card and in the PTX machine of the tests.
 
 pub mod copy;
+pub mod data;
+pub mod pack;
