@@ -67,6 +67,10 @@ macro_rules! sources {
 sources! {
     /// Moving rows about.
     Copy = "copy",
+    /// Heads between their product and attention.
+    Heads = "heads",
+    /// Norms, rounding, quantising of rows.
+    Norm = "norm",
 }
 
 /// One launch of one kernel. Grids and blocks are those of CUDA; blocks have one dimension.
