@@ -38,7 +38,7 @@ DEV void finish_gate_up(const Linear& p, const Block& b, const float* y, u32 col
         }
     if (!p.next.wide) return;
     u32 segment = blockIdx.x * (b.outputs / 2) / SEGMENT;
-    if (!last_of_group(p, blockIdx.y * gridDim.x + segment)) return;
+    if (!last_of_group(p, blockIdx.y * (p.next.width / SEGMENT) + segment)) return;
     Activation wide = p.next;
     wide.narrow = wide.values = 0;
     for (u32 c = threadIdx.x / 32; c < columns; c += 8) {
@@ -48,9 +48,11 @@ DEV void finish_gate_up(const Linear& p, const Block& b, const float* y, u32 col
     }
 }
 
+template <int OUTPUTS>
 DEV void finish_heads(const Linear& p, const Block& b, u32 columns) {
-    u32 n = p.heads.head_dim, head = blockIdx.x * b.outputs / n;
-    if (!last_of_group(p, blockIdx.y * gridDim.x + head)) return;
+    Place place = place_of<OUTPUTS>(p, b.first_tile);
+    u32 n = p.heads.head_dim, head = (place.part->column + place.tile * OUTPUTS) / n;
+    if (!last_of_group(p, blockIdx.y * (p.width / n) + head)) return;
     float* x = sums + threadIdx.x / 32 * n;
     for (u32 c = threadIdx.x / 32; c < columns; c += 8) {
         const float* y = (const float*)p.out + (u64)(b.first_row + c) * p.width + head * n;
@@ -129,7 +131,7 @@ DEV void linear(const Linear& p) {
         __syncthreads();
         finish_gate_up(p, b, y, columns);
     } else if (COLUMNS <= 8 && p.epilogue == HEADS) {
-        finish_heads(p, b, columns);
+        finish_heads<OUTPUTS>(p, b, columns);
     } else if (COLUMNS <= 8 && p.epilogue == RESIDUAL) {
         finish_norm(p, b);
     }
@@ -139,11 +141,11 @@ DEV void linear(const Linear& p) {
 template <class F, int NT>
 struct Fragments {
     Weights<F> weights;
-    Columns<NT> x;
+    Columns x;
     const u8* tile;
 
     __device__ __forceinline__ Fragments(const Linear& p, const Block& b, u32 index, u32 s, u32 last)
-        : x(p.x, p.scales, b.first_row, b.rows, p.stride, SegmentOf<F, NT>::WIDE ? p.stride / 256 : p.stride / 32, F::RUN) {
+        : x(p.x, p.scales, b.first_row, p.stride, SegmentOf<F, NT>::WIDE ? p.stride / 256 : p.stride / 32, F::RUN) {
         tile = s < last ? tile_weights<F>(p, index) : 0;
         if (tile) weights.load_all(tile + s * F::BYTES);
     }
@@ -226,7 +228,7 @@ struct Chains {
 #define LINEAR(format, F, columns, blocks) \
     KERNEL(256, blocks) linear_##format##_##columns(const __grid_constant__ Linear p) { linear<Fragments<F, columns / 8>, 16, columns>(p); }
 #define LINEARS(format, F)     \
-    LINEAR(format, F, 8, 3)    \
+    LINEAR(format, F, 8, 2)    \
     LINEAR(format, F, 16, 2)   \
     LINEAR(format, F, 32, 2)   \
     LINEAR(format, F, 64, 1)
@@ -237,9 +239,31 @@ LINEARS(q4k, Q4K)
 LINEARS(q6k, Q6K)
 
 #define CHAINS(format, F, columns) \
-    KERNEL(256, 2) linear_##format##_##columns(const __grid_constant__ Linear p) { linear<Chains<F, columns>, 32, columns>(p); }
+    KERNEL(256, 1) linear_##format##_##columns(const __grid_constant__ Linear p) { linear<Chains<F, columns>, 32, columns>(p); }
 
 CHAINS(bf16, 2, 1)
 CHAINS(bf16, 2, 8)
 CHAINS(f32, 4, 1)
 CHAINS(f32, 4, 8)
+
+struct Gated {
+    u64 step;
+    u64 products;  // f32 [rows][2 * next.width]: gate, up
+    u64 faults;
+    Activation next;
+    u32 layer, zero;
+};
+
+// next = silu(gate) * up where the products came from several launches. Grid: (segments / 8, rows).
+KERNEL(256, 1) gated_rows(const Gated p) {
+    u32 row = blockIdx.y, segment = blockIdx.x * 8 + threadIdx.x / 32, width = p.next.width;
+    if (row >= *(const u32*)p.step || segment * SEGMENT >= width) return;
+    const float* gate = (const float*)p.products + (u64)row * 2 * width;
+    float g[8], u[8];
+    load_segment(gate, width, segment, g);
+    load_segment(gate + width, width, segment, u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) g[i] = silu(g[i]) * u[i];
+    if (store_segment(p.next, row, segment, g) && (threadIdx.x & 31) == 0)
+        record_fault(p.faults, row, p.layer, QUANTISE_FAULT);
+}

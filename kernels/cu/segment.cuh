@@ -5,26 +5,24 @@
 
 #include "tile.cuh"
 
-// Where a lane finds the activations of its columns. Columns past the last row repeat it; nobody stores their sums.
-template <int NT>
+// Where a lane finds the activations of its columns. There may be fewer rows in use than columns: the others lie
+// in the buffer, and nobody stores their sums.
 struct Columns {
     const u8* q;
     const float* scales;
-    u32 at[NT];
-    u32 scale_at[NT][2];
+    u32 stride, groups;
 
-    // Rows `first` .. of `rows`, `stride` bytes and `groups` scales each; lanes read runs of `run` bytes.
-    __device__ __forceinline__ Columns(u64 x, u64 s, u32 first, u32 rows, u32 stride, u32 groups, u32 run) {
-        u32 lane = threadIdx.x & 31, last = rows - 1;
-        q = (const u8*)x + (lane & 3) * run;
-        scales = (const float*)s;
-#pragma unroll
-        for (int t = 0; t < NT; t++) {
-            at[t] = min(first + 8 * t + lane / 4, last) * stride;
-#pragma unroll
-            for (int c = 0; c < 2; c++) scale_at[t][c] = min(first + 8 * t + (lane & 3) * 2 + c, last) * groups;
-        }
+    // Rows from `first`, `stride` bytes and `groups` scales each; lanes read runs of `run` bytes.
+    __device__ __forceinline__ Columns(u64 x, u64 s, u32 first, u32 stride, u32 groups, u32 run) : stride(stride), groups(groups) {
+        u32 lane = threadIdx.x & 31;
+        q = (const u8*)x + (u64)(first + lane / 4) * stride + (lane & 3) * run;
+        scales = (const float*)s + (u64)(first + (lane & 3) * 2) * groups;
     }
+
+    // Of column lane / 4 of tile `t`, from k on.
+    __device__ __forceinline__ const u8* at(int t, u32 k) const { return q + (8 * t * stride + k); }
+    // Of column 2 (lane % 4) + c of tile `t`, from group g on.
+    __device__ __forceinline__ const float* scale(int t, int c, u32 g) const { return scales + ((8 * t + c) * groups + g); }
 };
 
 // The registers of a segment's weights: F::LOADS fragments' worth, then what scales them.
@@ -57,7 +55,15 @@ struct Weights {
     }
 };
 
-DEV float lane_of(const float4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+DEV void load_floats(float (&v)[4], const float* p) {
+    float4 f = *(const float4*)p;
+    v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+}
+
+DEV void load_floats(float (&v)[2], const float* p) {
+    float2 f = *(const float2*)p;
+    v[0] = f.x, v[1] = f.y;
+}
 
 // Adds a group's products to the chains of a segment: 3 operations each.
 template <class F>
@@ -71,7 +77,9 @@ DEV void add_group(float (&sum)[4], const int (&d)[4], float w0, float w1, float
 // Sums of segment `s`; the weights of `next`, if any, are asked for on the way.
 template <class F, int NT>
 struct Narrow {
-    static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<F>& weights, const Columns<NT>& x, u32 s, const u8* next) {
+    static const int AHEAD = NT < 4 ? 4 : 2;  // scales of activations loaded together
+
+    static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<F>& weights, const Columns& x, u32 s, const u8* next) {
         uint4 scale0 = weights.scale[0], scale1 = weights.scale[1];
         if (next) weights.load_scales(next);
 #pragma unroll
@@ -79,25 +87,25 @@ struct Narrow {
 #pragma unroll
             for (int i = 0; i < 4; i++) sum[t][i] = 0.0f;
 #pragma unroll
-        for (int quarter = 0; quarter < 8; quarter += 4) {
-            float4 sx[NT][2];
+        for (int first = 0; first < 8; first += AHEAD) {
+            float sx[NT][2][AHEAD];
 #pragma unroll
             for (int t = 0; t < NT; t++)
 #pragma unroll
-                for (int c = 0; c < 2; c++) sx[t][c] = *(const float4*)(x.scales + x.scale_at[t][c] + s * 8 + quarter);
+                for (int c = 0; c < 2; c++) load_floats(sx[t][c], x.scale(t, c, s * 8 + first));
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int g = quarter + i;
+            for (int i = 0; i < AHEAD; i++) {
+                int g = first + i;
                 u32 a[4];
                 F::fragment(a, weights.w, g);
                 if (next && F::last_use(g)) weights.load(next, F::load_of(g));
                 float w0 = half_at(scale0, g), w1 = half_at(scale1, g);
 #pragma unroll
                 for (int t = 0; t < NT; t++) {
-                    uint2 b = *(const uint2*)(x.q + x.at[t] + s * SEGMENT + g * 32);
+                    uint2 b = *(const uint2*)(x.at(t, s * SEGMENT + g * 32));
                     int d[4];
                     mma(d, a, b.x, b.y, F::SEED);
-                    add_group<F>(sum[t], d, w0, w1, lane_of(sx[t][0], i), lane_of(sx[t][1], i));
+                    add_group<F>(sum[t], d, w0, w1, sx[t][0][i], sx[t][1][i]);
                 }
             }
         }
@@ -108,7 +116,7 @@ struct Narrow {
 // each of the 8 sub-blocks is a column of 32 "k" (4 lanes, 8 sub-blocks), taken in two bytes.
 template <int NT>
 struct WideQ4 {
-    static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<Q4K>& weights, const Columns<NT>& x, u32 s, const u8* next) {
+    static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<Q4K>& weights, const Columns& x, u32 s, const u8* next) {
         uint4 head[2] = {weights.scale[0], weights.scale[1]};
         if (next) weights.load_scales(next);
         u32 sc[2][2], m[2][2], parts[NT][4];
@@ -127,7 +135,7 @@ struct WideQ4 {
             int sc0 = sc[0][g / 4] >> (8 * (g % 4)) & 63, sc1 = sc[1][g / 4] >> (8 * (g % 4)) & 63;
 #pragma unroll
             for (int t = 0; t < NT; t++) {
-                uint2 b = *(const uint2*)(x.q + x.at[t] + s * SEGMENT + g * 32);
+                uint2 b = *(const uint2*)(x.at(t, s * SEGMENT + g * 32));
                 int part = dp4a(b.x, 0x01010101u, dp4a(b.y, 0x01010101u, 0));
                 parts[t][g / 2] = g % 2 ? permute(parts[t][g / 2], (u32)part, 0x5410) : (u32)part;
                 int d[4];
@@ -144,13 +152,13 @@ struct WideQ4 {
     }
 
     static __device__ __forceinline__ void finish(float (&sum)[4], const int (&acc)[4], const u32 (&minima)[4], const u32 (&parts)[4],
-                                                  const uint4 (&head)[2], const Columns<NT>& x, int t, u32 s) {
+                                                  const uint4 (&head)[2], const Columns& x, int t, u32 s) {
         int low[4], high[4];
         mma_unsigned(low, minima, permute(parts[0], parts[1], 0x6420), permute(parts[2], parts[3], 0x6420), 0);
         mma(high, minima, permute(parts[0], parts[1], 0x7531), permute(parts[2], parts[3], 0x7531), 0);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float sx = x.scales[x.scale_at[t][i % 2] + s];
+            float sx = *x.scale(t, i % 2, s);
             float scale = f32_from_f16((u16)head[i / 2].x) * sx, min_scale = f32_from_f16((u16)(head[i / 2].x >> 16)) * sx;
             sum[i] = __fmaf_rn(scale, (float)acc[i], -(min_scale * (float)(low[i] + 256 * high[i])));
         }
@@ -160,7 +168,7 @@ struct WideQ4 {
 // `q6_k`, sub-blocks of 16 values.
 template <int NT>
 struct WideQ6 {
-    static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<Q6K>& weights, const Columns<NT>& x, u32 s, const u8* next) {
+    static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<Q6K>& weights, const Columns& x, u32 s, const u8* next) {
         uint4 sc[2] = {weights.scale[0], weights.scale[1]};
         float unit[2] = {f32_from_f16(weights.d[0]), f32_from_f16(weights.d[1])};
         if (next) weights.load_scales(next);
@@ -182,7 +190,7 @@ struct WideQ6 {
                 for (int h = 0; h < 2; h++) scale[r][h] = (i8)(word(sc[r], g / 2) >> (16 * (g % 2) + 8 * h));
 #pragma unroll
             for (int t = 0; t < NT; t++) {
-                const u8* from = x.q + x.at[t] + s * SEGMENT + g * 32;
+                const u8* from = x.at(t, s * SEGMENT + g * 32);
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     int d[4];
@@ -195,7 +203,7 @@ struct WideQ6 {
 #pragma unroll
         for (int t = 0; t < NT; t++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[t][i] = unit[i / 2] * x.scales[x.scale_at[t][i % 2] + s] * (float)(acc[t][i] >> 2);
+            for (int i = 0; i < 4; i++) sum[t][i] = unit[i / 2] * *x.scale(t, i % 2, s) * (float)(acc[t][i] >> 2);
     }
 };
 
