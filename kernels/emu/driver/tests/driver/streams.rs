@@ -1,0 +1,189 @@
+//! What is ordered and what is not.
+
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaStream, DevicePtr, DriverError, result,
+    sys::{CUevent_flags, CUresult::*},
+};
+use stand_in_driver::StandIn;
+
+use crate::{Rows, assert_fails, context};
+
+#[test]
+fn a_kernel_runs() {
+    for mode in ["lazy", "eager", "order=descending; races", "order=5; races"] {
+        let stand_in = StandIn::fresh(mode);
+        let rows = Rows::new(&context().new_stream().unwrap()).unwrap();
+        rows.launch().unwrap();
+        assert_eq!(rows.gathered().unwrap(), [4000.0, 0.0, 2000.0]);
+        assert_eq!(stand_in.tally().launches, 1);
+    }
+}
+
+/// Copies to pinned memory, which keeps its contents until somebody waits.
+fn read_pinned(wait: impl FnOnce(&CudaStream, &CudaEvent) -> Result<(), DriverError>) -> (Vec<u32>, Vec<u32>) {
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let buffer = stream.clone_htod(&[1_u32, 2, 3]).unwrap();
+    let event = context.new_event(None).unwrap();
+    // SAFETY: written before it is read, and alive until the stream is done.
+    let (pinned, address) = unsafe {
+        let mut pinned = context.alloc_pinned::<u32>(3).unwrap();
+        pinned.as_mut_slice().unwrap().fill(7);
+        let address = pinned.as_mut_ptr().unwrap();
+        let bytes = std::slice::from_raw_parts_mut(address, 3);
+        result::memcpy_dtoh_async(bytes, buffer.device_ptr(&stream).0, stream.cu_stream()).unwrap();
+        (pinned, address)
+    };
+    // SAFETY: the pinned memory is alive, and only this thread reads it.
+    let read = || (0..3).map(|index| unsafe { address.add(index).read_volatile() }).collect::<Vec<u32>>();
+    event.record(&stream).unwrap();
+    let before = read();
+    wait(&stream, &event).unwrap();
+    let after = read();
+    drop(pinned);
+    (before, after)
+}
+
+#[test]
+fn pinned_memory_is_old_until_the_stream_is_waited_for() {
+    let _stand_in = StandIn::fresh("");
+    let old_new = (vec![7; 3], vec![1, 2, 3]);
+    assert_eq!(read_pinned(|stream, _| stream.synchronize()), old_new);
+    assert_eq!(read_pinned(|_, event| event.synchronize()), old_new);
+    assert_eq!(read_pinned(|stream, _| stream.context().synchronize()), old_new);
+    assert_eq!(read_pinned(|_, _| Ok(())), (vec![7; 3], vec![7; 3]));
+}
+
+#[test]
+fn eager_work_is_done_at_once() {
+    let _stand_in = StandIn::fresh("eager");
+    assert_eq!(read_pinned(|_, _| Ok(())), (vec![1, 2, 3], vec![1, 2, 3]));
+}
+
+#[test]
+fn pinned_sources_are_read_late_and_pageable_ones_at_once() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let [from_pinned, from_pageable] = [(); 2].map(|()| stream.alloc_zeros::<u32>(1).unwrap());
+    let mut pageable = [5_u32];
+    // SAFETY: the pinned memory lives to the end of the test, in one thread.
+    unsafe {
+        let mut pinned = context.alloc_pinned::<u32>(1).unwrap();
+        let address = pinned.as_mut_ptr().unwrap();
+        address.write_volatile(5);
+        let pinned_bytes = std::slice::from_raw_parts(address, 1);
+        result::memcpy_htod_async(from_pinned.device_ptr(&stream).0, pinned_bytes, stream.cu_stream()).unwrap();
+        result::memcpy_htod_async(from_pageable.device_ptr(&stream).0, &pageable, stream.cu_stream()).unwrap();
+        address.write_volatile(6);
+        pageable[0] = 6;
+        assert_eq!(stream.clone_dtoh(&from_pinned).unwrap(), [6]);
+        assert_eq!(stream.clone_dtoh(&from_pageable).unwrap(), [5]);
+    }
+    assert_eq!(pageable, [6]);
+}
+
+#[test]
+fn only_an_event_orders_streams() {
+    for ordered in [false, true] {
+        let _stand_in = StandIn::fresh("");
+        let context = context();
+        let [writer, reader] = [(); 2].map(|()| context.new_stream().unwrap());
+        let mut buffer = writer.clone_htod(&[1_u32]).unwrap();
+        writer.synchronize().unwrap();
+        writer.memset_zeros(&mut buffer).unwrap();
+        if ordered {
+            reader.join(&writer).unwrap();
+        }
+        let read = reader.clone_dtoh(&buffer).unwrap();
+        assert_eq!(read, [if ordered { 0 } else { 1 }]);
+    }
+}
+
+#[test]
+fn the_default_stream_does_not_wait_for_non_blocking_streams() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let mut buffer = context.default_stream().clone_htod(&[1_u32]).unwrap();
+    context.synchronize().unwrap();
+    stream.memset_zeros(&mut buffer).unwrap();
+    assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [1]);
+    stream.synchronize().unwrap();
+    assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [0]);
+}
+
+#[test]
+fn the_default_stream_waits_for_blocking_streams() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let blocking = result::stream::create(result::stream::StreamKind::Default).unwrap();
+    let buffer = context.default_stream().clone_htod(&[1_u32]).unwrap();
+    let address = buffer.device_ptr(&context.default_stream()).0;
+    // SAFETY: within the buffer, which outlives the stream.
+    unsafe { result::memset_d8_async(address, 0, 4, blocking) }.unwrap();
+    assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [0]);
+    // SAFETY: destroyed once.
+    unsafe { result::stream::destroy(blocking) }.unwrap();
+}
+
+#[test]
+fn asking_brings_work_on() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let event = context.new_event(None).unwrap();
+    assert!(event.try_is_complete().unwrap());
+    let mut buffer = stream.clone_htod(&[1_u32]).unwrap();
+    stream.memset_zeros(&mut buffer).unwrap();
+    event.record(&stream).unwrap();
+    let asked = (0..10).take_while(|_| !event.try_is_complete().unwrap()).count();
+    assert_eq!(asked, 3);
+}
+
+#[test]
+fn events_take_the_time() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let timed = || context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
+    let (start, end, never) = (timed(), timed(), timed());
+    start.record(&stream).unwrap();
+    end.record(&stream).unwrap();
+    assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
+    assert_fails(start.elapsed_ms(&never), CUDA_ERROR_INVALID_HANDLE);
+    let untimed = stream.record_event(None).unwrap();
+    assert_fails(start.elapsed_ms(&untimed), CUDA_ERROR_INVALID_HANDLE);
+}
+
+#[test]
+fn contexts_are_kept_apart() {
+    let _stand_in = StandIn::fresh("cards=8.9,8.9");
+    let [first, second] = [0, 1].map(|ordinal| CudaContext::new(ordinal).unwrap());
+    let [here, there] = [&first, &second].map(|context| context.new_stream().unwrap());
+    let values = here.clone_htod(&[1_u32, 2]).unwrap();
+    // SAFETY: the driver refuses a stream of another context.
+    let outcome = unsafe {
+        first.bind_to_thread().unwrap();
+        result::memset_d8_async(values.device_ptr(&here).0, 0, 8, there.cu_stream())
+    };
+    assert_fails(outcome, CUDA_ERROR_INVALID_HANDLE);
+    let copied = there.clone_dtod(&values).unwrap();
+    assert_eq!(there.clone_dtoh(&copied).unwrap(), [1, 2]);
+}
+
+#[test]
+fn a_destroyed_stream_still_does_its_work() {
+    let stand_in = StandIn::fresh("");
+    let context = context();
+    let mut buffer = context.default_stream().clone_htod(&[1_u32]).unwrap();
+    let stream = context.new_stream().unwrap();
+    stream.memset_zeros(&mut buffer).unwrap();
+    let handle = stream.cu_stream();
+    drop(stream);
+    assert_eq!(stand_in.alive().streams, 0);
+    // SAFETY: the driver refuses what is destroyed.
+    assert_fails(unsafe { result::stream::synchronize(handle) }, CUDA_ERROR_INVALID_HANDLE);
+    context.synchronize().unwrap();
+    assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [0]);
+}
