@@ -107,8 +107,10 @@ impl State {
         live.capture = Some(handle);
         let thread = thread::current().id();
         let fronts = BTreeMap::from([(stream, Vec::new())]);
-        self.captures
-            .insert(handle, Capture { origin: stream, mode, thread, nodes: Vec::new(), fronts, broken: false });
+        self.captures.insert(
+            handle,
+            Capture { origin: stream, mode, thread, nodes: Vec::new(), fronts, broken: false },
+        );
         Ok(())
     }
 
@@ -156,7 +158,8 @@ impl State {
 
     /// Breaks all captures of a context that is synchronised.
     pub(crate) fn refuse_captures(&mut self, context: Handle) -> Result<(), Code> {
-        let streams = self.streams.iter().filter(|(_, live)| live.context == context && live.capture.is_some());
+        let streams =
+            self.streams.iter().filter(|(_, live)| live.context == context && live.capture.is_some());
         let streams: Vec<Handle> = streams.map(|(handle, _)| *handle).collect();
         let outcomes: Vec<Result<(), Code>> =
             streams.into_iter().map(|stream| self.refuse_captured(stream)).collect();

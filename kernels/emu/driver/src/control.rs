@@ -128,7 +128,8 @@ impl StandIn {
 pub fn path() -> PathBuf {
     const NAME: &str = "libstand_in_driver.so";
     let program = env::current_exe().expect("the program has a path");
-    let folders = program.ancestors().skip(1).take(3).flat_map(|folder| [folder.join("deps"), folder.to_owned()]);
+    let folders =
+        program.ancestors().skip(1).take(3).flat_map(|folder| [folder.join("deps"), folder.to_owned()]);
     let found = folders.map(|folder| folder.join(NAME)).find(|path| path.exists());
     found.unwrap_or_else(|| panic!("no {NAME} beside {}", program.display()))
 }

@@ -45,14 +45,20 @@ impl Program {
         let mut words = Words::new(text);
         let header = words.by_ref().take(2).collect::<Vec<_>>();
         let [".version", version] = header[..] else {
-            return Err(reject(Code::InvalidImage, "this is no PTX: it does not begin with `.version`".into()));
+            return Err(reject(
+                Code::InvalidImage,
+                "this is no PTX: it does not begin with `.version`".into(),
+            ));
         };
         let invalid = |log: String| reject(Code::InvalidPtx, log);
         let version = version.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         let version: (u32, u32) = version.ok_or_else(|| invalid("`.version` names no version".into()))?;
         let newest = newest_ptx(driver);
         if version > newest {
-            let log = format!("PTX {}.{} is newer than the driver's {}.{}", version.0, version.1, newest.0, newest.1);
+            let log = format!(
+                "PTX {}.{} is newer than the driver's {}.{}",
+                version.0, version.1, newest.0, newest.1
+            );
             return Err(reject(Code::UnsupportedPtxVersion, log));
         }
         let target = match words.by_ref().take(2).collect::<Vec<_>>()[..] {
@@ -79,7 +85,8 @@ impl Kernel {
     /// Whether a block may have this shape.
     pub(crate) fn takes(&self, block: [u32; 3]) -> bool {
         let threads = |shape: [u32; 3]| shape.into_iter().map(u64::from).product::<u64>();
-        self.threads.is_none_or(|most| if self.exact { block == most } else { threads(block) <= threads(most) })
+        self.threads
+            .is_none_or(|most| if self.exact { block == most } else { threads(block) <= threads(most) })
     }
 }
 
@@ -174,12 +181,16 @@ fn variable(words: &[&str], mut at: usize) -> Option<(usize, usize)> {
     loop {
         let word = *words.get(at)?;
         if word == ".align" {
-            alignment = Some(words.get(at + 1)?.parse().ok().filter(|&value: &usize| value.is_power_of_two())?);
+            alignment =
+                Some(words.get(at + 1)?.parse().ok().filter(|&value: &usize| value.is_power_of_two())?);
             at += 2;
             continue;
         }
         let bits: Option<usize> = word.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().ok();
-        let is_type = word.starts_with(".b") || word.starts_with(".u") || word.starts_with(".s") || word.starts_with(".f");
+        let is_type = word.starts_with(".b")
+            || word.starts_with(".u")
+            || word.starts_with(".s")
+            || word.starts_with(".f");
         at += 1;
         let Some(bits) = bits.filter(|_| is_type) else { continue };
         // The name, then extents in brackets.
@@ -264,7 +275,9 @@ mod tests {
 
     #[test]
     fn what_does_not_run_here_is_rejected() {
-        let code = |text: &str, capability, driver| Program::load(text, capability, driver).err().map(|error| error.code);
+        let code = |text: &str, capability, driver| {
+            Program::load(text, capability, driver).err().map(|error| error.code)
+        };
         assert_eq!(code("", (8, 9), 12040), Some(Code::InvalidImage));
         assert_eq!(code("\u{7f}ELF", (8, 9), 12040), Some(Code::InvalidImage));
         assert_eq!(code(TEXT, (7, 5), 12040), Some(Code::NoBinaryForGpu));

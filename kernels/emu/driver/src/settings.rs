@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn what_is_no_setting_is_refused() {
-        for text in ["eagre", "memory=", "memory=9q", "cards=9", "cards=1.0", "oom-at=0", "lose", "resume=1"] {
+        for text in ["eagre", "memory=", "memory=9q", "cards=9", "cards=1.0", "oom-at=0", "lose", "resume=1"]
+        {
             assert!(Settings::default().apply(text).is_err(), "{text}");
         }
     }

@@ -112,6 +112,17 @@ impl State {
         self.streams.get(&handle).filter(live).map(|_| handle).ok_or(Code::InvalidHandle)
     }
 
+    /// The stream that the caller names, of whichever context: for calls that name their contexts.
+    pub(crate) fn stream_anywhere(&self, handle: Handle) -> Result<Handle, Code> {
+        match self.streams.get(&handle).filter(|stream| !stream.gone) {
+            Some(stream) => match self.context(stream.card)?.error {
+                Some(error) => Err(error),
+                None => Ok(handle),
+            },
+            None => self.stream(handle),
+        }
+    }
+
     /// The end of what is queued in a stream now.
     pub(crate) fn tail(&self, stream: Handle) -> Mark {
         Mark { stream, number: self.streams.get(&stream).map_or(0, |live| live.issued) }
@@ -165,7 +176,11 @@ impl State {
         let default = context.stream;
         let busy = |(handle, other): &(&Handle, &Stream)| {
             let concerned = stream == default || **handle == default;
-            **handle != stream && concerned && other.context == live.context && other.blocking && !other.is_idle()
+            **handle != stream
+                && concerned
+                && other.context == live.context
+                && other.blocking
+                && !other.is_idle()
         };
         let streams = self.streams.iter().filter(busy);
         streams.map(|(handle, other)| Mark { stream: *handle, number: other.issued }).collect()

@@ -74,7 +74,7 @@ export! {
         bytes: usize,
         stream: Handle,
     ) {
-        let stream = driver.stream(stream)?;
+        let stream = driver.stream_anywhere(stream)?;
         let to_card = driver.card_of(to_context).ok_or(Code::InvalidContext)?;
         let from_card = driver.card_of(from_context).ok_or(Code::InvalidContext)?;
         if !driver.context(to_card)?.holds(to, bytes as u64) || !driver.context(from_card)?.holds(from, bytes as u64) {
@@ -126,7 +126,13 @@ fn check_device(driver: &Session, address: u64, bytes: usize) -> Result<(), Code
     if bytes == 0 || context.holds(address, bytes as u64) { Ok(()) } else { Err(Code::InvalidValue) }
 }
 
-fn copy_in(driver: &mut Session, to: u64, from: HostAddress, bytes: usize, stream: Handle) -> Result<(), Code> {
+fn copy_in(
+    driver: &mut Session,
+    to: u64,
+    from: HostAddress,
+    bytes: usize,
+    stream: Handle,
+) -> Result<(), Code> {
     check_device(driver, to, bytes)?;
     if bytes == 0 {
         return Ok(());
@@ -151,11 +157,16 @@ fn copy(driver: &mut Session, to: u64, from: u64, bytes: usize, stream: Handle) 
 fn fill(driver: &mut Session, to: u64, value: &[u8], count: usize, stream: Handle) -> Result<(), Code> {
     let stream = driver.stream(stream)?;
     let width = value.len();
-    let length = count.checked_mul(width).filter(|_| to.is_multiple_of(width as u64)).ok_or(Code::InvalidValue)?;
+    let length =
+        count.checked_mul(width).filter(|_| to.is_multiple_of(width as u64)).ok_or(Code::InvalidValue)?;
     check_device(driver, to, length)?;
     let mut bytes = [0; 4];
     bytes[..width].copy_from_slice(value);
-    if count == 0 { Ok(()) } else { driver.issue(stream, Work::Fill { to, pattern: Pattern { bytes, width }, count }) }
+    if count == 0 {
+        Ok(())
+    } else {
+        driver.issue(stream, Work::Fill { to, pattern: Pattern { bytes, width }, count })
+    }
 }
 
 fn wait(driver: &mut Session, stream: Handle) -> Result<(), Code> {

@@ -157,7 +157,12 @@ fn check_allocation(driver: &Session, card: usize, address: u64) -> Result<(), C
     allocation.filter(|allocation| !allocation.freed).map(|_| ()).ok_or(Code::InvalidValue)
 }
 
-fn pin(driver: &mut Session, place: &Out<HostAddress>, bytes: usize, flags: u32) -> Result<HostAddress, Code> {
+fn pin(
+    driver: &mut Session,
+    place: &Out<HostAddress>,
+    bytes: usize,
+    flags: u32,
+) -> Result<HostAddress, Code> {
     // Portable and write-combined memory is pinned memory here; mapped memory would be read by kernels.
     const MAPPED: u32 = 2;
     const ALL: u32 = 7;

@@ -192,7 +192,12 @@ export! {
     }
 }
 
-fn create_stream(driver: &mut Session, place: &Out<Handle>, flags: u32, priority: i32) -> Result<Handle, Code> {
+fn create_stream(
+    driver: &mut Session,
+    place: &Out<Handle>,
+    flags: u32,
+    priority: i32,
+) -> Result<Handle, Code> {
     const NON_BLOCKING: u32 = 1;
     let card = driver.here()?;
     if place.is_null() || flags > NON_BLOCKING {

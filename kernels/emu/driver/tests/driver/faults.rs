@@ -115,7 +115,10 @@ fn a_card_is_lost_while_it_hangs() {
     drop((rows, context));
     assert_fails(CudaContext::new(0), CUDA_ERROR_DEVICE_UNAVAILABLE);
     let other = CudaContext::new(1).unwrap();
-    assert_eq!(other.default_stream().clone_dtoh(&other.default_stream().clone_htod(&[1]).unwrap()).unwrap(), [1]);
+    assert_eq!(
+        other.default_stream().clone_dtoh(&other.default_stream().clone_htod(&[1]).unwrap()).unwrap(),
+        [1]
+    );
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use cudarc::driver::{
     DevicePtr, result,
-    sys::{CUgraphInstantiate_flags as Flags, CUresult::*, CUstreamCaptureMode as Mode, CUstreamCaptureStatus as Status},
+    sys::{
+        CUgraphInstantiate_flags as Flags, CUresult::*, CUstreamCaptureMode as Mode,
+        CUstreamCaptureStatus as Status,
+    },
 };
 use stand_in_driver::{Alive, StandIn};
 
@@ -94,8 +97,9 @@ fn another_thread_breaks_a_global_capture_alone() {
             other.join().unwrap()
         });
         assert_eq!(allocated.is_err(), breaks);
-        let ended_elsewhere =
-            std::thread::scope(|scope| scope.spawn(|| stream.end_capture(Flags(0)).map(|_| ())).join().unwrap());
+        let ended_elsewhere = std::thread::scope(|scope| {
+            scope.spawn(|| stream.end_capture(Flags(0)).map(|_| ())).join().unwrap()
+        });
         assert_fails(ended_elsewhere, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
     }
 }

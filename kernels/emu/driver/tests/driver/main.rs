@@ -44,7 +44,8 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         // SAFETY: loaded once and unloaded here.
-        let unloaded = self.context.bind_to_thread().and_then(|()| unsafe { result::module::unload(self.module) });
+        let unloaded =
+            self.context.bind_to_thread().and_then(|()| unsafe { result::module::unload(self.module) });
         self.context.record_err(unloaded);
     }
 }
@@ -88,7 +89,8 @@ impl Rows {
     /// Five rows of 300 values, row `i` beginning at `1000 i`; rows 4, 0 and 2 are to be gathered.
     fn new(stream: &Arc<CudaStream>) -> Result<Self, DriverError> {
         let (width, all) = (300, 5);
-        let values: Vec<f32> = (0..all).flat_map(|row| (0..width).map(move |i| (1000 * row + i) as f32)).collect();
+        let values: Vec<f32> =
+            (0..all).flat_map(|row| (0..width).map(move |i| (1000 * row + i) as f32)).collect();
         let module = Module::load(stream.context(), COPY)?;
         let gather = module.function("gather")?;
         let from = stream.clone_htod(&values)?;

@@ -43,9 +43,12 @@ fn patterns_are_repeated() {
     let (address, _synchronised) = buffer.device_ptr(&stream);
     // SAFETY: within the buffer.
     unsafe {
-        cudarc::driver::sys::cuMemsetD32Async(address + 4, 0x0102_0304, 2, stream.cu_stream()).result().unwrap();
+        cudarc::driver::sys::cuMemsetD32Async(address + 4, 0x0102_0304, 2, stream.cu_stream())
+            .result()
+            .unwrap();
         cudarc::driver::sys::cuMemsetD8Async(address + 15, 9, 1, stream.cu_stream()).result().unwrap();
-        let misaligned = cudarc::driver::sys::cuMemsetD32Async(address + 2, 0, 1, stream.cu_stream()).result();
+        let misaligned =
+            cudarc::driver::sys::cuMemsetD32Async(address + 2, 0, 1, stream.cu_stream()).result();
         assert_fails(misaligned, CUDA_ERROR_INVALID_VALUE);
     }
     assert_eq!(stream.clone_dtoh(&buffer).unwrap(), [0, 0x0102_0304, 0x0102_0304, 9 << 24]);

@@ -34,7 +34,13 @@ fn the_log_says_what_is_wrong() {
     let mut module = std::ptr::null_mut();
     // SAFETY: the buffer has the size that is given with it, and the arrays have two elements each.
     let outcome = unsafe {
-        sys::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
+        sys::cuModuleLoadDataEx(
+            &mut module,
+            text.as_ptr().cast(),
+            2,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
     };
     assert_eq!(outcome, CUDA_ERROR_INVALID_PTX);
     let written = values[1].addr();

@@ -20,7 +20,9 @@ fn a_kernel_runs() {
 }
 
 /// Copies to pinned memory, which keeps its contents until somebody waits.
-fn read_pinned(wait: impl FnOnce(&CudaStream, &CudaEvent) -> Result<(), DriverError>) -> (Vec<u32>, Vec<u32>) {
+fn read_pinned(
+    wait: impl FnOnce(&CudaStream, &CudaEvent) -> Result<(), DriverError>,
+) -> (Vec<u32>, Vec<u32>) {
     let context = context();
     let stream = context.new_stream().unwrap();
     let buffer = stream.clone_htod(&[1_u32, 2, 3]).unwrap();
@@ -73,8 +75,10 @@ fn pinned_sources_are_read_late_and_pageable_ones_at_once() {
         let address = pinned.as_mut_ptr().unwrap();
         address.write_volatile(5);
         let pinned_bytes = std::slice::from_raw_parts(address, 1);
-        result::memcpy_htod_async(from_pinned.device_ptr(&stream).0, pinned_bytes, stream.cu_stream()).unwrap();
-        result::memcpy_htod_async(from_pageable.device_ptr(&stream).0, &pageable, stream.cu_stream()).unwrap();
+        result::memcpy_htod_async(from_pinned.device_ptr(&stream).0, pinned_bytes, stream.cu_stream())
+            .unwrap();
+        result::memcpy_htod_async(from_pageable.device_ptr(&stream).0, &pageable, stream.cu_stream())
+            .unwrap();
         address.write_volatile(6);
         pageable[0] = 6;
         assert_eq!(stream.clone_dtoh(&from_pinned).unwrap(), [6]);
