@@ -155,9 +155,7 @@ impl HostAddress {
 
     /// Element `index` of the array of words that begins here.
     pub(crate) fn word(self, index: usize) -> Result<usize, Code> {
-        let size = size_of::<usize>();
-        let bytes = Self(self.0.checked_add(index * size).filter(|_| self.0 != 0).ok_or(Code::InvalidValue)?);
-        let bytes = bytes.read(size)?;
+        let bytes = self.element(index, size_of::<usize>())?.read(size_of::<usize>())?;
         bytes.try_into().map(usize::from_ne_bytes).map_err(|_| Code::InvalidValue)
     }
 
@@ -167,14 +165,18 @@ impl HostAddress {
     }
 
     pub(crate) fn set_word(self, index: usize, value: usize) -> Result<(), Code> {
-        Self(self.0 + index * size_of::<usize>()).write(&value.to_ne_bytes())
+        self.element(index, size_of::<usize>())?.write(&value.to_ne_bytes())
+    }
+
+    fn element(self, index: usize, bytes: usize) -> Result<Self, Code> {
+        let offset = index.checked_mul(bytes).filter(|_| !self.is_null()).ok_or(Code::InvalidValue)?;
+        self.0.checked_add(offset).map(Self).ok_or(Code::InvalidValue)
     }
 
     /// Element `index` of the array of 32-bit numbers that begins here.
     pub(crate) fn number_at(self, index: usize) -> Result<u32, Code> {
-        let bytes = Self(self.0).read((index + 1) * 4)?;
-        let last: [u8; 4] = bytes[index * 4..].try_into().map_err(|_| Code::InvalidValue)?;
-        Ok(u32::from_ne_bytes(last))
+        let bytes = self.element(index, size_of::<u32>())?.read(size_of::<u32>())?;
+        bytes.try_into().map(u32::from_ne_bytes).map_err(|_| Code::InvalidValue)
     }
 
     pub(crate) fn is_null(self) -> bool {

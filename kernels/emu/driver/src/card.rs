@@ -99,7 +99,7 @@ impl Model {
     pub(crate) fn attribute(&self, number: u32, ordinal: usize) -> Result<u32, Code> {
         let limits = &self.limits;
         Ok(match number {
-            1 | 2 | 3 => 1024,             // threads of a block; its x; its y
+            1..=3 => 1024,                 // threads of a block; its x; its y
             4 => 64,                       // z of a block
             5 => i32::MAX as u32,          // x of a grid
             6 | 7 => 65535,                // y and z of a grid
@@ -129,8 +129,8 @@ impl Model {
             97 => limits.shared_per_block,    // shared memory of a block that asks for it
             106 => limits.blocks_per_multiprocessor,
             111 => self.shared_reserved(),
-            1..=150 => return Err(Code::NotSupported),
-            _ => return Err(Code::InvalidValue),
+            0 | 151.. => return Err(Code::InvalidValue),
+            _ => return Err(Code::NotSupported),
         })
     }
 }

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use libloading::{Library, Symbol};
@@ -61,11 +61,19 @@ pub struct Tally {
 /// The stand-in driver, loaded into this process in the place of a driver, and held: other tests of
 /// the process wait for it.
 pub struct StandIn {
-    library: Library,
+    library: &'static Library,
     _held: MutexGuard<'static, ()>,
 }
 
 static HELD: Mutex<()> = Mutex::new(());
+
+/// Never unloaded: whoever found the driver's functions in it keeps them.
+static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
+    let path = path();
+    // SAFETY: this package's own library, which runs nothing when it is loaded.
+    let library = unsafe { Library::new(&path) };
+    library.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+});
 
 impl StandIn {
     /// Loads the stand-in driver, as if the process had just started with these [`settings`](crate::settings).
@@ -76,11 +84,7 @@ impl StandIn {
     /// If the library was not built or cannot be loaded, or if a setting is unknown.
     pub fn fresh(settings: &str) -> Self {
         let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = path();
-        // SAFETY: this package's own library, which runs nothing when it is loaded.
-        let library = unsafe { Library::new(&path) };
-        let library = library.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let stand_in = Self { library, _held: held };
+        let stand_in = Self { library: &LIBRARY, _held: held };
         stand_in.tell("standin_reset", settings);
         stand_in
     }

@@ -65,8 +65,6 @@ pub(crate) struct State {
     pub(crate) settings: Settings,
     /// What is still to happen.
     pub(crate) coming: Events,
-    /// Whether launches that hang are held.
-    pub(crate) hold: bool,
     pub(crate) initialised: bool,
     pub(crate) cards: Vec<Card>,
     pub(crate) streams: BTreeMap<Handle, Stream>,
@@ -151,7 +149,6 @@ impl State {
         Self {
             settings,
             coming: Events::default(),
-            hold: true,
             initialised: false,
             cards: Vec::new(),
             streams: BTreeMap::new(),
@@ -181,7 +178,9 @@ impl State {
             return Err(format!("no card {missing} to lose"));
         }
         self.settings = settings;
-        self.hold = !events.resume && (self.hold || events.hang_at.is_some());
+        if events.resume {
+            self.streams.values_mut().for_each(Stream::resume);
+        }
         self.coming.oom_at = events.oom_at.or(self.coming.oom_at);
         self.coming.fault_at = events.fault_at.or(self.coming.fault_at);
         self.coming.hang_at = events.hang_at.or(self.coming.hang_at);

@@ -89,6 +89,15 @@ impl Stream {
         self.queue.len()
     }
 
+    /// Lets launches that hang go on.
+    pub(crate) fn resume(&mut self) {
+        for work in &mut self.queue {
+            if let Work::Launch(launch) = work {
+                launch.strike.take_if(|strike| *strike == Strike::Hang);
+            }
+        }
+    }
+
     fn push(&mut self, work: Work) {
         self.queue.push_back(work);
         self.issued += 1;
@@ -212,7 +221,7 @@ impl State {
         match live.queue.front() {
             None => return Step::Empty,
             Some(Work::Wait(mark)) if !self.reached(*mark) => return Step::Needs(*mark),
-            Some(Work::Launch(launch)) if launch.strike == Some(Strike::Hang) && self.hold && !broken => {
+            Some(Work::Launch(launch)) if launch.strike == Some(Strike::Hang) && !broken => {
                 return Step::Hangs;
             }
             Some(_) => {}

@@ -128,9 +128,17 @@ impl State {
     }
 
     fn fill(&mut self, card: usize, to: u64, pattern: Pattern, count: usize) -> Result<(), Code> {
-        let filled = pattern.bytes[..pattern.width].repeat(count);
+        const RUN: usize = 1 << 16;
+        let filled = pattern.bytes[..pattern.width].repeat(count.min(RUN));
         let memory = &mut self.context_mut(card)?.memory;
-        memory.write(to, &filled).map_err(|error| bad_memory("a memset", &error))
+        let (mut at, mut left) = (to, count * pattern.width);
+        while left > 0 {
+            let run = &filled[..left.min(filled.len())];
+            memory.write(at, run).map_err(|error| bad_memory("a memset", &error))?;
+            at += run.len() as u64;
+            left -= run.len();
+        }
+        Ok(())
     }
 
     /// A graph may come back to pinned memory that is no more.

@@ -99,7 +99,7 @@ export! {
     fn cuMemFreeHost(driver, address: HostAddress) {
         driver.current_card()?;
         driver.refuse_within_reach()?;
-        if !driver.pinned.get(&address).is_some_and(|pinned| pinned.pages.is_some()) {
+        if driver.pinned.get(&address).is_none_or(|pinned| pinned.pages.is_none()) {
             return Err(Code::InvalidValue);
         }
         unpin(driver, address);
@@ -126,7 +126,7 @@ export! {
     fn cuMemHostUnregister(driver, address: HostAddress) {
         driver.current_card()?;
         driver.refuse_within_reach()?;
-        if !driver.pinned.get(&address).is_some_and(|pinned| pinned.pages.is_none()) {
+        if driver.pinned.get(&address).is_none_or(|pinned| pinned.pages.is_some()) {
             return Err(Code::HostMemoryNotRegistered);
         }
         unpin(driver, address);

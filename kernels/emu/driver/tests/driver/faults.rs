@@ -2,13 +2,13 @@
 
 use std::{sync::mpsc, thread};
 
-use cudarc::driver::{
-    CudaContext, DriverError, result,
-    sys::{self, CUresult::*},
-};
+use cudarc::driver::{CudaContext, result, sys::CUresult::*};
 use stand_in_driver::{Alive, StandIn};
 
-use crate::{Gather, Rows, SHAPE, Shape, assert_fails, context};
+use crate::{
+    GATHERED, Rows, SHAPE, assert_fails,
+    raw::{Gather, Pinned, Shape, allocate, context, set_current},
+};
 
 #[test]
 fn a_kernel_that_leaves_its_memory_breaks_the_context() {
@@ -17,7 +17,7 @@ fn a_kernel_that_leaves_its_memory_breaks_the_context() {
     let rows = Rows::new(&first.new_stream().unwrap()).unwrap();
     let params = Gather { count: 4, ..rows.params() };
     let shape = Shape { grid: (4, 1, 1), ..SHAPE };
-    rows.launch_with(params, shape).unwrap();
+    rows.gather.launch(&rows.stream, shape, params).unwrap();
     for _ in 0..2 {
         assert_fails(rows.stream.synchronize(), CUDA_ERROR_ILLEGAL_ADDRESS);
     }
@@ -29,7 +29,7 @@ fn a_kernel_that_leaves_its_memory_breaks_the_context() {
     // Whoever lets go of the context may begin again.
     let again = Rows::new(&context().new_stream().unwrap()).unwrap();
     again.launch().unwrap();
-    assert_eq!(again.gathered().unwrap(), [4000.0, 0.0, 2000.0]);
+    assert_eq!(again.gathered().unwrap(), GATHERED);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn a_freed_buffer_is_not_read() {
     let mut rows = Rows::new(&context().new_stream().unwrap()).unwrap();
     let params = rows.params();
     rows.from = rows.stream.alloc_zeros(1).unwrap();
-    rows.launch_with(params, SHAPE).unwrap();
+    rows.gather.launch(&rows.stream, SHAPE, params).unwrap();
     assert_fails(rows.stream.synchronize(), CUDA_ERROR_ILLEGAL_ADDRESS);
 }
 
@@ -62,10 +62,10 @@ fn launches_that_cannot_be_are_refused() {
         Shape { block: (0, 1, 1), ..SHAPE },
         Shape { shared: (48 << 10) + 1, ..SHAPE },
     ] {
-        assert_fails(rows.launch_with(rows.params(), bad), CUDA_ERROR_INVALID_VALUE);
+        assert_fails(rows.gather.launch(&rows.stream, bad, rows.params()), CUDA_ERROR_INVALID_VALUE);
     }
     rows.launch().unwrap();
-    assert_eq!(rows.gathered().unwrap(), [4000.0, 0.0, 2000.0]);
+    assert_eq!(rows.gathered().unwrap(), GATHERED);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_launch_hangs_until_it_is_told_to_go_on() {
         assert!(ended.try_recv().is_err());
         assert!(!event.try_is_complete().unwrap());
         stand_in.set("resume");
-        assert_eq!(ended.recv().unwrap().unwrap(), [4000.0, 0.0, 2000.0]);
+        assert_eq!(ended.recv().unwrap().unwrap(), GATHERED);
     });
     assert!(event.try_is_complete().unwrap());
 }
@@ -126,15 +126,9 @@ fn calls_need_the_driver_and_a_context() {
     let _stand_in = StandIn::fresh("");
     assert_fails(result::device::get_count(), CUDA_ERROR_NOT_INITIALIZED);
     result::init().unwrap();
-    // SAFETY: the driver refuses both.
-    let outcomes: [Result<(), DriverError>; 2] = unsafe {
-        sys::cuCtxSetCurrent(std::ptr::null_mut()).result().unwrap();
-        let garbage = std::ptr::without_provenance_mut(0x1234);
-        [result::malloc_sync(1).map(|_| ()), sys::cuCtxSetCurrent(garbage).result()]
-    };
-    for outcome in outcomes {
-        assert_fails(outcome, CUDA_ERROR_INVALID_CONTEXT);
-    }
+    set_current(0).unwrap();
+    assert_fails(allocate(1), CUDA_ERROR_INVALID_CONTEXT);
+    assert_fails(set_current(0x1234), CUDA_ERROR_INVALID_CONTEXT);
 }
 
 #[test]
@@ -143,8 +137,7 @@ fn what_is_left_is_counted() {
     let context = context();
     let stream = context.new_stream().unwrap();
     let buffer = stream.alloc_zeros::<u8>(5).unwrap();
-    // SAFETY: nothing reads it.
-    let pinned = unsafe { context.alloc_pinned::<u8>(3) }.unwrap();
+    let pinned = Pinned::new(&context, &[1]);
     let alive = stand_in.alive();
     assert_eq!((alive.contexts, alive.streams, alive.events), (1, 1, 1));
     assert_eq!((alive.allocations, alive.allocated_bytes, alive.pinned), (1, 5, 1));

@@ -1,15 +1,17 @@
 //! Captures and their graphs.
 
-use cudarc::driver::{
-    DevicePtr, result,
-    sys::{
-        CUgraphInstantiate_flags as Flags, CUresult::*, CUstreamCaptureMode as Mode,
-        CUstreamCaptureStatus as Status,
-    },
+use std::thread;
+
+use cudarc::driver::sys::{
+    CUgraphInstantiate_flags as Flags, CUresult::*, CUstreamCaptureMode as Mode,
+    CUstreamCaptureStatus as Status,
 };
 use stand_in_driver::{Alive, StandIn};
 
-use crate::{Rows, assert_fails, context};
+use crate::{
+    GATHERED, Rows, assert_fails,
+    raw::{Pinned, address, allocate, context, copy_in_async, copy_out_async, fill_bytes},
+};
 
 const RELAXED: Mode = Mode::CU_STREAM_CAPTURE_MODE_RELAXED;
 const THREAD: Mode = Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -31,7 +33,7 @@ fn a_graph_is_replayed_on_changed_data() {
         assert_eq!(rows.gathered().unwrap(), [0.0; 3], "a capture runs nothing");
         graph.upload().unwrap();
         graph.launch().unwrap();
-        assert_eq!(rows.gathered().unwrap(), [4000.0, 0.0, 2000.0]);
+        assert_eq!(rows.gathered().unwrap(), GATHERED);
         stream.memcpy_htod(&[1, 3, 3], &mut rows.rows).unwrap();
         graph.launch().unwrap();
         assert_eq!(rows.gathered().unwrap(), [1000.0, 3000.0, 3000.0]);
@@ -73,7 +75,7 @@ fn calls_that_may_wait_break_a_capture_in_reach() {
         let _stand_in = StandIn::fresh("");
         let stream = context().new_stream().unwrap();
         stream.begin_capture(mode).unwrap();
-        let allocated = unsafe_allocation();
+        let allocated = allocate(16);
         let ended = stream.end_capture(Flags(0));
         if breaks {
             assert_fails(allocated, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
@@ -92,21 +94,15 @@ fn another_thread_breaks_a_global_capture_alone() {
         let context = context();
         let stream = context.new_stream().unwrap();
         stream.begin_capture(mode).unwrap();
-        let allocated = std::thread::scope(|scope| {
-            let other = scope.spawn(|| context.bind_to_thread().and_then(|()| unsafe_allocation()));
+        let allocated = thread::scope(|scope| {
+            let other = scope.spawn(|| context.bind_to_thread().and_then(|()| allocate(16)));
             other.join().unwrap()
         });
         assert_eq!(allocated.is_err(), breaks);
-        let ended_elsewhere = std::thread::scope(|scope| {
-            scope.spawn(|| stream.end_capture(Flags(0)).map(|_| ())).join().unwrap()
-        });
+        let ended_elsewhere =
+            thread::scope(|scope| scope.spawn(|| stream.end_capture(Flags(0)).map(|_| ())).join().unwrap());
         assert_fails(ended_elsewhere, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
     }
-}
-
-fn unsafe_allocation() -> Result<u64, cudarc::driver::DriverError> {
-    // SAFETY: nothing uses it.
-    unsafe { result::malloc_sync(16) }
 }
 
 #[test]
@@ -139,16 +135,12 @@ fn branches_of_a_graph_run_in_no_order_but_their_own() {
     let context = context();
     let [main, side] = [(); 2].map(|()| context.new_stream().unwrap());
     let buffer = main.clone_htod(&[1_u32]).unwrap();
-    let address = buffer.device_ptr(&main).0;
     main.synchronize().unwrap();
     main.begin_capture(THREAD).unwrap();
     side.join(&main).unwrap();
     // Both write the same bytes, and nothing orders them: the one that was issued last goes first.
-    // SAFETY: within the buffer.
-    unsafe {
-        result::memset_d8_async(address, 1, 4, main.cu_stream()).unwrap();
-        result::memset_d8_async(address, 2, 4, side.cu_stream()).unwrap();
-    }
+    fill_bytes(address(&buffer), 1, 4, main.cu_stream()).unwrap();
+    fill_bytes(address(&buffer), 2, 4, side.cu_stream()).unwrap();
     main.join(&side).unwrap();
     main.end_capture(Flags(0)).unwrap().unwrap().launch().unwrap();
     assert_eq!(main.clone_dtoh(&buffer).unwrap(), [0x0101_0101]);
@@ -174,4 +166,44 @@ fn captured_events_are_not_waited_for_by_the_host() {
     let event = stream.record_event(None).unwrap();
     assert_fails(event.synchronize(), CUDA_ERROR_CAPTURED_EVENT);
     stream.end_capture(Flags(0)).unwrap();
+}
+
+#[test]
+fn a_graph_copies_pinned_memory_as_it_is_then() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let buffer = stream.alloc_zeros::<u32>(1).unwrap();
+    let (mut from, to) = (Pinned::new(&context, &[1]), Pinned::new(&context, &[0]));
+    let mut pageable = [0];
+    stream.begin_capture(RELAXED).unwrap();
+    assert_fails(copy_in_async(address(&buffer), &pageable, &stream), CUDA_ERROR_NOT_SUPPORTED);
+    assert_fails(copy_out_async(&mut pageable, address(&buffer), &stream), CUDA_ERROR_NOT_SUPPORTED);
+    from.copy_in(address(&buffer), &stream).unwrap();
+    to.copy_out(address(&buffer), &stream).unwrap();
+    let graph = stream.end_capture(Flags(0)).unwrap().unwrap();
+    for value in [5, 6] {
+        from.write(&[value]);
+        graph.launch().unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(to.read(), [value]);
+    }
+    drop(from);
+    graph.launch().unwrap();
+    assert_fails(stream.synchronize(), CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
+#[test]
+fn a_graph_does_not_outlive_its_module() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let rows = Rows::new(&stream).unwrap();
+    stream.synchronize().unwrap();
+    stream.begin_capture(THREAD).unwrap();
+    rows.launch().unwrap();
+    let graph = stream.end_capture(Flags(0)).unwrap().unwrap();
+    drop(rows);
+    graph.launch().unwrap();
+    assert_fails(stream.synchronize(), CUDA_ERROR_LAUNCH_FAILED);
 }

@@ -1,9 +1,15 @@
 //! Device memory and copies.
 
-use cudarc::driver::{DevicePtr, result, sys::CUresult::*};
+use cudarc::driver::sys::CUresult::*;
 use stand_in_driver::StandIn;
 
-use crate::{assert_fails, context};
+use crate::{
+    assert_fails,
+    raw::{
+        Pinned, address, allocate, context, copy_in, copy_in_async, copy_out, fill_bytes, fill_words, free,
+        free_async, uninitialised,
+    },
+};
 
 #[test]
 fn bytes_come_back() {
@@ -30,8 +36,7 @@ fn bytes_come_back() {
 fn fresh_memory_is_loud() {
     let _stand_in = StandIn::fresh("");
     let stream = context().new_stream().unwrap();
-    // SAFETY: what it holds is looked at as plain numbers.
-    let buffer = unsafe { stream.alloc::<f32>(4) }.unwrap();
+    let buffer = uninitialised(&stream, 4).unwrap();
     assert!(stream.clone_dtoh(&buffer).unwrap().iter().all(|value| value.is_nan()));
 }
 
@@ -40,18 +45,15 @@ fn patterns_are_repeated() {
     let _stand_in = StandIn::fresh("");
     let stream = context().new_stream().unwrap();
     let buffer = stream.alloc_zeros::<u32>(4).unwrap();
-    let (address, _synchronised) = buffer.device_ptr(&stream);
-    // SAFETY: within the buffer.
-    unsafe {
-        cudarc::driver::sys::cuMemsetD32Async(address + 4, 0x0102_0304, 2, stream.cu_stream())
-            .result()
-            .unwrap();
-        cudarc::driver::sys::cuMemsetD8Async(address + 15, 9, 1, stream.cu_stream()).result().unwrap();
-        let misaligned =
-            cudarc::driver::sys::cuMemsetD32Async(address + 2, 0, 1, stream.cu_stream()).result();
-        assert_fails(misaligned, CUDA_ERROR_INVALID_VALUE);
-    }
+    let to = address(&buffer);
+    fill_words(to + 4, 0x0102_0304, 2, stream.cu_stream()).unwrap();
+    fill_bytes(to + 15, 9, 1, stream.cu_stream()).unwrap();
+    assert_fails(fill_words(to + 2, 0, 1, stream.cu_stream()), CUDA_ERROR_INVALID_VALUE);
     assert_eq!(stream.clone_dtoh(&buffer).unwrap(), [0, 0x0102_0304, 0x0102_0304, 9 << 24]);
+    let long = stream.alloc_zeros::<u32>(100_000).unwrap();
+    fill_words(address(&long), 7, 99_999, stream.cu_stream()).unwrap();
+    let long = stream.clone_dtoh(&long).unwrap();
+    assert!(long[..99_999].iter().all(|value| *value == 7) && long[99_999] == 0);
 }
 
 #[test]
@@ -70,24 +72,28 @@ fn memory_ends() {
 #[test]
 fn what_is_not_allocated_is_refused() {
     let _stand_in = StandIn::fresh("");
-    let context = context();
-    let stream = context.new_stream().unwrap();
+    let stream = context().new_stream().unwrap();
     let buffer = stream.alloc_zeros::<u8>(100).unwrap();
-    let (address, _synchronised) = buffer.device_ptr(&stream);
-    let mut host = [0_u8; 8];
-    // SAFETY: the driver refuses what is not allocated.
-    unsafe {
-        assert_fails(result::memcpy_dtoh_sync(&mut host, address + 93), CUDA_ERROR_INVALID_VALUE);
-        assert_fails(result::memcpy_htod_sync(address - 1, &host), CUDA_ERROR_INVALID_VALUE);
-        assert_fails(result::free_sync(address + 1), CUDA_ERROR_INVALID_VALUE);
-        let own = result::malloc_sync(10).unwrap();
-        result::free_sync(own).unwrap();
-        assert_fails(result::free_sync(own), CUDA_ERROR_INVALID_VALUE);
-        let own = result::malloc_sync(10).unwrap();
-        result::free_async(own, stream.cu_stream()).unwrap();
-        assert_fails(result::free_async(own, stream.cu_stream()), CUDA_ERROR_INVALID_VALUE);
-        assert_fails(result::malloc_sync(0), CUDA_ERROR_INVALID_VALUE);
-    }
+    let own = address(&buffer);
+    let mut host = [0; 2];
+    assert_fails(copy_out(&mut host, own + 93), CUDA_ERROR_INVALID_VALUE);
+    assert_fails(copy_in(own - 1, &host), CUDA_ERROR_INVALID_VALUE);
+    assert_fails(copy_in_async(own + 96, &host, &stream), CUDA_ERROR_INVALID_VALUE);
+    assert_fails(free(own + 1), CUDA_ERROR_INVALID_VALUE);
+    assert_fails(allocate(0), CUDA_ERROR_INVALID_VALUE);
+}
+
+#[test]
+fn memory_is_freed_once() {
+    let _stand_in = StandIn::fresh("");
+    let stream = context().new_stream().unwrap();
+    let first = allocate(10).unwrap();
+    free(first).unwrap();
+    assert_fails(free(first), CUDA_ERROR_INVALID_VALUE);
+    let second = allocate(10).unwrap();
+    free_async(second, &stream).unwrap();
+    assert_fails(free_async(second, &stream), CUDA_ERROR_INVALID_VALUE);
+    assert_fails(free(second), CUDA_ERROR_INVALID_VALUE);
 }
 
 #[test]
@@ -99,4 +105,16 @@ fn an_allocation_fails_on_demand() {
     let _third = stream.alloc_zeros::<u8>(1).unwrap();
     stand_in.set("oom-at=1");
     assert_fails(stream.alloc_zeros::<u8>(1), CUDA_ERROR_OUT_OF_MEMORY);
+}
+
+#[test]
+fn pinned_memory_that_is_freed_is_done_with() {
+    let _stand_in = StandIn::fresh("");
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let buffer = stream.alloc_zeros::<u32>(2).unwrap();
+    let pinned = Pinned::new(&context, &[3, 4]);
+    pinned.copy_in(address(&buffer), &stream).unwrap();
+    drop(pinned);
+    assert_eq!(stream.clone_dtoh(&buffer).unwrap(), [3, 4]);
 }

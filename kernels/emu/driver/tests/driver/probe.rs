@@ -1,18 +1,22 @@
 //! Finding cards.
 
+use std::{env, process::Command};
+
 use cudarc::driver::{
     CudaContext,
-    sys::{CUdevice_attribute::*, CUresult::*, cuDriverGetVersion, is_culib_present},
+    sys::{CUdevice_attribute::*, CUresult::*},
 };
-use stand_in_driver::{Alive, StandIn};
+use stand_in_driver::{Alive, StandIn, folder};
 
-use crate::assert_fails;
+use crate::{
+    assert_fails,
+    raw::{driver_is_present, driver_version},
+};
 
 #[test]
 fn cards_are_found() {
     let stand_in = StandIn::fresh("cards=9.0:First,7.5;memory=3g");
-    // SAFETY: it only looks for the library.
-    assert!(unsafe { is_culib_present() });
+    assert!(driver_is_present());
     assert_eq!(CudaContext::device_count().unwrap(), 2);
     let [first, second] = [0, 1].map(|ordinal| CudaContext::new(ordinal).unwrap());
     assert_eq!(first.name().unwrap(), "First");
@@ -42,8 +46,21 @@ fn a_machine_may_have_no_card() {
 #[test]
 fn a_driver_may_be_old() {
     let _stand_in = StandIn::fresh("driver=11080");
-    let mut version = 0;
-    // SAFETY: it writes the number.
-    unsafe { cuDriverGetVersion(&mut version) }.result().unwrap();
-    assert_eq!(version, 11080);
+    assert_eq!(driver_version(), 11080);
+}
+
+/// Runs itself in a process that is only told where the driver's folder is.
+#[test]
+fn another_process_finds_the_driver() {
+    const SETTINGS: &str = "cards=7.5:The only one";
+    if env::var("DOLPHIN_STANDIN").is_ok_and(|settings| settings == SETTINGS) {
+        assert_eq!(CudaContext::new(0).unwrap().name().unwrap(), "The only one");
+        return;
+    }
+    let mut child = Command::new(env::current_exe().unwrap());
+    child.args(["--exact", "probe::another_process_finds_the_driver", "--nocapture"]);
+    child.env("LD_LIBRARY_PATH", folder().unwrap()).env("DOLPHIN_STANDIN", SETTINGS);
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
 }

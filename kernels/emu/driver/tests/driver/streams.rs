@@ -1,12 +1,15 @@
 //! What is ordered and what is not.
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaStream, DevicePtr, DriverError, result,
+    CudaContext, CudaEvent, CudaStream, DriverError, result,
     sys::{CUevent_flags, CUresult::*},
 };
 use stand_in_driver::StandIn;
 
-use crate::{Rows, assert_fails, context};
+use crate::{
+    GATHERED, Rows, SHAPE, assert_fails,
+    raw::{Pinned, address, context, copy_in_async, destroy, fill_bytes, synchronise},
+};
 
 #[test]
 fn a_kernel_runs() {
@@ -14,12 +17,21 @@ fn a_kernel_runs() {
         let stand_in = StandIn::fresh(mode);
         let rows = Rows::new(&context().new_stream().unwrap()).unwrap();
         rows.launch().unwrap();
-        assert_eq!(rows.gathered().unwrap(), [4000.0, 0.0, 2000.0]);
+        assert_eq!(rows.gathered().unwrap(), GATHERED);
         assert_eq!(stand_in.tally().launches, 1);
     }
 }
 
-/// Copies to pinned memory, which keeps its contents until somebody waits.
+#[test]
+fn parameters_may_come_in_a_buffer() {
+    let _stand_in = StandIn::fresh("");
+    let rows = Rows::new(&context().new_stream().unwrap()).unwrap();
+    assert_fails(rows.gather.launch_buffer(&rows.stream, SHAPE, rows.params(), 31), CUDA_ERROR_INVALID_VALUE);
+    rows.gather.launch_buffer(&rows.stream, SHAPE, rows.params(), 32).unwrap();
+    assert_eq!(rows.gathered().unwrap(), GATHERED);
+}
+
+/// Copies to pinned memory; what it holds before and after waiting.
 fn read_pinned(
     wait: impl FnOnce(&CudaStream, &CudaEvent) -> Result<(), DriverError>,
 ) -> (Vec<u32>, Vec<u32>) {
@@ -27,23 +39,12 @@ fn read_pinned(
     let stream = context.new_stream().unwrap();
     let buffer = stream.clone_htod(&[1_u32, 2, 3]).unwrap();
     let event = context.new_event(None).unwrap();
-    // SAFETY: written before it is read, and alive until the stream is done.
-    let (pinned, address) = unsafe {
-        let mut pinned = context.alloc_pinned::<u32>(3).unwrap();
-        pinned.as_mut_slice().unwrap().fill(7);
-        let address = pinned.as_mut_ptr().unwrap();
-        let bytes = std::slice::from_raw_parts_mut(address, 3);
-        result::memcpy_dtoh_async(bytes, buffer.device_ptr(&stream).0, stream.cu_stream()).unwrap();
-        (pinned, address)
-    };
-    // SAFETY: the pinned memory is alive, and only this thread reads it.
-    let read = || (0..3).map(|index| unsafe { address.add(index).read_volatile() }).collect::<Vec<u32>>();
+    let pinned = Pinned::new(&context, &[7; 3]);
+    pinned.copy_out(address(&buffer), &stream).unwrap();
     event.record(&stream).unwrap();
-    let before = read();
+    let before = pinned.read();
     wait(&stream, &event).unwrap();
-    let after = read();
-    drop(pinned);
-    (before, after)
+    (before, pinned.read())
 }
 
 #[test]
@@ -68,23 +69,13 @@ fn pinned_sources_are_read_late_and_pageable_ones_at_once() {
     let context = context();
     let stream = context.new_stream().unwrap();
     let [from_pinned, from_pageable] = [(); 2].map(|()| stream.alloc_zeros::<u32>(1).unwrap());
-    let mut pageable = [5_u32];
-    // SAFETY: the pinned memory lives to the end of the test, in one thread.
-    unsafe {
-        let mut pinned = context.alloc_pinned::<u32>(1).unwrap();
-        let address = pinned.as_mut_ptr().unwrap();
-        address.write_volatile(5);
-        let pinned_bytes = std::slice::from_raw_parts(address, 1);
-        result::memcpy_htod_async(from_pinned.device_ptr(&stream).0, pinned_bytes, stream.cu_stream())
-            .unwrap();
-        result::memcpy_htod_async(from_pageable.device_ptr(&stream).0, &pageable, stream.cu_stream())
-            .unwrap();
-        address.write_volatile(6);
-        pageable[0] = 6;
-        assert_eq!(stream.clone_dtoh(&from_pinned).unwrap(), [6]);
-        assert_eq!(stream.clone_dtoh(&from_pageable).unwrap(), [5]);
-    }
-    assert_eq!(pageable, [6]);
+    let (mut pinned, mut pageable) = (Pinned::new(&context, &[5]), vec![5]);
+    pinned.copy_in(address(&from_pinned), &stream).unwrap();
+    copy_in_async(address(&from_pageable), &pageable, &stream).unwrap();
+    pinned.write(&[6]);
+    pageable.fill(6);
+    assert_eq!(stream.clone_dtoh(&from_pinned).unwrap(), [6]);
+    assert_eq!(stream.clone_dtoh(&from_pageable).unwrap(), [5]);
 }
 
 #[test]
@@ -121,14 +112,12 @@ fn the_default_stream_does_not_wait_for_non_blocking_streams() {
 fn the_default_stream_waits_for_blocking_streams() {
     let _stand_in = StandIn::fresh("");
     let context = context();
+    let default = context.default_stream();
     let blocking = result::stream::create(result::stream::StreamKind::Default).unwrap();
-    let buffer = context.default_stream().clone_htod(&[1_u32]).unwrap();
-    let address = buffer.device_ptr(&context.default_stream()).0;
-    // SAFETY: within the buffer, which outlives the stream.
-    unsafe { result::memset_d8_async(address, 0, 4, blocking) }.unwrap();
-    assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [0]);
-    // SAFETY: destroyed once.
-    unsafe { result::stream::destroy(blocking) }.unwrap();
+    let buffer = default.clone_htod(&[1_u32]).unwrap();
+    fill_bytes(address(&buffer), 0, 4, blocking).unwrap();
+    assert_eq!(default.clone_dtoh(&buffer).unwrap(), [0]);
+    destroy(blocking).unwrap();
 }
 
 #[test]
@@ -166,11 +155,8 @@ fn contexts_are_kept_apart() {
     let [first, second] = [0, 1].map(|ordinal| CudaContext::new(ordinal).unwrap());
     let [here, there] = [&first, &second].map(|context| context.new_stream().unwrap());
     let values = here.clone_htod(&[1_u32, 2]).unwrap();
-    // SAFETY: the driver refuses a stream of another context.
-    let outcome = unsafe {
-        first.bind_to_thread().unwrap();
-        result::memset_d8_async(values.device_ptr(&here).0, 0, 8, there.cu_stream())
-    };
+    first.bind_to_thread().unwrap();
+    let outcome = fill_bytes(address(&values), 0, 8, there.cu_stream());
     assert_fails(outcome, CUDA_ERROR_INVALID_HANDLE);
     let copied = there.clone_dtod(&values).unwrap();
     assert_eq!(there.clone_dtoh(&copied).unwrap(), [1, 2]);
@@ -186,8 +172,7 @@ fn a_destroyed_stream_still_does_its_work() {
     let handle = stream.cu_stream();
     drop(stream);
     assert_eq!(stand_in.alive().streams, 0);
-    // SAFETY: the driver refuses what is destroyed.
-    assert_fails(unsafe { result::stream::synchronize(handle) }, CUDA_ERROR_INVALID_HANDLE);
+    assert_fails(synchronise(handle), CUDA_ERROR_INVALID_HANDLE);
     context.synchronize().unwrap();
     assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [0]);
 }
