@@ -8,10 +8,17 @@
 //! contents of fresh memory are loud, streams are ordered by events alone, and what is not supported
 //! says so and never succeeds.
 //!
-//! - [`boundary`]: what C sees; `api`: the functions by subject
-//! - [`state`]: everything that lives; [`stream`]: queues and their order; [`capture`]: recording them into graphs
-//! - [`work`]: what stands in a queue, and doing it; [`ptx`]: what a module declares
-//! - [`card`]: the cards; [`settings`]: what they are and when they fail; [`control`]: for tests, from outside
+//! ```no_run
+//! let stand_in = stand_in_driver::StandIn::fresh("cards=8.9; memory=64m");
+//! // .. whatever asks for the driver now finds this one ..
+//! stand_in.set("fault-at=3");
+//! assert_eq!(stand_in.alive(), stand_in_driver::Alive::default());
+//! ```
+//!
+//! - `boundary`: what C sees; `api`: the functions by subject
+//! - `state`: everything that lives; `stream`: queues and their order; `capture`: recording them into graphs
+//! - `work`: what stands in a queue, and doing it; `ptx`: what a module declares
+//! - `card`: the cards; [`mod@settings`]: what they are and when they fail; [`control`]: for tests, from outside
 
 pub mod control;
 pub mod settings;

@@ -76,6 +76,8 @@ pub(crate) struct State {
     pub(crate) executables: BTreeMap<Handle, Executable>,
     pub(crate) pinned: BTreeMap<HostAddress, Pinned>,
     pub(crate) tally: Tally,
+    /// Contexts that were ever begun.
+    pub(crate) begun: u64,
     next: usize,
 }
 
@@ -160,6 +162,7 @@ impl State {
             executables: BTreeMap::new(),
             pinned: BTreeMap::new(),
             tally: Tally::default(),
+            begun: 0,
             next,
         }
     }

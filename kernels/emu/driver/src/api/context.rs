@@ -93,9 +93,13 @@ export! {
 
 /// Begins a card's context.
 fn begin(driver: &mut Session, card: usize) {
+    // Each context has addresses of its own: another's are nothing here.
+    const FIRST: u64 = 0x7e00_0000_0000;
+    const REACH: u64 = 1 << 36;
     let (handle, stream) = (driver.mint(), driver.mint());
+    driver.begun += 1;
+    let memory = Memory::at(FIRST + driver.begun % 4096 * REACH, driver.cards[card].memory_bytes);
     driver.streams.insert(stream, Stream::new(card, handle, true, 0));
-    let memory = Memory::new(driver.cards[card].memory_bytes);
     let allocations = BTreeMap::new();
     driver.cards[card].context =
         Some(Context { handle, references: 0, error: None, memory, allocations, stream });

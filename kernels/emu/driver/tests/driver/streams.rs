@@ -8,7 +8,7 @@ use stand_in_driver::StandIn;
 
 use crate::{
     GATHERED, Rows, SHAPE, assert_fails,
-    raw::{Pinned, address, context, copy_in_async, destroy, fill_bytes, synchronise},
+    raw::{Pinned, address, context, copy_in_async, destroy, fill_bytes, free, synchronise},
 };
 
 #[test]
@@ -155,9 +155,12 @@ fn contexts_are_kept_apart() {
     let [first, second] = [0, 1].map(|ordinal| CudaContext::new(ordinal).unwrap());
     let [here, there] = [&first, &second].map(|context| context.new_stream().unwrap());
     let values = here.clone_htod(&[1_u32, 2]).unwrap();
+    let own = address(&values);
     first.bind_to_thread().unwrap();
-    let outcome = fill_bytes(address(&values), 0, 8, there.cu_stream());
+    let outcome = fill_bytes(own, 0, 8, there.cu_stream());
     assert_fails(outcome, CUDA_ERROR_INVALID_HANDLE);
+    second.bind_to_thread().unwrap();
+    assert_fails(free(own), CUDA_ERROR_INVALID_VALUE);
     let copied = there.clone_dtod(&values).unwrap();
     assert_eq!(there.clone_dtoh(&copied).unwrap(), [1, 2]);
 }
