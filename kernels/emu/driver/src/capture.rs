@@ -245,3 +245,47 @@ impl State {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A graph whose node `i` frees address `i`, after the earlier nodes that the bits of `masks[i]` name.
+    fn graph(masks: &[u64]) -> Graph {
+        let node = |(index, mask): (usize, &u64)| {
+            let after = (0..index).filter(|before| mask >> before & 1 == 1).collect();
+            Node { work: Work::Free(index as u64), after }
+        };
+        Graph { nodes: masks.iter().enumerate().map(node).collect() }
+    }
+
+    fn numbers(works: &[Work]) -> Vec<usize> {
+        let number = |work: &Work| if let Work::Free(number) = work { *number as usize } else { usize::MAX };
+        works.iter().map(number).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn an_order_has_every_node_once_and_after_those_before_it(masks in prop::collection::vec(any::<u64>(), 0..40)) {
+            let graph = graph(&masks);
+            for eager in [false, true] {
+                let order = numbers(&graph.order(eager));
+                let mut places = vec![usize::MAX; masks.len()];
+                order.iter().enumerate().for_each(|(place, &index)| places[index] = place);
+                prop_assert_eq!(order.len(), masks.len());
+                prop_assert!(places.iter().all(|&place| place < masks.len()));
+                for (index, node) in graph.nodes.iter().enumerate() {
+                    prop_assert!(node.after.iter().all(|&before| places[before] < places[index]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn branches_that_nothing_orders_go_backwards() {
+        assert_eq!(numbers(&graph(&[0, 1, 1, 0b110]).order(false)), [0, 2, 1, 3]);
+        assert_eq!(numbers(&graph(&[0, 1, 1, 0b110]).order(true)), [0, 1, 2, 3]);
+    }
+}

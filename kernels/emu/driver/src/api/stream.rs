@@ -47,6 +47,7 @@ export! {
     fn cuStreamSynchronize(driver, stream: Handle) {
         let stream = driver.stream(stream)?;
         driver.refuse_captured(stream)?;
+        driver.refuse_within_reach()?;
         driver.check_implicit(stream)?;
         driver.tally.synchronisations += 1;
         let mark = driver.tail(stream);
@@ -58,6 +59,7 @@ export! {
     fn cuStreamQuery(driver, stream: Handle) {
         let stream = driver.stream(stream)?;
         driver.refuse_captured(stream)?;
+        driver.refuse_within_reach()?;
         driver.check_implicit(stream)?;
         let mark = driver.tail(stream);
         if driver.reached(mark) {
@@ -172,16 +174,14 @@ export! {
     /// Waits for what an event stands for.
     fn cuEventSynchronize(driver, event: Handle) {
         driver.here()?;
+        driver.refuse_within_reach()?;
         driver.tally.synchronisations += 1;
         match recorded(driver, event)? {
             Recorded::Queued(mark) => {
                 driver.finish(mark);
                 driver.here().map(|_| ())
             }
-            Recorded::Captured(..) => {
-                driver.refuse_within_reach()?;
-                Err(Code::CapturedEvent)
-            }
+            Recorded::Captured(..) => Err(Code::CapturedEvent),
             Recorded::Never => Ok(()),
         }
     }

@@ -4,6 +4,7 @@ use cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, DriverError, result,
     sys::{CUevent_flags, CUresult::*},
 };
+use proptest::prelude::*;
 use stand_in_driver::StandIn;
 
 use crate::{
@@ -178,4 +179,28 @@ fn a_destroyed_stream_still_does_its_work() {
     assert_fails(synchronise(handle), CUDA_ERROR_INVALID_HANDLE);
     context.synchronize().unwrap();
     assert_eq!(context.default_stream().clone_dtoh(&buffer).unwrap(), [0]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Fills from many streams, each of which waits for the one before, come in their order.
+    #[test]
+    fn what_events_order_is_ordered(fills in prop::collection::vec((0..3_usize, 0..4_usize, any::<u8>()), 1..30)) {
+        for settings in ["lazy", "eager"] {
+            let _stand_in = StandIn::fresh(settings);
+            let context = context();
+            let streams = [(); 3].map(|()| context.new_stream().unwrap());
+            let buffers = [(); 4].map(|()| streams[0].alloc_zeros::<u8>(3).unwrap());
+            let (mut last, mut expected) = (0, [0; 4]);
+            for &(stream, buffer, value) in &fills {
+                streams[stream].join(&streams[last]).unwrap();
+                fill_bytes(address(&buffers[buffer]), value, 3, streams[stream].cu_stream()).unwrap();
+                (last, expected[buffer]) = (stream, value);
+            }
+            for (buffer, value) in buffers.iter().zip(expected) {
+                prop_assert_eq!(streams[last].clone_dtoh(buffer).unwrap(), [value; 3]);
+            }
+        }
+    }
 }
