@@ -47,6 +47,7 @@ pub(crate) fn call(name: &str, body: impl FnOnce(&mut Session) -> Result<(), Cod
         let mut session = state::lock();
         let trace = session.settings.trace;
         let outcome = body(&mut session);
+        session.changed();
         if trace {
             eprintln!("stand-in driver: {name}: {outcome:?}");
         }

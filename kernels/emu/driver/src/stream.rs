@@ -260,7 +260,6 @@ impl Session {
                 }
             }
         }
-        self.changed();
     }
 
     /// Runs everything that a card has to do.

@@ -19,7 +19,6 @@ export! {
             let streams: Vec<_> = driver.streams.keys().copied().collect();
             streams.into_iter().for_each(|stream| while driver.advance(stream) {});
         }
-        driver.changed();
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use stand_in_driver::{Alive, StandIn};
 
 use crate::{
     GATHERED, Rows, assert_fails,
-    raw::{Pinned, address, allocate, context, copy_in_async, copy_out_async, fill_bytes},
+    raw::{Pinned, address, allocate, context, copy_in_async, copy_out_async, fill_bytes, nodes},
 };
 
 const RELAXED: Mode = Mode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -31,6 +31,7 @@ fn a_graph_is_replayed_on_changed_data() {
         let graph = stream.end_capture(Flags(0)).unwrap().unwrap();
         assert_eq!(stream.capture_status().unwrap(), Status::CU_STREAM_CAPTURE_STATUS_NONE);
         assert_eq!(rows.gathered().unwrap(), [0.0; 3], "a capture runs nothing");
+        assert_eq!(nodes(&graph), 1);
         graph.upload().unwrap();
         graph.launch().unwrap();
         assert_eq!(rows.gathered().unwrap(), GATHERED);

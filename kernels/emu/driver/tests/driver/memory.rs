@@ -7,7 +7,7 @@ use crate::{
     assert_fails,
     raw::{
         Pinned, address, allocate, context, copy_in, copy_in_async, copy_out, fill_bytes, fill_words, free,
-        free_async, uninitialised,
+        free_async, registered, uninitialised,
     },
 };
 
@@ -117,4 +117,21 @@ fn pinned_memory_that_is_freed_is_done_with() {
     pinned.copy_in(address(&buffer), &stream).unwrap();
     drop(pinned);
     assert_eq!(stream.clone_dtoh(&buffer).unwrap(), [3, 4]);
+}
+
+#[test]
+fn registered_memory_is_read_late() {
+    let stand_in = StandIn::fresh("");
+    let stream = context().new_stream().unwrap();
+    let buffer = stream.alloc_zeros::<u32>(2).unwrap();
+    let mut memory = vec![1, 2, 3];
+    registered(&mut memory, |memory| {
+        assert_eq!(stand_in.alive().pinned, 1);
+        copy_in_async(address(&buffer), &memory[1..], &stream).unwrap();
+        memory.fill(9);
+        assert_fails(registered(&mut memory[2..], |_| ()), CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+    })
+    .unwrap();
+    assert_eq!(stand_in.alive().pinned, 0);
+    assert_eq!(stream.clone_dtoh(&buffer).unwrap(), [9, 9]);
 }

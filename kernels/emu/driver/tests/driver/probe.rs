@@ -10,7 +10,7 @@ use stand_in_driver::{Alive, StandIn, folder};
 
 use crate::{
     assert_fails,
-    raw::{driver_is_present, driver_version},
+    raw::{can_access_peer, driver_is_present, driver_version},
 };
 
 #[test]
@@ -31,6 +31,8 @@ fn cards_are_found() {
     assert_eq!(second.attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN).unwrap(), 64 << 10);
     assert_fails(first.attribute(CU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_WIDTH), CUDA_ERROR_NOT_SUPPORTED);
     assert_fails(CudaContext::new(2), CUDA_ERROR_INVALID_DEVICE);
+    assert_eq!(can_access_peer(0, 1).unwrap(), 0);
+    assert_fails(can_access_peer(1, 1), CUDA_ERROR_INVALID_DEVICE);
     assert_eq!(stand_in.alive().contexts, 2);
     drop((first, second));
     assert_eq!(stand_in.alive(), Alive::default());

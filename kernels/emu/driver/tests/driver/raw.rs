@@ -7,7 +7,8 @@ use std::{
 };
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice, result,
+    CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
+    result,
     sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule, CUresult, CUstream},
 };
 
@@ -101,6 +102,31 @@ pub(crate) fn synchronise(stream: CUstream) -> Result<(), DriverError> {
 pub(crate) fn destroy(stream: CUstream) -> Result<(), DriverError> {
     // SAFETY: the driver checks the handle.
     unsafe { result::stream::destroy(stream) }
+}
+
+pub(crate) fn can_access_peer(device: i32, peer: i32) -> Result<i32, DriverError> {
+    let mut can = -1;
+    // SAFETY: the place of a number.
+    unsafe { sys::cuDeviceCanAccessPeer(&mut can, device, peer) }.result().map(|()| can)
+}
+
+/// Pins memory of the host for as long as `within` runs.
+pub(crate) fn registered(memory: &mut [u32], within: impl FnOnce(&mut [u32])) -> Result<(), DriverError> {
+    let address = memory.as_mut_ptr().cast();
+    // SAFETY: the memory is there until it is unpinned below, which waits for copies.
+    unsafe { sys::cuMemHostRegister_v2(address, size_of_val(memory), 0) }.result()?;
+    within(memory);
+    // SAFETY: pinned above.
+    unsafe { sys::cuMemHostUnregister(address) }.result()
+}
+
+pub(crate) fn nodes(graph: &CudaGraph) -> usize {
+    let mut count = 0;
+    // SAFETY: without a list the driver only counts.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), ptr::null_mut(), &mut count) }
+        .result()
+        .expect("a live graph");
+    count
 }
 
 /// Pinned memory that is looked at without waiting for anybody.
