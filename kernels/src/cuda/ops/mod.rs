@@ -2,3 +2,7 @@
 //! called here, so the same launches run on a card and in the PTX machine of the tests.
 
 pub mod copy;
+pub mod heads;
+pub mod linear;
+pub mod norm;
+pub mod pack;

@@ -1,0 +1,5 @@
+//! The CUDA kernels against the scalar reference, bit for bit: the committed PTX runs in the PTX machine, for every
+//! compute capability it was compiled for, in several orders of blocks and warps, under its race detector.
+
+mod card;
+mod copy;
