@@ -109,6 +109,10 @@ impl<B: Backend> Backend for Metered<B> {
         self.inner.load_linear(weights)
     }
 
+    fn load_embedding(&self, weights: WeightMatrix, tied: bool) -> Result<B::Linear, BackendError> {
+        self.inner.load_embedding(weights, tied)
+    }
+
     fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<B::Qkv, BackendError> {
         self.inner.load_qkv(weights)
     }

@@ -210,16 +210,9 @@ impl<B: Backend> Stage<B> {
         let groupings = Groupings::of(&weights);
         let Ends { embedding, head } =
             upload_ends(&backend, weights.embedding, weights.final_norm, weights.head)?;
-        let shape = AttentionShape {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            scale: config.attention_scale,
-            window: None,
-        };
         let windows = &config.windows[shard.layers.clone()];
         let layers = (weights.layers.into_iter().zip(windows))
-            .map(|(layer, &window)| upload_layer(&backend, layer, AttentionShape { window, ..shape }))
+            .map(|(layer, &window)| upload_layer(&backend, layer, attention_shape(config, window)))
             .collect::<Result<Vec<_>, BackendError>>()?;
         let kv = backend.kv(KvShape {
             layers: layers.len(),
@@ -394,6 +387,11 @@ impl<B: Backend> Stage<B> {
     }
 }
 
+fn attention_shape(config: &ModelConfig, window: Option<u32>) -> AttentionShape {
+    let &ModelConfig { heads, kv_heads, head_dim, attention_scale: scale, .. } = config;
+    AttentionShape { heads, kv_heads, head_dim, scale, window }
+}
+
 fn draw_rows(limits: &StageLimits) -> usize {
     limits.rows.min(MAX_DRAWS)
 }
@@ -435,11 +433,17 @@ impl<B: Backend> Workspace<B> {
         let rows = limits.rows;
         let attended = config.heads * config.head_dim;
         let table = pages_for(limits.positions).min(limits.pages);
-        let positions = limits.positions as usize;
+        let shape = StepShape {
+            rows,
+            pages: rows.saturating_mul(table),
+            positions: limits.positions as usize,
+            profile,
+            attention: Some(attention_shape(config, None)),
+        };
         let drawing =
             head.then(|| Drawing::plan(backend, config, draw_rows(limits), profile, groupings.head));
         Ok(Self {
-            step: backend.step(StepShape { rows, pages: rows * table, positions, profile })?,
+            step: backend.step(shape)?,
             hidden: backend.buffer(rows, config.hidden)?,
             normed: backend.activation(rows, config.hidden, profile, groupings.normed)?,
             query: backend.buffer(rows, attended)?,
@@ -461,7 +465,7 @@ impl<B: Backend> Drawing<B> {
         grouping: Grouping,
     ) -> Result<Self, BackendError> {
         Ok(Self {
-            step: backend.step(StepShape { rows, pages: 0, positions: 0, profile })?,
+            step: backend.step(StepShape { rows, pages: 0, positions: 0, profile, attention: None })?,
             hidden: backend.buffer(rows, config.hidden)?,
             normed: backend.activation(rows, config.hidden, profile, grouping)?,
             logits: backend.buffer(rows, config.vocabulary)?,
@@ -499,10 +503,10 @@ fn upload_ends<B: Backend>(
     final_norm: Option<RmsNorm>,
     head: Option<Linear<WeightMatrix>>,
 ) -> Result<Ends<B>, BackendError> {
-    let upload = |linear| backend.load_linear(linear).map(Arc::new);
-    let embedding = embedding.map(|weight| upload(Linear { weight, bias: None })).transpose()?;
+    let tied = final_norm.is_some() && head.is_none();
+    let embedding = embedding.map(|weights| backend.load_embedding(weights, tied)).transpose()?.map(Arc::new);
     let weight = match head {
-        Some(head) => Some(upload(head)?),
+        Some(head) => Some(Arc::new(backend.load_linear(head)?)),
         None => embedding.clone(),
     };
     let head = match final_norm.zip(weight) {
