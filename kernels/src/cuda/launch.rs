@@ -67,6 +67,8 @@ macro_rules! sources {
 sources! {
     /// Moving rows about.
     Copy = "copy",
+    /// Linear layers over many rows.
+    Gemm = "gemm",
     /// Heads between their product and attention.
     Heads = "heads",
     /// Linear layers at decoding.
