@@ -253,10 +253,10 @@ DEV void norm_row(const float* x, const RmsNorm& norm, const Activation& out, u3
     if (faulty && (threadIdx.x & 31) == 0) record_fault(faults, row, layer, QUANTISE_FAULT);
 }
 
-// Stores the row `x` of `out.width` values as row `row` of an activation; by a block of 256 threads.
+// Stores the row `x` of `out.width` values as row `row` of an activation; by a block of any whole number of warps.
 DEV void quantise_row(const float* x, const Activation& out, u32 row, u64 faults, u32 layer) {
     bool faulty = false;
-    for (u32 segment = threadIdx.x >> 5; segment < (out.width + 255) / 256; segment += 8) {
+    for (u32 segment = threadIdx.x >> 5; segment < (out.width + 255) / 256; segment += blockDim.x >> 5) {
         float v[8];
         load_segment(x, out.width, segment, v);
         faulty |= store_segment(out, row, segment, v);

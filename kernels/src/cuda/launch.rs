@@ -65,8 +65,14 @@ macro_rules! sources {
 }
 
 sources! {
+    /// Attention.
+    Attention = "attention",
     /// Moving rows about.
     Copy = "copy",
+    /// Drawing tokens.
+    Draw = "draw",
+    /// Embedding rows.
+    Embed = "embed",
     /// Linear layers over many rows.
     Gemm = "gemm",
     /// Heads between their product and attention.
