@@ -100,13 +100,14 @@ template <class Warp, int OUTPUTS, int COLUMNS>
 DEV void linear(const Linear& p) {
     Block b;
     b.rows = *(const u32*)p.step;
-    b.first_row = blockIdx.y * COLUMNS;
+    u32 rows = COLUMNS * p.passes;
+    b.first_row = blockIdx.y * rows;
     if (b.first_row >= b.rows) return;
     u32 tiles = 1u << p.warps, warp = threadIdx.x / 32, strands = 8u >> p.warps;
     b.outputs = OUTPUTS * tiles;
     b.pitch = b.outputs + 4;
     b.first_tile = blockIdx.x * tiles;
-    u32 columns = min((u32)COLUMNS, b.rows - b.first_row), distance = COLUMNS * b.pitch;
+    u32 columns = min(rows, b.rows - b.first_row), distance = rows * b.pitch;
     u32 first = blockIdx.z * p.share, last = min(p.segments, first + p.share), s = first + (warp >> p.warps);
     u32 slot = (warp & (tiles - 1)) * OUTPUTS;
     Warp worker(p, b, b.first_tile + (warp & (tiles - 1)), s, last);
@@ -143,24 +144,33 @@ struct Fragments {
     Weights<F> weights;
     Columns x;
     const u8* tile;
+    u32 passes;
 
     __device__ __forceinline__ Fragments(const Linear& p, const Block& b, u32 index, u32 s, u32 last)
-        : x(p.x, p.scales, b.first_row, p.stride, SegmentOf<F, NT>::WIDE ? p.stride / 256 : p.stride / 32, F::RUN) {
+        : x(p.x, p.scales, b.first_row, p.stride, SegmentOf<F, NT>::WIDE ? p.stride / 256 : p.stride / 32, F::RUN), passes(NT == 4 ? p.passes : 1) {
         tile = s < last ? tile_weights<F>(p, index) : 0;
         if (tile) weights.load_all(tile + s * F::BYTES);
     }
 
-    // Segment `s` into `to` [columns][pitch]; `next` is the warp's next one, or 0.
+    // Segment `s` into `to` [columns][pitch]; `next` is the warp's next one, or 0. What more rows than 8 NT there are take
+    // their turn with the same registers of weights; the last of them sends for the next ones.
     __device__ __forceinline__ void run(float* to, u32 pitch, u32 s, u32 next) {
         if (!tile) return;
-        float sum[NT][4];
-        SegmentOf<F, NT>::run(sum, weights, x, s, next ? tile + next * F::BYTES : 0);
         u32 lane = threadIdx.x & 31;
+        to += (lane & 3) * 2 * pitch + lane / 4 * 2;
+        Columns columns = x;
+#pragma unroll 1
+        for (u32 pass = 1;; pass++) {
+            float sum[NT][4];
+            SegmentOf<F, NT>::run(sum, weights, columns, s, next && pass == passes ? tile + next * F::BYTES : 0);
 #pragma unroll
-        for (int t = 0; t < NT; t++)
+            for (int t = 0; t < NT; t++)
 #pragma unroll
-            for (int c = 0; c < 2; c++)
-                *(float2*)(to + (8 * t + (lane & 3) * 2 + c) * pitch + lane / 4 * 2) = make_float2(sum[t][c], sum[t][2 + c]);
+                for (int c = 0; c < 2; c++) *(float2*)(to + (8 * t + c) * pitch) = make_float2(sum[t][c], sum[t][2 + c]);
+            if (pass == passes) break;
+            to += 8 * NT * pitch;
+            columns.skip(8 * NT);
+        }
     }
 };
 
@@ -230,8 +240,7 @@ struct Chains {
 #define LINEARS(format, F)     \
     LINEAR(format, F, 8, 2)    \
     LINEAR(format, F, 16, 2)   \
-    LINEAR(format, F, 32, 2)   \
-    LINEAR(format, F, 64, 1)
+    LINEAR(format, F, 32, 1)
 
 LINEARS(q8, Q8)
 LINEARS(q4, Q4)

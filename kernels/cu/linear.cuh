@@ -44,6 +44,8 @@ struct Linear {
     u32 groups;    // counters of the epilogue
     u32 expected;  // blocks that count themselves in at each of them
     u32 layer;
+    u32 passes;    // of a kernel's columns that a block makes
+    u32 zero;
 };
 
 // Which output a tile is.

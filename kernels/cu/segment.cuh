@@ -19,10 +19,15 @@ struct Columns {
         scales = (const float*)s + (u64)(first + (lane & 3) * 2) * groups;
     }
 
+    __device__ __forceinline__ void skip(u32 rows) {
+        q += (u64)rows * stride;
+        scales += (u64)rows * groups;
+    }
+
     // Of column lane / 4 of tile `t`, from k on.
-    __device__ __forceinline__ const u8* at(int t, u32 k) const { return q + (8 * t * stride + k); }
+    __device__ __forceinline__ const u8* at(int t, u32 k) const { return q + ((u64)(8 * t * stride) + k); }
     // Of column 2 (lane % 4) + c of tile `t`, from group g on.
-    __device__ __forceinline__ const float* scale(int t, int c, u32 g) const { return scales + ((8 * t + c) * groups + g); }
+    __device__ __forceinline__ const float* scale(int t, int c, u32 g) const { return scales + ((u64)((8 * t + c) * groups) + g); }
 };
 
 // The registers of a segment's weights: F::LOADS fragments' worth, then what scales them.
@@ -65,19 +70,16 @@ DEV void load_floats(float (&v)[2], const float* p) {
     v[0] = f.x, v[1] = f.y;
 }
 
-// Adds a group's products to the chains of a segment: 3 operations each.
-template <class F>
-DEV void add_group(float (&sum)[4], const int (&d)[4], float w0, float w1, float s0, float s1) {
-    sum[0] = __fmaf_rn(w0 * s0, __int_as_float(d[0]) - F::magic(), sum[0]);
-    sum[1] = __fmaf_rn(w0 * s1, __int_as_float(d[1]) - F::magic(), sum[1]);
-    sum[2] = __fmaf_rn(w1 * s0, __int_as_float(d[2]) - F::magic(), sum[2]);
-    sum[3] = __fmaf_rn(w1 * s1, __int_as_float(d[3]) - F::magic(), sum[3]);
+// Keeps the compiler from moving loads of later groups up until registers run out.
+template <int NT>
+DEV void hold_back(int g) {
+    if (NT >= 4 && g % 2) __syncwarp();
 }
 
 // Sums of segment `s`; the weights of `next`, if any, are asked for on the way.
 template <class F, int NT>
 struct Narrow {
-    static const int AHEAD = NT < 4 ? 4 : 2;  // scales of activations loaded together
+    static const int AHEAD = NT == 1 ? 4 : 2;  // scales of activations loaded together
 
     static __device__ __forceinline__ void run(float (&sum)[NT][4], Weights<F>& weights, const Columns& x, u32 s, const u8* next) {
         uint4 scale0 = weights.scale[0], scale1 = weights.scale[1];
@@ -92,7 +94,7 @@ struct Narrow {
 #pragma unroll
             for (int t = 0; t < NT; t++)
 #pragma unroll
-                for (int c = 0; c < 2; c++) load_floats(sx[t][c], x.scale(t, c, s * 8 + first));
+                for (int c = 0; c < 2; c++) load_floats(sx[t][c], x.scale(t, c, s * 8) + first);
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 int g = first + i;
@@ -102,11 +104,12 @@ struct Narrow {
                 float w0 = half_at(scale0, g), w1 = half_at(scale1, g);
 #pragma unroll
                 for (int t = 0; t < NT; t++) {
-                    uint2 b = *(const uint2*)(x.at(t, s * SEGMENT + g * 32));
+                    uint2 b = *(const uint2*)(x.at(t, s * SEGMENT) + g * 32);
                     int d[4];
                     mma(d, a, b.x, b.y, F::SEED);
                     add_group<F>(sum[t], d, w0, w1, sx[t][0][i], sx[t][1][i]);
                 }
+                hold_back<NT>(g);
             }
         }
     }
@@ -135,7 +138,7 @@ struct WideQ4 {
             int sc0 = sc[0][g / 4] >> (8 * (g % 4)) & 63, sc1 = sc[1][g / 4] >> (8 * (g % 4)) & 63;
 #pragma unroll
             for (int t = 0; t < NT; t++) {
-                uint2 b = *(const uint2*)(x.at(t, s * SEGMENT + g * 32));
+                uint2 b = *(const uint2*)(x.at(t, s * SEGMENT) + g * 32);
                 int part = dp4a(b.x, 0x01010101u, dp4a(b.y, 0x01010101u, 0));
                 parts[t][g / 2] = g % 2 ? permute(parts[t][g / 2], (u32)part, 0x5410) : (u32)part;
                 int d[4];
@@ -145,6 +148,7 @@ struct WideQ4 {
                 acc[t][2] += sc1 * d[2];
                 acc[t][3] += sc1 * d[3];
             }
+            hold_back<NT>(g);
         }
         u32 minima[4] = {m[0][0], m[1][0], m[0][1], m[1][1]};
 #pragma unroll
@@ -190,7 +194,7 @@ struct WideQ6 {
                 for (int h = 0; h < 2; h++) scale[r][h] = (i8)(word(sc[r], g / 2) >> (16 * (g % 2) + 8 * h));
 #pragma unroll
             for (int t = 0; t < NT; t++) {
-                const u8* from = x.at(t, s * SEGMENT + g * 32);
+                const u8* from = x.at(t, s * SEGMENT) + g * 32;
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     int d[4];
@@ -199,6 +203,7 @@ struct WideQ6 {
                     for (int i = 0; i < 4; i++) acc[t][i] += scale[i / 2][h] * d[i];
                 }
             }
+            hold_back<NT>(g);
         }
 #pragma unroll
         for (int t = 0; t < NT; t++)

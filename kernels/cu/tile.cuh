@@ -126,6 +126,15 @@ struct Q6K {
     }
 };
 
+// Adds a group's products to the chains of a segment: 3 operations each.
+template <class F>
+DEV void add_group(float (&sum)[4], const int (&d)[4], float w0, float w1, float s0, float s1) {
+    sum[0] = __fmaf_rn(w0 * s0, __int_as_float(d[0]) - F::magic(), sum[0]);
+    sum[1] = __fmaf_rn(w0 * s1, __int_as_float(d[1]) - F::magic(), sum[1]);
+    sum[2] = __fmaf_rn(w1 * s0, __int_as_float(d[2]) - F::magic(), sum[2]);
+    sum[3] = __fmaf_rn(w1 * s1, __int_as_float(d[3]) - F::magic(), sum[3]);
+}
+
 // bf16 and f32: a lane owns an output, the warp's tile has 32, and a sum is a chain of fma.
 template <int SIZE>
 struct Float {

@@ -73,6 +73,8 @@ sources! {
     Draw = "draw",
     /// Embedding rows.
     Embed = "embed",
+    /// Linear layers over many rows.
+    Gemm = "gemm",
     /// Heads between their product and attention.
     Heads = "heads",
     /// Linear layers at decoding.

@@ -1,4 +1,4 @@
-//! Linear layers and what follows them (`linear.cu`).
+//! Linear layers and what follows them (`linear.cu`, `gemm.cu`).
 //!
 //! Each function gives the launches of one operation of the seam, in order. At decoding that is one launch where all
 //! matrices of the operation have one format; more rows, and formats that differ, take the same arithmetic
@@ -26,6 +26,11 @@ const WARPS: u32 = 8;
 const SHARED: u32 = 32 << 10;
 /// Most rows after whose product the same launch norms them.
 const NORMED_ROWS: u32 = 4;
+
+/// Outputs of a block of `gemm.cu`.
+const GEMM_OUTPUTS: u32 = 128;
+/// Rows of a block of `gemm.cu`.
+const GEMM_ROWS: u32 = 128;
 
 /// A packed matrix on the device ([`super::pack`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +69,16 @@ pub struct Step {
     pub layer: u32,
     /// Multiprocessors of the card.
     pub multiprocessors: u32,
+}
+
+impl Step {
+    /// Whether a launch over `matrices` takes the kernels for many rows.
+    fn prefills(&self, matrices: &[Matrix]) -> bool {
+        let tiles: u32 = matrices.iter().map(|matrix| matrix.outputs.div_ceil(GEMM_OUTPUTS)).sum();
+        !matrices[0].format.is_float()
+            && self.bucket > 64
+            && 2 * tiles * self.bucket.div_ceil(GEMM_ROWS) >= self.multiprocessors
+    }
 }
 
 /// Memory that launches use for themselves; one set for a stream.
@@ -110,7 +125,7 @@ pub fn project(
     call.params.checked = then.finish.is_some().into();
     call.params.rounded = then.finish.unwrap_or_default().into();
     let Some((norm, next)) = then.norm else { return vec![call.launch()] };
-    if step.bucket <= NORMED_ROWS && call.columns <= 8 {
+    if step.bucket <= NORMED_ROWS {
         (call.params.norm, call.params.next) = (norm, next);
         return vec![call.launch()];
     }
@@ -135,7 +150,7 @@ pub fn gate_up(
     out: &Activation,
     scratch: &Scratch,
 ) -> Vec<Launch> {
-    if gate.matrix.format == up.matrix.format {
+    if gate.matrix.format == up.matrix.format && !step.prefills(&[gate.matrix, up.matrix]) {
         let mut call = Call::new(step, &[*gate, *up], x, scratch);
         call.params.epilogue = Epilogue::GateUp as u32;
         call.params.next = *out;
@@ -144,11 +159,12 @@ pub fn gate_up(
         return vec![call.launch()];
     }
     let mut launches = Vec::new();
-    for (linear, column) in [(gate, 0), (up, gate.matrix.outputs)] {
-        let mut call = Call::new(step, &[*linear], x, scratch);
+    let apart: &[&[Linear]] = if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
+    for (i, linears) in apart.iter().enumerate() {
+        let mut call = Call::new(step, linears, x, scratch);
         call.params.out = scratch.rows;
         call.params.width = 2 * gate.matrix.outputs;
-        call.params.parts[0].column = column;
+        call.params.parts[0].column = i as u32 * gate.matrix.outputs;
         launches.push(call.launch());
     }
     let gated = Gated {
@@ -252,6 +268,8 @@ struct Params {
     groups: u32,
     expected: u32,
     layer: u32,
+    passes: u32,
+    zero: u32,
 }
 
 /// Parameters of `gated_rows`.
@@ -273,6 +291,7 @@ struct Call {
     step: Step,
     /// Rows of a block.
     columns: u32,
+    prefills: bool,
 }
 
 impl Call {
@@ -311,7 +330,8 @@ impl Call {
         }
         let columns = if format.is_float() { step.bucket.min(8) } else { step.bucket.clamp(8, 64) };
         let columns = if format.is_float() && columns > 1 { 8 } else { columns };
-        Self { params, format, step: *step, columns }
+        let prefills = step.prefills(&parts.iter().map(|part| part.matrix).collect::<Vec<_>>());
+        Self { params, format, step: *step, columns, prefills }
     }
 
     fn tile(&self) -> u32 {
@@ -341,11 +361,15 @@ impl Call {
     }
 
     fn launch(mut self) -> Launch {
+        if self.prefills {
+            return self.launch_gemm();
+        }
         let (gate_up, heads) = (self.is(Epilogue::GateUp), self.is(Epilogue::Heads));
         let (tile, warps) = (self.tile(), self.warps());
         let (outputs, strands) = (tile << warps, WARPS >> warps);
         let params = &mut self.params;
         params.warps = warps;
+        params.passes = if self.format.is_float() { 1 } else { self.columns.div_ceil(32) };
         if gate_up {
             params.tiles = 2 * params.parts[0].outputs.div_ceil(32) * (32 / tile);
         }
@@ -374,6 +398,23 @@ impl Call {
         Launch::new(Source::Linear, kernel(self.format, self.columns), grid, WARPS * 32, shared, params)
     }
 
+    /// The launch by tiles of many rows.
+    fn launch_gemm(&self) -> Launch {
+        let (name, step, scales, sums) = match self.format {
+            Format::Q8 => ("gemm_q8", 1024, 256, 0),
+            Format::Q4 => ("gemm_q4", 512, 256, 0),
+            Format::Q4K => ("gemm_q4k", 512, 256, 16),
+            Format::Q6K => ("gemm_q6k", 1024, 288, 0),
+            float => panic!("{float} weights have no products of integers"),
+        };
+        let row_scales = if self.format.is_wide() { 4 } else { 32 };
+        let stage = 8 * step + GEMM_ROWS * 64;
+        let shared = 3 * stage + 2 * (8 * scales + GEMM_ROWS * row_scales) + GEMM_ROWS * sums;
+        let outputs = self.params.tiles.div_ceil(GEMM_OUTPUTS / self.tile());
+        let grid = [self.step.bucket.div_ceil(GEMM_ROWS), outputs, 1];
+        Launch::new(Source::Gemm, name, grid, WARPS * 32, shared, &self.params)
+    }
+
     /// Cuts K where `blocks` do not fill the card; how many blocks share it then.
     fn split(&mut self, blocks: u32, strands: u32, distance: u32) -> u32 {
         let params = &mut self.params;
@@ -393,25 +434,21 @@ impl Call {
     }
 }
 
-/// The kernel for `columns` rows.
+/// The kernel for `columns` rows. Those of 32 take several passes for more.
 fn kernel(format: Format, columns: u32) -> &'static str {
     match (format, columns) {
         (Format::Q8, 8) => "linear_q8_8",
         (Format::Q8, 16) => "linear_q8_16",
-        (Format::Q8, 32) => "linear_q8_32",
-        (Format::Q8, _) => "linear_q8_64",
+        (Format::Q8, _) => "linear_q8_32",
         (Format::Q4, 8) => "linear_q4_8",
         (Format::Q4, 16) => "linear_q4_16",
-        (Format::Q4, 32) => "linear_q4_32",
-        (Format::Q4, _) => "linear_q4_64",
+        (Format::Q4, _) => "linear_q4_32",
         (Format::Q4K, 8) => "linear_q4k_8",
         (Format::Q4K, 16) => "linear_q4k_16",
-        (Format::Q4K, 32) => "linear_q4k_32",
-        (Format::Q4K, _) => "linear_q4k_64",
+        (Format::Q4K, _) => "linear_q4k_32",
         (Format::Q6K, 8) => "linear_q6k_8",
         (Format::Q6K, 16) => "linear_q6k_16",
-        (Format::Q6K, 32) => "linear_q6k_32",
-        (Format::Q6K, _) => "linear_q6k_64",
+        (Format::Q6K, _) => "linear_q6k_32",
         (Format::Bf16, 1) => "linear_bf16_1",
         (Format::Bf16, _) => "linear_bf16_8",
         (Format::F32, 1) => "linear_f32_1",
