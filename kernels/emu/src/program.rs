@@ -769,8 +769,6 @@ pub(crate) struct LoadMatrix {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Barrier {
-    /// All threads of a warp come together.
-    pub(crate) aligned: bool,
     pub(crate) id: W,
     /// Threads that take part; none for all of the block.
     pub(crate) count: Option<W>,
