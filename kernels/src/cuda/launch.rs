@@ -6,7 +6,7 @@ use bytemuck::Pod;
 pub type DevicePtr = u64;
 
 /// Most bytes of a parameter block.
-const PARAM_WORDS: usize = 32;
+const PARAM_WORDS: usize = 64;
 
 /// The compute capability that PTX was compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,8 +65,22 @@ macro_rules! sources {
 }
 
 sources! {
+    /// Attention.
+    Attention = "attention",
     /// Moving rows about.
     Copy = "copy",
+    /// Drawing tokens.
+    Draw = "draw",
+    /// Embedding rows.
+    Embed = "embed",
+    /// Linear layers over many rows.
+    Gemm = "gemm",
+    /// Heads between their product and attention.
+    Heads = "heads",
+    /// Linear layers at decoding.
+    Linear = "linear",
+    /// Norms, rounding, quantising of rows.
+    Norm = "norm",
 }
 
 /// One launch of one kernel. Grids and blocks are those of CUDA; blocks have one dimension.

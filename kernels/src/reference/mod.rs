@@ -2,10 +2,11 @@
 //! be. Where page and code disagree, this code decides.
 //!
 //! Read in this order: [`math`](exp) (exp and its family), `linear` (quantiser and dot products),
-//! `norm`, `rotate`, `attention`, `backend` (the operations over rows and pages).
+//! `norm`, `rotate`, `attention`, `backend` (the operations over rows and pages), `draw`.
 
 mod attention;
 mod backend;
+mod draw;
 mod linear;
 mod math;
 mod norm;
@@ -13,6 +14,7 @@ mod rotate;
 
 pub use attention::{Fold, attend_block};
 pub use backend::{Activation, Buffer, Kv, Reference};
+pub use draw::{Change, Choice, Edit, LEAST_TEMPERATURE, draw, edit, fixed};
 pub use linear::{dot, dot_float, dot_wide, quantise_group};
 pub use math::{exp, max, sigmoid, silu};
 pub use norm::{rms_norm, sum_of_squares};
