@@ -1,6 +1,6 @@
 //! Launching a kernel.
 
-use crate::{Counts, Fault, Memory, Module, Trap};
+use crate::{Counts, Memory, Module, Trap, machine};
 
 /// A kernel, its threads and its parameters.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,5 @@ pub fn run(
     launch: &Launch<'_>,
     options: &Options,
 ) -> Result<Counts, Trap> {
-    let _ = (module, memory, options);
-    Err(Trap { fault: Fault::UnknownKernel, kernel: launch.kernel.to_owned(), place: None })
+    machine::run(module, memory, launch, options)
 }

@@ -7,9 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod counts;
+mod decode;
+mod function;
 mod launch;
+mod lex;
+mod machine;
 mod memory;
 mod module;
+mod program;
 mod trap;
 
 pub use counts::{Banks, Counts, Tally, Traffic};

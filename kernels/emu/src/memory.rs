@@ -201,17 +201,17 @@ impl Allocation {
         bytes.map(|byte| !byte)
     }
 
-    /// Overwrites `N` bytes that are within.
+    /// Overwrites `N` bytes that are within, at most 64 and aligned to their number.
     #[inline(always)]
     pub(crate) fn put<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) {
         self.complement[offset..offset + N].copy_from_slice(&bytes.map(|byte| !byte));
+        self.written[offset / 64] |= (u64::MAX >> (64 - N)) << (offset % 64);
     }
 
     /// Whether all of `bytes` bytes, at most 64 and aligned to their number, were written.
     #[inline(always)]
     pub(crate) fn is_written(&self, offset: usize, bytes: usize) -> bool {
-        let mask = (u64::MAX >> (64 - bytes)) << (offset % 64);
-        self.written[offset / 64] & mask == mask
+        is_within(&self.written, offset, bytes)
     }
 
     /// Notes that bytes were written.
@@ -224,6 +224,13 @@ impl Allocation {
             at += run;
         }
     }
+}
+
+/// Whether a set of bits holds all of `bytes` bytes, at most 64 and aligned to their number.
+#[inline(always)]
+pub(crate) fn is_within(bits: &[u64], offset: usize, bytes: usize) -> bool {
+    let mask = (u64::MAX >> (64 - bytes)) << (offset % 64);
+    bits[offset / 64] & mask == mask
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const CAPACITY: u64 = 4 << 30;
 const BUDGET: u64 = 1 << 32;
 
 /// Runs a test's body on a fresh card of every level and every schedule that the machine is asked for.
-pub fn on_every_card(body: impl Fn(&mut Card)) {
+pub(crate) fn on_every_card(body: impl Fn(&mut Card)) {
     let schedules = [
         (Order::Ascending, Copies::Late),
         (Order::Descending, Copies::Eager),
@@ -30,7 +30,7 @@ pub fn on_every_card(body: impl Fn(&mut Card)) {
 }
 
 /// A card's memory, and how it runs what is launched.
-pub struct Card {
+pub(crate) struct Card {
     level: Level,
     options: Options,
     memory: Memory,
@@ -38,42 +38,42 @@ pub struct Card {
 
 impl Card {
     /// A card on which races, and reads of what was never written, are errors.
-    pub fn new(level: Level, order: Order, copies: Copies) -> Self {
+    pub(crate) fn new(level: Level, order: Order, copies: Copies) -> Self {
         let options = Options { order, copies, races: true, budget: Some(BUDGET) };
         Self { level, options, memory: Memory::new(CAPACITY) }
     }
 
     /// The compute capability whose PTX this card runs.
-    pub fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> Level {
         self.level
     }
 
     /// Memory that holds `values`.
-    pub fn upload<T: Pod>(&mut self, values: &[T]) -> DevicePtr {
+    pub(crate) fn upload<T: Pod>(&mut self, values: &[T]) -> DevicePtr {
         let address = self.blank::<T>(values.len());
         self.write(address, values);
         address
     }
 
     /// Memory for `count` zeros.
-    pub fn zeros<T: Pod>(&mut self, count: usize) -> DevicePtr {
+    pub(crate) fn zeros<T: Pod>(&mut self, count: usize) -> DevicePtr {
         self.upload(&vec![T::zeroed(); count])
     }
 
     /// Memory for `count` values that a kernel is to write: reading them before is an error.
-    pub fn blank<T: Pod>(&mut self, count: usize) -> DevicePtr {
+    pub(crate) fn blank<T: Pod>(&mut self, count: usize) -> DevicePtr {
         let bytes = (count * size_of::<T>()) as u64;
         self.memory.allocate(bytes).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Writes into memory that is there already.
-    pub fn write<T: Pod>(&mut self, address: DevicePtr, values: &[T]) {
+    pub(crate) fn write<T: Pod>(&mut self, address: DevicePtr, values: &[T]) {
         let bytes = bytemuck::cast_slice(values);
         self.memory.write(address, bytes).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Reads `count` values.
-    pub fn download<T: Pod>(&self, address: DevicePtr, count: usize) -> Vec<T> {
+    pub(crate) fn download<T: Pod>(&self, address: DevicePtr, count: usize) -> Vec<T> {
         let mut values = vec![T::zeroed(); count];
         let bytes = bytemuck::cast_slice_mut(&mut values);
         self.memory.read(address, bytes).unwrap_or_else(|error| panic!("{error}"));
@@ -82,14 +82,14 @@ impl Card {
 
     /// Runs a launch to its end; a trap fails the test with what it says.
     #[track_caller]
-    pub fn launch(&mut self, launch: &Launch) -> Counts {
+    pub(crate) fn launch(&mut self, launch: &Launch) -> Counts {
         let Options { order, copies, .. } = self.options;
         self.try_launch(launch)
             .unwrap_or_else(|trap| panic!("{:?}, {order:?}, {copies:?}: {trap}", self.level()))
     }
 
     /// Runs a launch.
-    pub fn try_launch(&mut self, launch: &Launch) -> Result<Counts, Trap> {
+    pub(crate) fn try_launch(&mut self, launch: &Launch) -> Result<Counts, Trap> {
         let module = module(launch.source, self.level);
         let launch = ptx_machine::Launch {
             kernel: launch.kernel,
