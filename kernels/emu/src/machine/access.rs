@@ -1,7 +1,7 @@
 //! Loads and stores.
 
 use super::{
-    LOCAL_WINDOW, Machine, Outcome, SHARED_WINDOW,
+    LOCAL_WINDOW, Machine, Outcome, PARAM_WINDOW, SHARED_WINDOW,
     registers::{Doubles, LANES, lanes},
     stop,
     warp::Warp,
@@ -38,25 +38,6 @@ impl Machine<'_> {
     fn load_bytes<const N: usize>(&mut self, warp: &mut Warp, load: &Load, mask: u32) -> Outcome<()> {
         let addresses = warp.registers.addresses(&load.address);
         let values: Bytes<N> = self.read(warp, load.space, &addresses, mask, load.strong)?;
-        deliver(warp, load, &values, mask);
-        Ok(())
-    }
-
-    pub(super) fn load_param(&mut self, warp: &mut Warp, load: &Load, mask: u32) -> Outcome<()> {
-        let addresses = warp.registers.addresses(&load.address);
-        let bytes = usize::from(load.bytes * load.d.count);
-        let mut values = [[0; 16]; LANES];
-        for lane in lanes(mask) {
-            let at = addresses[lane];
-            aligned("parameter", at, bytes, lane)?;
-            let from = usize::try_from(at).ok().and_then(|at| self.params.get(at..)?.get(..bytes));
-            let Some(from) = from else {
-                return outside("parameter", at, bytes, lane, || {
-                    format!("{} bytes are there", self.params.len())
-                });
-            };
-            values[lane][..bytes].copy_from_slice(from);
-        }
         deliver(warp, load, &values, mask);
         Ok(())
     }
@@ -104,6 +85,16 @@ impl Machine<'_> {
             }
             Space::Global | Space::Const => self.read_global(warp, addresses, &mut values, mask, strong)?,
             Space::Shared => self.read_shared(warp, addresses, &mut values, mask, strong)?,
+            Space::Param => {
+                for lane in lanes(mask) {
+                    let at = addresses[lane];
+                    aligned("parameter", at, N, lane)?;
+                    let from = usize::try_from(at).ok().and_then(|at| self.params.get(at..)?.get(..N));
+                    let there = || format!("{} bytes are there", self.params.len());
+                    let Some(from) = from else { return outside("parameter", at, N, lane, there) };
+                    values[lane].copy_from_slice(from);
+                }
+            }
             Space::Local => {
                 for lane in lanes(mask) {
                     let at = self.local_place(addresses[lane], N, lane)?;
@@ -186,6 +177,10 @@ impl Machine<'_> {
                     }
                 }
             }
+            Space::Param => {
+                let lane = lanes(mask).next().unwrap_or(0);
+                return stop(lane, Fault::Constant { address: addresses[lane] });
+            }
             Space::Shared => {
                 self.counts.shared.add::<N>(addresses, mask);
                 for lane in lanes(mask) {
@@ -233,14 +228,6 @@ impl Machine<'_> {
         outside("global", address, bytes, lane, || self.memory.describe(address))
     }
 
-    /// The allocation and offset of bytes that may be written.
-    pub(super) fn writable(&mut self, address: u64, bytes: usize, lane: usize) -> Outcome<(usize, usize)> {
-        match self.global_place(address, bytes, lane)? {
-            Place::Memory(index, offset) => Ok((index, offset)),
-            Place::Data(_) => stop(lane, Fault::Constant { address }),
-        }
-    }
-
     #[inline(always)]
     pub(super) fn shared_place(&self, address: u64, bytes: usize, lane: usize) -> Outcome<usize> {
         aligned("shared", address, bytes, lane)?;
@@ -267,15 +254,17 @@ pub(super) fn by_space(addresses: &Doubles, mask: u32) -> impl Iterator<Item = (
     let window = |space: Space| match space {
         Space::Shared => SHARED_WINDOW,
         Space::Local => LOCAL_WINDOW,
+        Space::Param => PARAM_WINDOW,
         _ => 0,
     };
     let space = |address: u64| match address & !0xff_ffff_ffff {
         SHARED_WINDOW => Space::Shared,
         LOCAL_WINDOW => Space::Local,
+        PARAM_WINDOW => Space::Param,
         _ => Space::Global,
     };
     let addresses = *addresses;
-    [Space::Global, Space::Shared, Space::Local].into_iter().filter_map(move |wanted| {
+    [Space::Global, Space::Shared, Space::Local, Space::Param].into_iter().filter_map(move |wanted| {
         let there = lanes(mask).filter(|&lane| space(addresses[lane]) == wanted);
         let there = there.fold(0, |mask, lane| mask | 1_u32 << lane);
         let own = addresses.map(|address| address.wrapping_sub(window(wanted)));

@@ -27,6 +27,9 @@ pub(crate) const SHARED_WINDOW: u64 = 0x7c00_0000_0000;
 /// Those of local memory.
 pub(crate) const LOCAL_WINDOW: u64 = 0x7d00_0000_0000;
 
+/// Those of parameters.
+pub(crate) const PARAM_WINDOW: u64 = 0x7b00_0000_0000;
+
 /// Most shared memory of a block on any card.
 const MAX_SHARED: u32 = 227 << 10;
 /// Most threads of a block.
@@ -343,7 +346,6 @@ impl Machine<'_> {
         match op {
             Op::Load(load) => self.load(warp, load, mask)?,
             Op::Store(store) => self.store(warp, store, mask)?,
-            Op::LoadParam(load) => self.load_param(warp, load, mask)?,
             Op::Copy(copy) => self.copy(warp, copy, mask)?,
             Op::CopyCommit => warp.copies.commit(mask),
             Op::CopyWait(pending) => self.wait_copies(warp, Some(*pending), mask)?,
