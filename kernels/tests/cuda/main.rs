@@ -3,3 +3,8 @@
 
 mod card;
 mod copy;
+mod linear;
+mod linear_after;
+mod linear_rig;
+#[path = "../exact/rng.rs"]
+mod rng;
