@@ -11,8 +11,8 @@ use std::{
 
 use kernels::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, GateUp, Grouping, KvShape, Linear, Profile,
-        Qkv, RmsNorm,
+        AttentionShape, Backend, BackendError, Batch, Faults, GateUp, Grouping, KvShape, Linear, Pass,
+        Profile, Qkv, RmsNorm, StepShape, Then,
     },
     rope::RopeTable,
     tensor::WeightMatrix,
@@ -26,9 +26,9 @@ pub enum Timed {
     Norm,
     Qkv,
     Attention,
+    /// With the norms and the rounding that follow.
     Project,
     GateUp,
-    Finish,
     Logits,
     /// Uploads, downloads and gathers.
     Copy,
@@ -36,14 +36,13 @@ pub enum Timed {
 
 impl Timed {
     /// All of them, in the order of a step.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Embed,
         Self::Norm,
         Self::Qkv,
         Self::Attention,
         Self::Project,
         Self::GateUp,
-        Self::Finish,
         Self::Logits,
         Self::Copy,
     ];
@@ -57,7 +56,6 @@ impl Timed {
             Self::Attention => "attention",
             Self::Project => "project",
             Self::GateUp => "gate_up",
-            Self::Finish => "finish",
             Self::Logits => "logits",
             Self::Copy => "copy",
         }
@@ -93,17 +91,38 @@ impl<B> Metered<B> {
 }
 
 impl<B: Backend> Backend for Metered<B> {
-    type Matrix = B::Matrix;
+    type Linear = B::Linear;
+    type Qkv = B::Qkv;
+    type GateUp = B::GateUp;
+    type Norm = B::Norm;
+    type Rope = B::Rope;
     type Buffer = B::Buffer;
     type Activation = B::Activation;
     type Kv = B::Kv;
+    type Step = B::Step;
 
     fn describe(&self) -> String {
         self.inner.describe()
     }
 
-    fn matrix(&self, weights: WeightMatrix) -> Result<B::Matrix, BackendError> {
-        self.inner.matrix(weights)
+    fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<B::Linear, BackendError> {
+        self.inner.load_linear(weights)
+    }
+
+    fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<B::Qkv, BackendError> {
+        self.inner.load_qkv(weights)
+    }
+
+    fn load_gate_up(&self, weights: GateUp<WeightMatrix>) -> Result<B::GateUp, BackendError> {
+        self.inner.load_gate_up(weights)
+    }
+
+    fn load_norm(&self, norm: RmsNorm) -> Result<B::Norm, BackendError> {
+        self.inner.load_norm(norm)
+    }
+
+    fn load_rope(&self, table: RopeTable) -> Result<B::Rope, BackendError> {
+        self.inner.load_rope(table)
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<B::Buffer, BackendError> {
@@ -124,46 +143,58 @@ impl<B: Backend> Backend for Metered<B> {
         self.inner.kv(shape)
     }
 
+    fn step(&self, shape: StepShape) -> Result<B::Step, BackendError> {
+        self.inner.step(shape)
+    }
+
+    fn begin(&self, step: &mut B::Step, batch: Batch<'_>) {
+        self.inner.begin(step, batch);
+    }
+
     fn upload(&self, values: &[f32], out: &mut B::Buffer) {
         self.time(Timed::Copy, |inner| inner.upload(values, out));
     }
 
-    fn download(&self, buffer: &B::Buffer, rows: Range<usize>, out: &mut [f32]) {
-        self.time(Timed::Copy, |inner| inner.download(buffer, rows, out));
+    fn run(&self, step: &mut B::Step, pass: Pass, issue: impl FnOnce(&mut B::Step)) {
+        self.inner.run(step, pass, issue);
     }
 
-    fn gather(&self, from: &B::Buffer, rows: &[u32], out: &mut B::Buffer) {
-        self.time(Timed::Copy, |inner| inner.gather(from, rows, out));
+    fn end<'a>(&self, step: &'a mut B::Step) -> Result<&'a Faults, BackendError> {
+        self.inner.end(step)
     }
 
-    fn embed(
-        &self,
-        table: &B::Matrix,
-        tokens: &[u32],
-        scale: Option<f32>,
-        profile: Profile,
-        out: &mut B::Buffer,
-    ) {
-        self.time(Timed::Embed, |inner| inner.embed(table, tokens, scale, profile, out));
+    fn download(&self, buffer: &B::Buffer, rows: Range<usize>, out: &mut [f32]) -> Result<(), BackendError> {
+        self.time(Timed::Copy, |inner| inner.download(buffer, rows, out))
     }
 
-    fn norm(&self, norm: &RmsNorm, x: &B::Buffer, rows: usize, out: &mut B::Activation, faults: &mut Faults) {
-        self.time(Timed::Norm, |inner| inner.norm(norm, x, rows, out, faults));
+    fn enter(&self, step: &mut B::Step, layer: usize) {
+        self.inner.enter(step, layer);
+    }
+
+    fn gather(&self, from: &B::Buffer, step: &mut B::Step, out: &mut B::Buffer) {
+        self.time(Timed::Copy, |inner| inner.gather(from, step, out));
+    }
+
+    fn embed(&self, table: &B::Linear, scale: Option<f32>, step: &mut B::Step, out: &mut B::Buffer) {
+        self.time(Timed::Embed, |inner| inner.embed(table, scale, step, out));
+    }
+
+    fn norm(&self, norm: &B::Norm, x: &B::Buffer, step: &mut B::Step, out: &mut B::Activation) {
+        self.time(Timed::Norm, |inner| inner.norm(norm, x, step, out));
     }
 
     fn qkv(
         &self,
-        weights: &Qkv<B::Matrix>,
+        weights: &B::Qkv,
         shape: &AttentionShape,
-        rope: &RopeTable,
+        rope: &B::Rope,
         x: &B::Activation,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut B::Step,
         q: &mut B::Buffer,
         kv: &mut B::Kv,
-        faults: &mut Faults,
     ) {
-        self.time(Timed::Qkv, |inner| inner.qkv(weights, shape, rope, x, batch, layer, q, kv, faults));
+        self.time(Timed::Qkv, |inner| inner.qkv(weights, shape, rope, x, layer, step, q, kv));
     }
 
     fn attention(
@@ -171,48 +202,29 @@ impl<B: Backend> Backend for Metered<B> {
         shape: &AttentionShape,
         q: &B::Buffer,
         kv: &B::Kv,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut B::Step,
         out: &mut B::Activation,
-        faults: &mut Faults,
     ) {
-        self.time(Timed::Attention, |inner| inner.attention(shape, q, kv, batch, layer, out, faults));
+        self.time(Timed::Attention, |inner| inner.attention(shape, q, kv, layer, step, out));
     }
 
     fn project(
         &self,
-        linear: &Linear<B::Matrix>,
+        linear: &B::Linear,
         x: &B::Activation,
-        rows: usize,
+        step: &mut B::Step,
         h: &mut B::Buffer,
-        faults: &mut Faults,
+        then: Then<'_, B::Norm, B::Activation>,
     ) {
-        self.time(Timed::Project, |inner| inner.project(linear, x, rows, h, faults));
+        self.time(Timed::Project, |inner| inner.project(linear, x, step, h, then));
     }
 
-    fn gate_up(
-        &self,
-        weights: &GateUp<B::Matrix>,
-        x: &B::Activation,
-        rows: usize,
-        out: &mut B::Activation,
-        faults: &mut Faults,
-    ) {
-        self.time(Timed::GateUp, |inner| inner.gate_up(weights, x, rows, out, faults));
+    fn gate_up(&self, weights: &B::GateUp, x: &B::Activation, step: &mut B::Step, out: &mut B::Activation) {
+        self.time(Timed::GateUp, |inner| inner.gate_up(weights, x, step, out));
     }
 
-    fn finish(&self, h: &mut B::Buffer, rows: usize, profile: Profile, faults: &mut Faults) {
-        self.time(Timed::Finish, |inner| inner.finish(h, rows, profile, faults));
-    }
-
-    fn logits(
-        &self,
-        head: &Linear<B::Matrix>,
-        x: &B::Activation,
-        rows: usize,
-        out: &mut B::Buffer,
-        faults: &mut Faults,
-    ) {
-        self.time(Timed::Logits, |inner| inner.logits(head, x, rows, out, faults));
+    fn logits(&self, head: &B::Linear, x: &B::Activation, step: &mut B::Step, out: &mut B::Buffer) {
+        self.time(Timed::Logits, |inner| inner.logits(head, x, step, out));
     }
 }

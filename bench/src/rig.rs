@@ -187,7 +187,7 @@ impl Rig {
         ensure!(short.is_empty(), "the stage has not the pages for so many sessions");
         self.stage.step(0..self.layers, segments, Input::Tokens(tokens), &mut faults)?;
         if !drawn.is_empty() && faults.is_empty() {
-            self.draw(segments, drawn, &mut faults);
+            self.draw(segments, drawn, &mut faults)?;
         }
         match faults.first() {
             Some(fault) => bail!("a value of layer {} is not finite ({:?})", fault.layer, fault.operation),
@@ -196,13 +196,14 @@ impl Rig {
     }
 
     /// Logits of some rows of the last step.
-    fn draw(&mut self, segments: &[Segment], rows: &[u32], faults: &mut Vec<Fault>) {
+    fn draw(&mut self, segments: &[Segment], rows: &[u32], faults: &mut Vec<Fault>) -> anyhow::Result<()> {
         let mut part = Vec::new();
         self.logits.clear();
         for rows in rows.chunks(self.stage.draw_rows()) {
-            self.stage.logits(segments, rows, &mut part, faults);
+            self.stage.logits(segments, rows, &mut part, faults)?;
             self.logits.extend_from_slice(&part);
         }
+        Ok(())
     }
 
     /// Time spent in each operation since the last call.

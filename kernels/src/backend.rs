@@ -1,8 +1,12 @@
 //! The seam for compute: the short list of operations every device implements.
 //!
-//! A decoder layer is six of them: `norm`, `qkv`, `attention`, `project`, `norm`, `gate_up`, `project`
-//! (the two projections differ in their weights alone). An implementation may fuse inside an
-//! operation as it likes, because every operation is defined to the bit.
+//! A decoder layer is five of them: `qkv`, `attention`, `project`, `gate_up`, `project` (the two projections
+//! differ in their weights and in what follows). An implementation may fuse inside an operation as it
+//! likes, because every operation is defined to the bit.
+//!
+//! A pass is `begin`, `run` with the operations inside, `end`: what differs from one pass to the next is
+//! handed over at its beginning, and nothing comes back before its end, so a device can keep the operations
+//! of a pass and repeat them.
 
 use std::ops::Range;
 
@@ -64,11 +68,20 @@ pub enum Operation {
     Logits,
 }
 
+/// A fault of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowFault {
+    /// The layer it was seen in, as [`Backend::enter`] counts.
+    pub layer: usize,
+    /// Where in the layer.
+    pub operation: Operation,
+}
+
 /// The first fault of each row of a batch. Rows do not influence one another, so the other rows
 /// of a faulty batch stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    rows: Vec<Option<Operation>>,
+    rows: Vec<Option<RowFault>>,
 }
 
 impl Faults {
@@ -78,16 +91,13 @@ impl Faults {
         self.rows.resize(rows, None);
     }
 
-    /// Records `operation` for `row` unless an earlier fault stands there.
-    pub fn record(&mut self, row: usize, operation: Operation) {
-        let slot = &mut self.rows[row];
-        if slot.is_none() {
-            *slot = Some(operation);
-        }
+    /// Records a fault of `row` unless an earlier one stands there.
+    pub fn record(&mut self, row: usize, layer: usize, operation: Operation) {
+        self.rows[row].get_or_insert(RowFault { layer, operation });
     }
 
     /// The first fault of `row`.
-    pub fn of(&self, row: usize) -> Option<Operation> {
+    pub fn of(&self, row: usize) -> Option<RowFault> {
         self.rows[row]
     }
 
@@ -115,6 +125,70 @@ pub struct Batch<'a> {
     pub rows: &'a [Row],
     /// Page tables of all sessions, one after another.
     pub pages: &'a [u32],
+    /// Of each row, what it is made from: a token for [`Backend::embed`], a row of another buffer for
+    /// [`Backend::gather`]. Empty in a pass with neither.
+    pub sources: &'a [u32],
+}
+
+/// Bounds of the passes that go with one [`Backend::Step`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Most rows.
+    pub rows: usize,
+    /// Most entries of page tables.
+    pub pages: usize,
+    /// Most positions of a session.
+    pub positions: usize,
+    /// How activations are held.
+    pub profile: Profile,
+}
+
+/// Which operations a pass consists of. Passes with one step that are equal here issue the same operations
+/// on the same buffers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Decoder layers.
+    Layers {
+        /// Which.
+        layers: Range<usize>,
+        /// Whether embedding rows go into them.
+        embedding: bool,
+    },
+    /// Norm and logits of some rows.
+    Head,
+}
+
+/// The step of a device that computes where the caller does.
+#[derive(Clone, Debug)]
+pub struct HostStep {
+    pub(crate) profile: Profile,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) pages: Vec<u32>,
+    pub(crate) sources: Vec<u32>,
+    pub(crate) layer: usize,
+    pub(crate) faults: Faults,
+}
+
+impl HostStep {
+    pub(crate) fn new(shape: StepShape) -> Self {
+        let (rows, pages, sources) = (Vec::with_capacity(shape.rows), Vec::new(), Vec::new());
+        Self { profile: shape.profile, rows, pages, sources, layer: 0, faults: Faults::default() }
+    }
+
+    pub(crate) fn begin(&mut self, batch: Batch<'_>) {
+        self.rows.clear();
+        self.rows.extend_from_slice(batch.rows);
+        self.pages.clear();
+        self.pages.extend_from_slice(batch.pages);
+        self.sources.clear();
+        self.sources.extend_from_slice(batch.sources);
+        self.faults.reset(batch.rows.len());
+    }
+
+    /// Records a fault in the current layer.
+    pub(crate) fn fault(&mut self, row: usize, operation: Operation) {
+        self.faults.record(row, self.layer, operation);
+    }
 }
 
 /// Root-mean-square norm (section 4).
@@ -135,6 +209,13 @@ pub struct Linear<M> {
     pub bias: Option<Vec<f32>>,
 }
 
+impl<M> Linear<M> {
+    /// The same with another matrix.
+    pub(crate) fn try_map<N, E>(self, mut map: impl FnMut(M) -> Result<N, E>) -> Result<Linear<N>, E> {
+        Ok(Linear { weight: map(self.weight)?, bias: self.bias })
+    }
+}
+
 /// Query, key and value projections of one layer with what happens to them before the cache.
 #[derive(Clone, Debug)]
 pub struct Qkv<M> {
@@ -150,6 +231,15 @@ pub struct Qkv<M> {
     pub k_norm: Option<RmsNorm>,
 }
 
+impl<M> Qkv<M> {
+    /// The same with other matrices.
+    pub(crate) fn try_map<N, E>(self, mut map: impl FnMut(M) -> Result<N, E>) -> Result<Qkv<N>, E> {
+        let Self { q, k, v, q_norm, k_norm } = self;
+        let [q, k, v] = [q.try_map(&mut map)?, k.try_map(&mut map)?, v.try_map(&mut map)?];
+        Ok(Qkv { q, k, v, q_norm, k_norm })
+    }
+}
+
 /// Gate and up projections of a gated MLP.
 #[derive(Clone, Debug)]
 pub struct GateUp<M> {
@@ -159,6 +249,14 @@ pub struct GateUp<M> {
     pub up: Linear<M>,
     /// Activation of the gate.
     pub activation: Gate,
+}
+
+impl<M> GateUp<M> {
+    /// The same with other matrices.
+    pub(crate) fn try_map<N, E>(self, mut map: impl FnMut(M) -> Result<N, E>) -> Result<GateUp<N>, E> {
+        let (gate, up) = (self.gate.try_map(&mut map)?, self.up.try_map(&mut map)?);
+        Ok(GateUp { gate, up, activation: self.activation })
+    }
 }
 
 /// Activation function of a gated MLP.
@@ -209,10 +307,24 @@ impl KvShape {
     }
 }
 
-/// What a device could not do. Nothing is lost: the call had no effect.
+/// What follows a projection onto the residual, with norms of type `N` and activations of type `A`.
+#[derive(Debug)]
+pub enum Then<'a, N, A> {
+    /// Nothing.
+    Nothing,
+    /// A norm of the residual, as [`Backend::norm`].
+    Norm(&'a N, &'a mut A),
+    /// The layer ends: the residual is rounded to bf16 under [`Profile::Quantised`]; under both profiles
+    /// a row that is not finite is a fault.
+    End,
+    /// The layer ends, and the norm of the next one follows; its faults are of that layer.
+    Next(&'a N, &'a mut A),
+}
+
+/// What a device could not do.
 #[derive(Debug, Error)]
 pub enum BackendError {
-    /// The device has not the memory.
+    /// The device has not the memory. The call had no effect.
     #[error("{what} needs {bytes} bytes, which the device does not have")]
     OutOfMemory {
         /// What was to be allocated.
@@ -220,7 +332,7 @@ pub enum BackendError {
         /// Its size.
         bytes: usize,
     },
-    /// The device failed.
+    /// The device failed. One that failed in a pass stays so: what it computed is lost.
     #[error("device: {0}")]
     Device(String),
 }
@@ -228,10 +340,19 @@ pub enum BackendError {
 /// A device that runs transformer layers to the bit of `exact/1`.
 ///
 /// Shapes are the caller's duty: a mismatch is a bug of ours and panics. Buffers are sized once for
-/// the largest batch; every operation takes the number of rows in use.
+/// the largest batch; how many rows are in use, and which, the step says. Operations may return before they
+/// are done; a device that fails says so at the end of the pass.
 pub trait Backend: Send + Sync + 'static {
-    /// A weight matrix repacked for the device.
-    type Matrix: Send + Sync;
+    /// A matrix repacked for the device, with its bias.
+    type Linear: Send + Sync;
+    /// Query, key and value projections of a layer.
+    type Qkv: Send + Sync;
+    /// Gate and up projections of a layer.
+    type GateUp: Send + Sync;
+    /// Weights of a norm.
+    type Norm: Send + Sync;
+    /// Rotary tables.
+    type Rope: Send + Sync;
     /// f32 rows `[rows][width]`.
     type Buffer: Send;
     /// Rows as the input of a linear layer: int8 groups with scales (profile `Quantised`; the f32
@@ -239,12 +360,22 @@ pub trait Backend: Send + Sync + 'static {
     type Activation: Send;
     /// Paged K and V of a layer range.
     type Kv: Send;
+    /// What differs between passes: rows, page tables, sources and faults.
+    type Step: Send;
 
     /// One phrase for people: instruction set and threads, or card and memory.
     fn describe(&self) -> String;
 
     /// Repacks canonical weights.
-    fn matrix(&self, weights: WeightMatrix) -> Result<Self::Matrix, BackendError>;
+    fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<Self::Linear, BackendError>;
+    /// Repacks canonical weights.
+    fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<Self::Qkv, BackendError>;
+    /// Repacks canonical weights.
+    fn load_gate_up(&self, weights: GateUp<WeightMatrix>) -> Result<Self::GateUp, BackendError>;
+    /// Takes over the weights of a norm.
+    fn load_norm(&self, norm: RmsNorm) -> Result<Self::Norm, BackendError>;
+    /// Takes over rotary tables.
+    fn load_rope(&self, table: RopeTable) -> Result<Self::Rope, BackendError>;
     /// Zeroed f32 rows.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer, BackendError>;
     /// Zeroed activation rows, quantised as `grouping` says under `Quantised`. Groups of 256 ask for a width
@@ -259,87 +390,84 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<Self::Activation, BackendError>;
     /// A KV store with every page free.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv, BackendError>;
+    /// Room for passes up to a size.
+    fn step(&self, shape: StepShape) -> Result<Self::Step, BackendError>;
 
-    /// Copies `values` (`[n][width]`) into the first rows of `out`.
+    /// Begins a pass over `batch`: forgets the faults of the one before.
+    fn begin(&self, step: &mut Self::Step, batch: Batch<'_>);
+    /// Copies `values` (`[n][width]`) into the first rows of `out`, before [`Backend::run`].
     fn upload(&self, values: &[f32], out: &mut Self::Buffer);
-    /// Copies rows out, `[rows.len()][width]`.
-    fn download(&self, buffer: &Self::Buffer, rows: Range<usize>, out: &mut [f32]);
-    /// Copies the rows listed in `rows` of `from` to the first rows of `out`.
-    fn gather(&self, from: &Self::Buffer, rows: &[u32], out: &mut Self::Buffer);
+    /// Runs the operations that `issue` calls with the step. Whoever runs an equal pass with the same step
+    /// must issue the same operations with the same arguments: a device may repeat those of the first time
+    /// instead of calling `issue` again.
+    fn run(&self, step: &mut Self::Step, pass: Pass, issue: impl FnOnce(&mut Self::Step));
+    /// Waits until the pass is done.
+    fn end<'a>(&self, step: &'a mut Self::Step) -> Result<&'a Faults, BackendError>;
+    /// Copies rows out, `[rows.len()][width]`, after [`Backend::end`].
+    fn download(
+        &self,
+        buffer: &Self::Buffer,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), BackendError>;
 
-    /// Decodes embedding rows, times `scale` if given, rounded to bf16 under `Quantised`.
-    fn embed(
-        &self,
-        table: &Self::Matrix,
-        tokens: &[u32],
-        scale: Option<f32>,
-        profile: Profile,
-        out: &mut Self::Buffer,
-    );
+    /// Layer of the model (its number of layers for the head) that the faults of what follows belong to.
+    fn enter(&self, step: &mut Self::Step, layer: usize);
+    /// Copies the rows of `from` that are the step's sources to the first rows of `out`.
+    fn gather(&self, from: &Self::Buffer, step: &mut Self::Step, out: &mut Self::Buffer);
+    /// Decodes the embedding rows that are the step's sources, times `scale` if given, rounded to bf16 under
+    /// `Quantised`.
+    fn embed(&self, table: &Self::Linear, scale: Option<f32>, step: &mut Self::Step, out: &mut Self::Buffer);
     /// Norm of each row, ready for a linear layer.
-    fn norm(
-        &self,
-        norm: &RmsNorm,
-        x: &Self::Buffer,
-        rows: usize,
-        out: &mut Self::Activation,
-        faults: &mut Faults,
-    );
+    fn norm(&self, norm: &Self::Norm, x: &Self::Buffer, step: &mut Self::Step, out: &mut Self::Activation);
     /// Projects q, k, v; adds biases; norms heads; rotates q and k; writes k and v of layer `layer` (index
     /// into the store) to their pages; leaves the rotated q in `q` (`[rows][heads * head_dim]`).
     #[expect(clippy::too_many_arguments, reason = "one fused operation of the device")]
     fn qkv(
         &self,
-        weights: &Qkv<Self::Matrix>,
+        weights: &Self::Qkv,
         shape: &AttentionShape,
-        rope: &RopeTable,
+        rope: &Self::Rope,
         x: &Self::Activation,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut Self::Step,
         q: &mut Self::Buffer,
         kv: &mut Self::Kv,
-        faults: &mut Faults,
     );
     /// Attention of every row over its session's pages of layer `layer`, ready for a linear layer
     /// (`[rows][heads * head_dim]`).
-    #[expect(clippy::too_many_arguments, reason = "one fused operation of the device")]
     fn attention(
         &self,
         shape: &AttentionShape,
         q: &Self::Buffer,
         kv: &Self::Kv,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut Self::Step,
         out: &mut Self::Activation,
-        faults: &mut Faults,
     );
-    /// `h += W x (+ b)`: the output projection of attention and of the MLP.
+    /// `h += W x (+ b)`, the output projection of attention and of the MLP, and what follows it.
     fn project(
         &self,
-        linear: &Linear<Self::Matrix>,
+        linear: &Self::Linear,
         x: &Self::Activation,
-        rows: usize,
+        step: &mut Self::Step,
         h: &mut Self::Buffer,
-        faults: &mut Faults,
+        then: Then<'_, Self::Norm, Self::Activation>,
     );
     /// `act(gate x) * (up x)`, ready for a linear layer.
     fn gate_up(
         &self,
-        weights: &GateUp<Self::Matrix>,
+        weights: &Self::GateUp,
         x: &Self::Activation,
-        rows: usize,
+        step: &mut Self::Step,
         out: &mut Self::Activation,
-        faults: &mut Faults,
     );
-    /// Ends a layer: rounds to bf16 under `Quantised`; under both profiles a non-finite row is a fault.
-    fn finish(&self, h: &mut Self::Buffer, rows: usize, profile: Profile, faults: &mut Faults);
     /// `W x (+ b)` as f32 logits, `[rows][vocabulary]`.
     fn logits(
         &self,
-        head: &Linear<Self::Matrix>,
+        head: &Self::Linear,
         x: &Self::Activation,
-        rows: usize,
+        step: &mut Self::Step,
         out: &mut Self::Buffer,
-        faults: &mut Faults,
     );
 }

@@ -4,23 +4,21 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use clap::Args;
-use engine::{
-    model::{Model, ModelConfig, Quantisation},
-    stage::{StageLimits, kv::pages_for},
-};
+use engine::model::{Model, ModelConfig, Quantisation};
 use indicatif::ProgressBar;
 use kernels::cpu::Isa;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
+use super::shape::Shape;
 use crate::{
     limits::{Probe, integer_peak},
     llamacpp::LlamaCpp,
     machine::{Machine, cores},
     report::{Figure, Report},
-    rig::{Rig, kv_position_bytes, positions, stored_as_run},
+    rig::{Rig, kv_position_bytes, stored_as_run},
     stats::{Summary, median},
 };
 
@@ -33,27 +31,9 @@ pub struct CompareArgs {
     /// GGUF files that both run (`bench make-model` writes some)
     #[arg(long, required = true, num_args = 1.., value_name = "FILE.gguf")]
     pub model: Vec<PathBuf>,
-    /// Threads of each, and of the limits [default: one per core]
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// Sequences that decode together
-    #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
-    pub batches: Vec<usize>,
-    /// Tokens of the prompt that is prefilled
-    #[arg(long, default_value_t = 512)]
-    pub prompt: usize,
-    /// Positions that a sequence has before it decodes
-    #[arg(long, default_value_t = 128)]
-    pub context: usize,
-    /// Tokens that a sequence decodes in a repetition
-    #[arg(long, default_value_t = 32)]
-    pub tokens: usize,
-    /// Repetitions; llama.cpp and Dolphin take turns
-    #[arg(long, default_value_t = 5)]
-    pub repetitions: usize,
-    /// Most rows of one step of our prefill
-    #[arg(long, default_value_t = 256)]
-    pub rows: usize,
+    /// Prompts, contexts and batches
+    #[command(flatten)]
+    pub shape: Shape,
 }
 
 /// What is measured.
@@ -107,10 +87,9 @@ impl CompareArgs {
     /// # Errors
     /// If llama.cpp is not there or refuses a model, or if we cannot run one as it is stored.
     pub async fn run(self) -> anyhow::Result<Report> {
-        let counts = [self.prompt, self.context, self.tokens, self.repetitions, self.rows];
-        ensure!(!counts.contains(&0) && !self.batches.contains(&0), "every count must be at least 1");
+        self.shape.check()?;
         LlamaCpp::check(&self.bin)?;
-        let threads = self.threads.unwrap_or_else(cores);
+        let threads = self.shape.threads();
         if let Some(load) = Machine::here().load.filter(|load| load + threads as f64 > cores() as f64 + 0.5) {
             eprintln!(
                 "warning: the load is {load:.1} before anything runs. llama.cpp's threads spin while they \
@@ -122,11 +101,11 @@ impl CompareArgs {
             let mut contest = block_in_place(|| self.contest(path, threads))?;
             let mut compared: Vec<Compared> =
                 self.tasks().map(|task| Compared { task, turns: Vec::new() }).collect();
-            let rounds = compared.len() * self.repetitions;
+            let rounds = compared.len() * self.shape.repetitions;
             let name = path.file_stem().map_or(String::new(), |name| name.to_string_lossy().into_owned());
             let bar = ProgressBar::new(rounds as u64).with_message(name.clone());
             let mut said = Value::Null;
-            for _ in 0..self.repetitions {
+            for _ in 0..self.shape.repetitions {
                 for one in &mut compared {
                     let (turn, its) = self.turn(&mut contest, one.task, threads).await?;
                     one.turns.push(turn);
@@ -141,11 +120,14 @@ impl CompareArgs {
                 "kv_bytes_per_sequence_and_step": contest.cost.kv, "llama_cpp": said,
             }));
         }
-        Ok(Report::new("compare-llamacpp", self.parameters(threads), figures, json!({ "models": models })))
+        let parameters = self.shape.parameters(json!({
+            "bin": self.bin, "models": self.model, "isa": Isa::detect().name(),
+        }));
+        Ok(Report::new("compare-llamacpp", parameters, figures, json!({ "models": models })))
     }
 
     fn tasks(&self) -> impl Iterator<Item = Task> {
-        [Task::Prefill].into_iter().chain(self.batches.iter().map(|&batch| Task::Decode { batch }))
+        [Task::Prefill].into_iter().chain(self.shape.batch.iter().map(|&batch| Task::Decode { batch }))
     }
 
     /// Loads our side and warms it up.
@@ -155,27 +137,20 @@ impl CompareArgs {
             let formats: Vec<String> = model.stored_formats().iter().map(ToString::to_string).collect();
             bail!("{} holds {}, which we do not run as it is", path.display(), formats.join(", "));
         }
-        let sequences = self.batches.iter().copied().max().unwrap_or(0);
-        let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
-        let limits = StageLimits {
-            rows: self.rows.max(sequences),
-            pages: sequences * pages_for(decoding) + pages_for(prompt),
-            sessions: sequences + 1,
-            positions: decoding.max(prompt),
-        };
-        let mut rig = Rig::load(&model, Quantisation::Q8, threads, self.rows, limits)?;
+        let sequences = self.shape.sessions();
+        let mut rig = Rig::load(&model, Quantisation::Q8, threads, self.shape.rows, self.shape.limits()?)?;
         let bar = ProgressBar::new(sequences as u64).with_message("prompts");
-        rig.open(0..sequences, self.context + self.tokens)?;
+        rig.open(0..sequences, self.shape.reached())?;
         for session in 0..sequences {
-            rig.prefill(session, self.context)?;
+            rig.prefill(session, self.shape.context)?;
             bar.inc(1);
         }
-        for &batch in &self.batches {
-            rig.decode(batch, self.context, 1)?;
+        for &batch in &self.shape.batch {
+            rig.decode(batch, self.shape.context, 1)?;
         }
         bar.finish_and_clear();
         let llama = LlamaCpp { bin: self.bin.clone(), model: path.to_owned(), threads };
-        let cost = Cost::of(&model, self.context + self.tokens / 2);
+        let cost = Cost::of(&model, self.shape.read());
         Ok(Contest { rig, llama, cost, probe: Probe::new(threads) })
     }
 
@@ -188,8 +163,8 @@ impl CompareArgs {
         };
         let before = limit();
         let its = match task {
-            Task::Prefill => llama.prefill(self.prompt).await?,
-            Task::Decode { batch } => llama.decode(batch, self.context, self.tokens).await?,
+            Task::Prefill => llama.prefill(self.shape.prompt).await?,
+            Task::Decode { batch } => llama.decode(batch, self.shape.context, self.shape.tokens).await?,
         };
         let between = limit();
         let ours = block_in_place(|| self.ours(rig, task))?;
@@ -204,10 +179,10 @@ impl CompareArgs {
     fn ours(&self, rig: &mut Rig, task: Task) -> anyhow::Result<f64> {
         match task {
             // The session after those that decode.
-            Task::Prefill => rig.time_prefill(self.batches.iter().copied().max().unwrap_or(0), self.prompt),
+            Task::Prefill => rig.time_prefill(self.shape.sessions(), self.shape.prompt),
             Task::Decode { batch } => {
-                let elapsed = rig.decode(batch, self.context, self.tokens)?;
-                Ok((batch * self.tokens) as f64 / elapsed.as_secs_f64())
+                let elapsed = rig.decode(batch, self.shape.context, self.shape.tokens)?;
+                Ok((batch * self.shape.tokens) as f64 / elapsed.as_secs_f64())
             }
         }
     }
@@ -215,7 +190,7 @@ impl CompareArgs {
     fn figures(&self, model: &str, cost: &Cost, compared: &Compared) -> [Figure; 4] {
         let (name, limit, unit, scale) = match compared.task {
             Task::Prefill => {
-                (format!("prefill of {}", self.prompt), "integer peak", "G multiply-adds/s", 1e9)
+                (format!("prefill of {}", self.shape.prompt), "integer peak", "G multiply-adds/s", 1e9)
             }
             Task::Decode { batch } => (format!("decode at batch {batch}"), "read bandwidth", "GB/s", 1e9),
         };
@@ -237,14 +212,6 @@ impl CompareArgs {
             side("Dolphin", |turn| &turn.ours),
             Figure::summary(format!("{model}: {name}, Dolphin / llama.cpp"), Summary::of(&ratios), "x"),
         ]
-    }
-
-    fn parameters(&self, threads: usize) -> Value {
-        json!({
-            "bin": self.bin, "models": self.model, "threads": threads, "isa": Isa::detect().name(),
-            "batches": self.batches, "prompt": self.prompt, "context": self.context,
-            "tokens": self.tokens, "repetitions": self.repetitions, "step_rows": self.rows,
-        })
     }
 }
 

@@ -5,22 +5,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::ensure;
 use clap::Args;
-use engine::{
-    model::{Model, Quantisation},
-    stage::{StageLimits, kv::pages_for},
-};
+use engine::model::{Model, Quantisation};
 use indicatif::ProgressBar;
 use kernels::{backend::Backend, cpu::Isa};
 use serde_json::{Map, Value, json};
 
+use super::shape::Shape;
 use crate::{
     limits::Probe,
-    machine::cores,
     meter::Timed,
     report::{Figure, Report},
-    rig::{Rig, kv_position_bytes, open_model, positions},
+    rig::{Rig, kv_position_bytes, open_model},
     stats::{Summary, median},
 };
 
@@ -33,27 +29,9 @@ pub struct DecodeArgs {
     /// How its weights are held; a quantised GGUF's as they are
     #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
     pub quant: Quantisation,
-    /// Threads that compute, and that read where bandwidth is measured [default: one per core]
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// Sessions that decode together
-    #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
-    pub batch: Vec<usize>,
-    /// Tokens of the prompt that is prefilled
-    #[arg(long, default_value_t = 512)]
-    pub prompt: usize,
-    /// Positions that a session has before it decodes
-    #[arg(long, default_value_t = 128)]
-    pub context: usize,
-    /// Tokens that a session decodes in a repetition
-    #[arg(long, default_value_t = 32)]
-    pub tokens: usize,
-    /// Repetitions of each measurement, after one that does not count
-    #[arg(long, default_value_t = 5)]
-    pub repetitions: usize,
-    /// Most rows of one step of prefill
-    #[arg(long, default_value_t = 256)]
-    pub rows: usize,
+    /// Prompts, contexts and batches
+    #[command(flatten)]
+    pub shape: Shape,
 }
 
 /// Repetitions at one batch.
@@ -89,19 +67,17 @@ impl DecodeArgs {
     /// # Errors
     /// If the model cannot be loaded, or a value of it is not finite.
     pub fn run(&self) -> anyhow::Result<Report> {
-        let counts = [self.prompt, self.context, self.tokens, self.repetitions, self.rows];
-        ensure!(!counts.contains(&0) && !self.batch.contains(&0), "every count must be at least 1");
-        ensure!(!self.batch.is_empty(), "--batch needs a number");
+        self.shape.check()?;
         let model = open_model(self.model.as_deref())?;
-        let threads = self.threads.unwrap_or_else(cores);
-        let mut rig = self.rig(&model, threads)?;
+        let threads = self.shape.threads();
+        let mut rig = Rig::load(&model, self.quant, threads, self.shape.rows, self.shape.limits()?)?;
         let probe = Probe::new(threads);
         let weights = Weights::of(&model, self.quant, rig.read);
-        let rounds = (self.batch.len() + 1) * (self.repetitions + 1);
+        let rounds = (self.shape.batch.len() + 1) * (self.shape.repetitions + 1);
         let bar = ProgressBar::new(rounds as u64).with_message("measuring");
         let prefill = self.prefill(&mut rig, &bar)?;
         let mut decoded = Vec::new();
-        for &batch in &self.batch {
+        for &batch in &self.shape.batch {
             decoded.push(self.decode(&mut rig, batch, &probe, &bar)?);
         }
         bar.finish_and_clear();
@@ -109,29 +85,20 @@ impl DecodeArgs {
         let details = json!({
             "model": model.name(), "device": rig.meter.describe(), "weight_bytes_per_step": weights.step,
             "kv_bytes_per_session_and_step":
-                kv_position_bytes(model.config(), self.quant) * (self.context + self.tokens / 2),
+                kv_position_bytes(model.config(), self.quant) * self.shape.read(),
             "operation_ms": decoded.iter().map(milliseconds).collect::<Vec<_>>(),
         });
-        Ok(Report::new("decode", self.parameters(threads), figures, details))
-    }
-
-    fn rig(&self, model: &Model, threads: usize) -> anyhow::Result<Rig> {
-        let sessions = self.batch.iter().copied().max().unwrap_or(1);
-        let (decoding, prompt) = (positions(self.context + self.tokens)?, positions(self.prompt)?);
-        let limits = StageLimits {
-            rows: self.rows.max(sessions),
-            pages: (sessions * pages_for(decoding)).max(pages_for(prompt)),
-            sessions,
-            positions: decoding.max(prompt),
-        };
-        Rig::load(model, self.quant, threads, self.rows, limits)
+        let parameters = self.shape.parameters(json!({
+            "model": self.model, "quantisation": self.quant, "isa": Isa::detect().name(),
+        }));
+        Ok(Report::new("decode", parameters, figures, details))
     }
 
     /// Prompt tokens per second.
     fn prefill(&self, rig: &mut Rig, bar: &ProgressBar) -> anyhow::Result<Vec<f64>> {
         let mut rates = Vec::new();
-        for _ in 0..=self.repetitions {
-            rates.push(rig.time_prefill(0, self.prompt)?);
+        for _ in 0..=self.shape.repetitions {
+            rates.push(rig.time_prefill(0, self.shape.prompt)?);
             bar.inc(1);
         }
         rates.remove(0);
@@ -146,17 +113,17 @@ impl DecodeArgs {
         bar: &ProgressBar,
     ) -> anyhow::Result<Decoded> {
         let mut repetitions = Vec::new();
-        rig.open(0..batch, self.context + self.tokens)?;
+        rig.open(0..batch, self.shape.reached())?;
         for session in 0..batch {
-            rig.prefill(session, self.context)?;
+            rig.prefill(session, self.shape.context)?;
         }
-        rig.decode(batch, self.context, self.tokens)?;
+        rig.decode(batch, self.shape.context, self.shape.tokens)?;
         bar.inc(1);
-        let steps = self.tokens as f64;
-        for _ in 0..self.repetitions {
+        let steps = self.shape.tokens as f64;
+        for _ in 0..self.shape.repetitions {
             let before = probe.measure();
             rig.operations();
-            let elapsed = rig.decode(batch, self.context, self.tokens)?;
+            let elapsed = rig.decode(batch, self.shape.context, self.shape.tokens)?;
             let spent_s = rig.operations().map(|spent| spent.as_secs_f64() / steps);
             let bandwidth = f64::midpoint(before, probe.measure());
             repetitions.push(Repetition { bandwidth, step_s: elapsed.as_secs_f64() / steps, spent_s });
@@ -175,8 +142,12 @@ impl DecodeArgs {
         let mut figures = vec![
             Figure::summary("read bandwidth", Summary::of(&bandwidth), "GB/s"),
             Figure::new("weights read per step", Some(step / 1e6), "MB", 1),
-            Figure::summary(format!("prefill of {} tokens", self.prompt), Summary::of(prefill), "tokens/s")
-                .against("decode at batch 1", beside(median(prefill))),
+            Figure::summary(
+                format!("prefill of {} tokens", self.shape.prompt),
+                Summary::of(prefill),
+                "tokens/s",
+            )
+            .against("decode at batch 1", beside(median(prefill))),
         ];
         for one in decoded {
             let (batch, rates) = (one.batch, one.rates());
@@ -191,15 +162,6 @@ impl DecodeArgs {
         }
         figures.extend(decoded.first().into_iter().flat_map(|one| operations(one, weights)));
         figures
-    }
-
-    fn parameters(&self, threads: usize) -> Value {
-        json!({
-            "model": self.model, "quantisation": self.quant, "threads": threads,
-            "isa": Isa::detect().name(), "batch": self.batch, "prompt": self.prompt,
-            "context": self.context, "tokens": self.tokens, "repetitions": self.repetitions,
-            "step_rows": self.rows,
-        })
     }
 }
 
@@ -251,6 +213,7 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use engine::stage::StageLimits;
 
     use super::*;
     use crate::cli::{Cli, Suite};

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod decode;
 pub mod hops;
 pub mod serve;
+mod shape;
 pub mod soak;
 pub mod speculation;
 pub mod transport;

@@ -7,7 +7,7 @@ pub mod worker;
 
 use std::{collections::HashMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
-use kernels::backend::Backend;
+use kernels::backend::{Backend, BackendError};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, watch},
@@ -101,6 +101,9 @@ pub enum NodeError {
         /// Its reason.
         reason: String,
     },
+    /// The device failed, and the stage with it.
+    #[error("the stage is lost: {0}")]
+    Device(#[from] BackendError),
     /// The stage's thread is gone: a bug of ours, printed where it happened.
     #[error("the stage's thread died")]
     StageDied,
@@ -263,8 +266,10 @@ impl Desk {
         // A worker that waits to report must not be waited for.
         drop(outputs);
         // Joining the thread may wait for a step; the runtime's own threads must not.
-        let _ = tokio::task::spawn_blocking(|| self.worker.stop()).await;
-        outcome
+        match tokio::task::spawn_blocking(|| self.worker.stop()).await {
+            Ok(Err(error)) => Err(error.into()),
+            _ => outcome,
+        }
     }
 
     fn notice(&mut self, notice: Notice) -> Result<(), NodeError> {

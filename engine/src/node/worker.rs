@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kernels::backend::Backend;
+use kernels::backend::{Backend, BackendError};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     },
     model::Shard,
     request::Sampling,
-    stage::{Fault, Input, KvUsage, Prompt, Short, Stage, StepError},
+    stage::{ComputeError, Fault, Input, KvUsage, Prompt, Short, Stage, StepError},
 };
 use draw::Drawing;
 
@@ -124,7 +124,7 @@ pub struct StageLoad {
 #[derive(Debug)]
 pub struct Worker {
     commands: Sender<Command>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Result<(), BackendError>>,
     load: watch::Receiver<StageLoad>,
 }
 
@@ -151,11 +151,14 @@ impl Worker {
         self.load.clone()
     }
 
-    /// Ends the thread after what it has been given.
-    pub fn stop(self) {
+    /// Ends the thread after what it has been given, or hears why it ended before.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn stop(self) -> Result<(), BackendError> {
         drop(self.commands);
         // A panic in the thread has been printed; there is nothing left to save.
-        let _ = self.thread.join();
+        self.thread.join().unwrap_or(Ok(()))
     }
 }
 
@@ -180,16 +183,18 @@ impl<B: Backend> Desk<B> {
         Self { stage, drawing: HashMap::new(), outbox, load, publish, tokens, rows, logits, faults, short }
     }
 
-    fn run(&mut self, inbox: &Receiver<Command>) {
+    /// Runs until nobody hands in commands any more, or the device fails.
+    fn run(&mut self, inbox: &Receiver<Command>) -> Result<(), BackendError> {
         while let Ok(command) = inbox.recv() {
             match command {
                 Command::Open(opening) => self.open(opening),
                 Command::Close(close) => self.close(&close),
-                Command::Step { step, shard } => self.step(step, &shard),
+                Command::Step { step, shard } => self.step(step, &shard)?,
             }
             self.load.kv = self.stage.usage();
             self.publish.send_if_modified(|load| std::mem::replace(load, self.load) != self.load);
         }
+        Ok(())
     }
 
     fn report(&self, output: Output) {
@@ -217,7 +222,7 @@ impl<B: Backend> Desk<B> {
         self.drawing.remove(&close.session);
     }
 
-    fn step(&mut self, step: Step, shard: &Shard) {
+    fn step(&mut self, step: Step, shard: &Shard) -> Result<(), BackendError> {
         let (mut step, body) = split(step);
         let mut faults = std::mem::take(&mut self.faults);
         match self.compute(&mut step, &body, shard, &mut faults) {
@@ -225,16 +230,18 @@ impl<B: Backend> Desk<B> {
                 self.load.rows += step.rows() as u64;
                 let cut = self.settle_faults(&mut step, &faults);
                 if shard.head {
-                    let (draws, reports) = self.draw(&step, &cut);
+                    let (draws, reports) = self.draw(&step, &cut)?;
                     self.report(Output::Drawn { step, draws, reports });
                 } else {
-                    self.pass_on(&mut step, &cut);
+                    self.pass_on(&mut step, &cut)?;
                     self.report(Output::Rows(step));
                 }
             }
-            Err(error) => self.report(Output::Refused { step, error }),
+            Err(ComputeError::Refused(error)) => self.report(Output::Refused { step, error }),
+            Err(ComputeError::Device(error)) => return Err(error),
         }
         self.faults = faults;
+        Ok(())
     }
 
     /// Runs the layers. Rows of sessions that are not open any more, or that miss positions before them,
@@ -245,12 +252,12 @@ impl<B: Backend> Desk<B> {
         body: &[u8],
         shard: &Shard,
         faults: &mut Vec<Fault>,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ComputeError> {
         let total = step.rows();
         if shard.embedding {
             let (words, rest) = body.as_chunks::<4>();
             if words.len() != total || !rest.is_empty() {
-                return Err(StepError::Input);
+                return Err(StepError::Input.into());
             }
             self.tokens.clear();
             self.tokens.extend(words.iter().map(|&word| u32::from_le_bytes(word)));
@@ -261,7 +268,7 @@ impl<B: Backend> Desk<B> {
         } else {
             decode_rows(body, self.stage.profile(), &mut self.rows).map_err(|_| StepError::Input)?;
             if self.rows.len() != total * self.stage.hidden() {
-                return Err(StepError::Input);
+                return Err(StepError::Input.into());
             }
             let mut rows = std::mem::take(&mut self.rows);
             self.admit(step, &mut rows, self.stage.hidden());
@@ -322,8 +329,8 @@ impl<B: Backend> Desk<B> {
     }
 
     /// Makes the rows that are left the step's body.
-    fn pass_on(&mut self, step: &mut Step, cut: &[u32]) {
-        self.stage.read_rows(0..step.rows(), &mut self.rows);
+    fn pass_on(&mut self, step: &mut Step, cut: &[u32]) -> Result<(), BackendError> {
+        self.stage.read_rows(0..step.rows(), &mut self.rows)?;
         if cut.iter().any(|&rows| rows > 0) {
             let width = self.stage.hidden();
             let (mut read, mut write) = (0, 0);
@@ -338,6 +345,7 @@ impl<B: Backend> Desk<B> {
             step.segments.retain(|segment| segment.rows > 0);
         }
         step.body = encode_rows(&self.rows, self.stage.profile()).into();
+        Ok(())
     }
 }
 

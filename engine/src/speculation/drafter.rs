@@ -25,7 +25,7 @@ use crate::{
     message::{Draft, RouteId, Segment, SessionId},
     model::{Model, ModelError},
     request::Sampling,
-    stage::{Fault, Input, Prompt, Short, Stage},
+    stage::{ComputeError, Fault, Input, Prompt, Short, Stage},
 };
 
 /// Drafts that may wait to be read; past it the thread pauses.
@@ -350,14 +350,19 @@ impl<B: Backend> Host<B> {
     fn run(&mut self, batch: &Batch) -> Vec<SessionId> {
         let (segments, input) = (&batch.segments, Input::Tokens(&batch.tokens));
         self.logits.clear();
-        if let Err(error) = self.stage.step(self.layers.clone(), segments, input, &mut self.faults) {
-            tracing::warn!(%error, "the draft model's stage refused a step");
+        if let Err(error) = self.compute(segments, input, &batch.last_rows) {
+            tracing::warn!(%error, "the draft model's stage failed a step");
             return segments.iter().map(|segment| segment.session).collect();
         }
-        if !batch.last_rows.is_empty() {
-            self.stage.logits(segments, &batch.last_rows, &mut self.logits, &mut self.faults);
-        }
         self.faults.iter().map(|fault| segments[fault.segment].session).collect()
+    }
+
+    fn compute(&mut self, segments: &[Segment], input: Input<'_>, drawn: &[u32]) -> Result<(), ComputeError> {
+        self.stage.step(self.layers.clone(), segments, input, &mut self.faults)?;
+        if !drawn.is_empty() {
+            self.stage.logits(segments, drawn, &mut self.logits, &mut self.faults)?;
+        }
+        Ok(())
     }
 
     /// Logits of the last batch's drawing rows.

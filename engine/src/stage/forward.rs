@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use kernels::backend::{Backend, Batch};
+use kernels::backend::{Backend, BackendError, Batch, Faults, Pass, Row, Then};
 
-use super::{Fault, Input, Stage};
+use super::{Drawing, Fault, Input, Layer, Stage, Workspace};
 use crate::message::Segment;
 
 impl<B: Backend> Stage<B> {
@@ -16,103 +16,90 @@ impl<B: Backend> Stage<B> {
         segments: &[Segment],
         input: Input<'_>,
         faults: &mut Vec<Fault>,
-    ) {
-        let rows = self.workspace.rows.len();
-        self.workspace.faults.reset(rows);
+    ) -> Result<(), BackendError> {
         faults.clear();
-        match (input, &self.embedding) {
-            (Input::Tokens(tokens), Some(table)) => {
-                let scale = self.config.embedding_scale;
-                self.backend.embed(&table.weight, tokens, scale, self.profile, &mut self.workspace.hidden);
+        let Self { backend, config, shard, rope, layers: held, embedding, kv, workspace, .. } = self;
+        let Workspace { step, hidden, normed, query, attended, gated, rows, pages, .. } = workspace;
+        let sources = if let Input::Tokens(tokens) = input { tokens } else { &[] };
+        backend.begin(step, Batch { rows, pages, sources });
+        if let Input::Rows(values) = input {
+            backend.upload(values, hidden);
+        }
+        let table = embedding.as_ref().filter(|_| matches!(input, Input::Tokens(_)));
+        let pass = Pass::Layers { layers: layers.clone(), embedding: table.is_some() };
+        let first = shard.layers.start;
+        backend.run(step, pass, |step| {
+            if let Some(table) = table {
+                backend.embed(table, config.embedding_scale, step, hidden);
             }
-            (Input::Tokens(_), None) => {}
-            (Input::Rows(values), _) => self.backend.upload(values, &mut self.workspace.hidden),
-        }
-        for layer in layers {
-            self.layer(layer - self.shard.layers.start);
-            self.collect_faults(segments, layer, faults);
-        }
-    }
-
-    /// One decoder layer over the batch, in place; `index` counts within the shard.
-    fn layer(&mut self, index: usize) {
-        let (layer, shape, backend) = (&self.layers[index], &self.shapes[index], &self.backend);
-        let w = &mut self.workspace;
-        let batch = Batch { rows: &w.rows, pages: &w.pages };
-        let (rows, faults) = (w.rows.len(), &mut w.faults);
-
-        backend.norm(&layer.attention_norm, &w.hidden, rows, &mut w.normed, faults);
-        backend.qkv(
-            &layer.qkv,
-            shape,
-            &self.rope,
-            &w.normed,
-            batch,
-            index,
-            &mut w.query,
-            &mut self.kv,
-            faults,
-        );
-        backend.attention(shape, &w.query, &self.kv, batch, index, &mut w.attended, faults);
-        backend.project(&layer.output, &w.attended, rows, &mut w.hidden, faults);
-
-        backend.norm(&layer.mlp_norm, &w.hidden, rows, &mut w.normed, faults);
-        backend.gate_up(&layer.gate_up, &w.normed, rows, &mut w.gated, faults);
-        backend.project(&layer.down, &w.gated, rows, &mut w.hidden, faults);
-        backend.finish(&mut w.hidden, rows, self.profile, faults);
+            if let Some(layer) = layers.clone().next() {
+                backend.enter(step, layer);
+                backend.norm(&held[layer - first].attention_norm, hidden, step, normed);
+            }
+            for layer in layers.clone() {
+                let index = layer - first;
+                let Layer { shape, qkv, output, mlp_norm, gate_up, down, .. } = &held[index];
+                backend.enter(step, layer);
+                backend.qkv(qkv, shape, rope, normed, index, step, query, kv);
+                backend.attention(shape, query, kv, index, step, attended);
+                backend.project(output, attended, step, hidden, Then::Norm(mlp_norm, normed));
+                backend.gate_up(gate_up, normed, step, gated);
+                let next = (layer + 1 < layers.end).then(|| &held[index + 1].attention_norm);
+                let then = next.map_or(Then::End, |norm| Then::Next(norm, normed));
+                backend.project(down, gated, step, hidden, then);
+            }
+        });
+        collect(backend.end(step)?, 0..rows.len() as u32, segments, faults);
+        // Of each segment the fault at the lowest position stands. That one does not depend on the rows that
+        // came along, because no row sees a later one.
+        faults.dedup_by_key(|fault| fault.segment);
+        Ok(())
     }
 
     /// Logits of the listed rows of the last step, one row after another in `out`
     /// (`[rows.len()][vocabulary]`), at most [`Stage::draw_rows`] of them. Only a stage with a head has any.
+    ///
+    /// # Errors
+    /// If the device failed.
     pub fn logits(
         &mut self,
         segments: &[Segment],
         rows: &[u32],
         out: &mut Vec<f32>,
         faults: &mut Vec<Fault>,
-    ) {
-        let w = &mut self.workspace;
-        let (Some(head), Some(logits)) = (&self.head, &mut w.logits) else { return };
-        self.backend.gather(&w.hidden, rows, &mut w.chosen);
-        w.faults.reset(rows.len());
-        self.backend.norm(&head.norm, &w.chosen, rows.len(), &mut w.chosen_normed, &mut w.faults);
-        self.backend.logits(&head.weight, &w.chosen_normed, rows.len(), logits, &mut w.faults);
-        out.resize(rows.len() * self.config.vocabulary, 0.0);
-        self.backend.download(logits, 0..rows.len(), out);
-        for (index, &row) in rows.iter().enumerate() {
-            if let Some(operation) = w.faults.of(index) {
-                let (segment, position) = locate(segments, row as usize);
-                faults.push(Fault {
-                    segment,
-                    position,
-                    layer: self.config.layers,
-                    operation: operation.into(),
-                });
-            }
-        }
-    }
-
-    /// Moves what the device recorded in `layer` to the sessions it belongs to.
-    fn collect_faults(&mut self, segments: &[Segment], layer: usize, out: &mut Vec<Fault>) {
-        let recorded = &self.workspace.faults;
-        if !recorded.any() {
-            return;
-        }
-        for row in 0..self.workspace.rows.len() {
-            let Some(operation) = recorded.of(row) else { continue };
-            let (segment, position) = locate(segments, row);
-            note(Fault { segment, position, layer, operation: operation.into() }, out);
-        }
+    ) -> Result<(), BackendError> {
+        let Self { backend, config, head, workspace, .. } = self;
+        let (Some(head), Some(drawing)) = (head, &mut workspace.drawing) else { return Ok(()) };
+        let Drawing { step, hidden, normed, logits, rows: drawn } = drawing;
+        drawn.clear();
+        drawn.extend(rows.iter().map(|&row| Row { pages: 0..0, ..workspace.rows[row as usize] }));
+        backend.begin(step, Batch { rows: drawn, pages: &[], sources: rows });
+        backend.run(step, Pass::Head, |step| {
+            backend.enter(step, config.layers);
+            backend.gather(&workspace.hidden, step, hidden);
+            backend.norm(&head.norm, hidden, step, normed);
+            backend.logits(&head.weight, normed, step, logits);
+        });
+        collect(backend.end(step)?, rows.iter().copied(), segments, faults);
+        out.resize(rows.len() * config.vocabulary, 0.0);
+        backend.download(logits, 0..rows.len(), out)
     }
 }
 
-/// Keeps one fault per segment: of those at the lowest position the first. That one does not depend on
-/// the rows that came along, because no row sees a later one.
-fn note(fault: Fault, faults: &mut Vec<Fault>) {
-    match faults.iter_mut().find(|known| known.segment == fault.segment) {
-        Some(known) if known.position <= fault.position => {}
-        Some(known) => *known = fault,
-        None => faults.push(fault),
+/// Moves what the device recorded of `rows` to the sessions it belongs to.
+fn collect(
+    recorded: &Faults,
+    rows: impl Iterator<Item = u32>,
+    segments: &[Segment],
+    faults: &mut Vec<Fault>,
+) {
+    if !recorded.any() {
+        return;
+    }
+    for (index, row) in rows.enumerate() {
+        let Some(fault) = recorded.of(index) else { continue };
+        let (segment, position) = locate(segments, row as usize);
+        faults.push(Fault { segment, position, layer: fault.layer, operation: fault.operation.into() });
     }
 }
 
@@ -131,18 +118,35 @@ fn locate(segments: &[Segment], row: usize) -> (usize, u32) {
 
 #[cfg(test)]
 mod tests {
+    use kernels::backend::Operation;
+
     use super::*;
-    use crate::message::FaultOperation;
+    use crate::message::{FaultOperation, SessionId};
 
     #[test]
-    fn the_fault_of_the_first_position_stands() {
-        let fault = |segment, position, layer| {
-            let operation = FaultOperation::LayerOutput;
-            Fault { segment, position, layer, operation }
+    fn faults_are_of_their_sessions() {
+        let segment = |session, from, rows| Segment {
+            session: SessionId(session),
+            from,
+            rows,
+            drawn: Vec::new(),
+            drafted: 0,
         };
+        let segments = [segment(1, 60, 3), segment(2, 0, 0), segment(3, 5, 2)];
+        let mut recorded = Faults::default();
+        recorded.reset(5);
+        recorded.record(2, 2, Operation::LayerOutput);
+        recorded.record(1, 3, Operation::Quantise);
+        recorded.record(1, 4, Operation::LayerOutput);
+        recorded.record(3, 0, Operation::KvRound);
         let mut faults = Vec::new();
-        let recorded = [fault(0, 70, 2), fault(1, 5, 2), fault(0, 60, 3), fault(0, 70, 3), fault(0, 60, 4)];
-        recorded.into_iter().for_each(|fault| note(fault, &mut faults));
-        assert_eq!(faults, [fault(0, 60, 3), fault(1, 5, 2)]);
+        collect(&recorded, 0..5, &segments, &mut faults);
+        let fault = |segment, position, layer, operation| Fault { segment, position, layer, operation };
+        let expected = [
+            fault(0, 61, 3, FaultOperation::Quantise),
+            fault(0, 62, 2, FaultOperation::LayerOutput),
+            fault(2, 5, 0, FaultOperation::KvRound),
+        ];
+        assert_eq!(faults, expected);
     }
 }

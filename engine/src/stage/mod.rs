@@ -8,8 +8,7 @@ use std::{ops::Range, sync::Arc};
 
 use kernels::{
     backend::{
-        AttentionShape, Backend, BackendError, Faults, GateUp, Grouping, KvShape, Linear, Profile, Qkv,
-        RmsNorm, Row,
+        AttentionShape, Backend, BackendError, Grouping, KvShape, Linear, Profile, RmsNorm, Row, StepShape,
     },
     rope::{RopeError, RopeTable},
     tensor::WeightMatrix,
@@ -20,8 +19,8 @@ use crate::{
     message::{BlockHash, FaultOperation, RouteId, Segment, SessionId},
     model::{LayerWeights, ModelConfig, Shard, ShardWeights},
 };
-use kv::Pager;
 pub use kv::{KvUsage, Prompt, Short};
+use kv::{Pager, pages_for};
 
 /// Most rows whose logits are computed at once. A row of them is as long as the vocabulary, which makes
 /// this the widest buffer of a step by far: 37 MiB for 64 rows of 150,000 tokens.
@@ -108,6 +107,17 @@ pub enum StepError {
     Unknown,
 }
 
+/// Why a step came to nothing.
+#[derive(Debug, Error)]
+pub enum ComputeError {
+    /// It breaks the rules.
+    #[error(transparent)]
+    Refused(#[from] StepError),
+    /// The device failed: the stage and what it held are lost.
+    #[error(transparent)]
+    Device(#[from] BackendError),
+}
+
 /// Rows on their way into a stage.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
@@ -130,24 +140,42 @@ pub struct Fault {
     pub operation: FaultOperation,
 }
 
-struct Head<M> {
-    norm: RmsNorm,
-    weight: Arc<Linear<M>>,
+/// A decoder layer on the device.
+struct Layer<B: Backend> {
+    shape: AttentionShape,
+    attention_norm: B::Norm,
+    qkv: B::Qkv,
+    output: B::Linear,
+    mlp_norm: B::Norm,
+    gate_up: B::GateUp,
+    down: B::Linear,
+}
+
+struct Head<B: Backend> {
+    norm: B::Norm,
+    weight: Arc<B::Linear>,
 }
 
 /// Buffers of one step, sized once for the largest.
 struct Workspace<B: Backend> {
+    step: B::Step,
     hidden: B::Buffer,
     normed: B::Activation,
     query: B::Buffer,
     attended: B::Activation,
     gated: B::Activation,
-    chosen: B::Buffer,
-    chosen_normed: B::Activation,
-    logits: Option<B::Buffer>,
+    drawing: Option<Drawing<B>>,
     rows: Vec<Row>,
     pages: Vec<u32>,
-    faults: Faults,
+}
+
+/// Buffers of the rows whose logits are computed.
+struct Drawing<B: Backend> {
+    step: B::Step,
+    hidden: B::Buffer,
+    normed: B::Activation,
+    logits: B::Buffer,
+    rows: Vec<Row>,
 }
 
 /// See the module. Generic over the device; the forward pass is written once, in `forward.rs`.
@@ -157,11 +185,10 @@ pub struct Stage<B: Backend> {
     shard: Shard,
     profile: Profile,
     limits: StageLimits,
-    rope: RopeTable,
-    shapes: Vec<AttentionShape>,
-    layers: Vec<LayerWeights<B::Matrix>>,
-    embedding: Option<Arc<Linear<B::Matrix>>>,
-    head: Option<Head<B::Matrix>>,
+    rope: B::Rope,
+    layers: Vec<Layer<B>>,
+    embedding: Option<Arc<B::Linear>>,
+    head: Option<Head<B>>,
     kv: B::Kv,
     pager: Pager,
     workspace: Workspace<B>,
@@ -179,22 +206,21 @@ impl<B: Backend> Stage<B> {
     ) -> Result<Self, StageError> {
         let positions = limits.positions.min(config.max_positions);
         let limits = StageLimits { positions, ..limits };
-        let rope = RopeTable::new(&config.rope, positions as usize)?;
+        let rope = backend.load_rope(RopeTable::new(&config.rope, positions as usize)?)?;
         let groupings = Groupings::of(&weights);
         let Ends { embedding, head } =
             upload_ends(&backend, weights.embedding, weights.final_norm, weights.head)?;
-        let layers = weights
-            .layers
-            .into_iter()
-            .map(|layer| upload_layer(&backend, layer))
-            .collect::<Result<Vec<_>, BackendError>>()?;
-        let shape = |layer: usize| AttentionShape {
+        let shape = AttentionShape {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             scale: config.attention_scale,
-            window: config.windows[layer],
+            window: None,
         };
+        let windows = &config.windows[shard.layers.clone()];
+        let layers = (weights.layers.into_iter().zip(windows))
+            .map(|(layer, &window)| upload_layer(&backend, layer, AttentionShape { window, ..shape }))
+            .collect::<Result<Vec<_>, BackendError>>()?;
         let kv = backend.kv(KvShape {
             layers: layers.len(),
             pages: limits.pages,
@@ -204,7 +230,6 @@ impl<B: Backend> Stage<B> {
         })?;
         let workspace = Workspace::plan(&backend, config, &limits, profile, &groupings, head.is_some())?;
         Ok(Self {
-            shapes: shard.layers.clone().map(shape).collect(),
             backend,
             config: config.clone(),
             shard: shard.clone(),
@@ -304,16 +329,19 @@ impl<B: Backend> Stage<B> {
     /// [`Stage::reserve`] found pages. Afterwards [`Stage::read_rows`] and [`Stage::logits`] read the
     /// outcome; `faults` has the first fault of each segment that has any, and its session holds the
     /// positions before it.
+    ///
+    /// # Errors
+    /// If the step breaks the rules, or the device failed: then nothing that the stage does any more holds.
     pub fn step(
         &mut self,
         layers: Range<usize>,
         segments: &[Segment],
         input: Input<'_>,
         faults: &mut Vec<Fault>,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ComputeError> {
         self.check(segments, input)?;
         self.place(segments);
-        self.forward(layers, segments, input, faults);
+        self.forward(layers, segments, input, faults)?;
         for (index, segment) in segments.iter().enumerate() {
             let fault = faults.iter().find(|fault| fault.segment == index);
             let held = fault.map_or(segment.from + segment.rows, |fault| fault.position);
@@ -323,9 +351,12 @@ impl<B: Backend> Stage<B> {
     }
 
     /// Output rows of the last step, `[rows.len()][hidden]`.
-    pub fn read_rows(&self, rows: Range<usize>, out: &mut Vec<f32>) {
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), BackendError> {
         out.resize(rows.len() * self.config.hidden, 0.0);
-        self.backend.download(&self.workspace.hidden, rows, out);
+        self.backend.download(&self.workspace.hidden, rows, out)
     }
 
     fn check(&self, segments: &[Segment], input: Input<'_>) -> Result<(), StepError> {
@@ -354,7 +385,7 @@ impl<B: Backend> Stage<B> {
         let Workspace { rows, pages, .. } = &mut self.workspace;
         rows.clear();
         pages.clear();
-        for segment in segments {
+        for segment in segments.iter().filter(|segment| segment.rows > 0) {
             let first = pages.len();
             pages.extend_from_slice(self.pager.table(segment.session));
             let positions = segment.from..segment.from + segment.rows;
@@ -402,59 +433,63 @@ impl<B: Backend> Workspace<B> {
         head: bool,
     ) -> Result<Self, BackendError> {
         let rows = limits.rows;
-        let drawn = draw_rows(limits);
         let attended = config.heads * config.head_dim;
+        let table = pages_for(limits.positions).min(limits.pages);
+        let positions = limits.positions as usize;
+        let drawing =
+            head.then(|| Drawing::plan(backend, config, draw_rows(limits), profile, groupings.head));
         Ok(Self {
+            step: backend.step(StepShape { rows, pages: rows * table, positions, profile })?,
             hidden: backend.buffer(rows, config.hidden)?,
             normed: backend.activation(rows, config.hidden, profile, groupings.normed)?,
             query: backend.buffer(rows, attended)?,
             attended: backend.activation(rows, attended, profile, groupings.attended)?,
             gated: backend.activation(rows, config.intermediate, profile, groupings.gated)?,
-            chosen: backend.buffer(drawn, config.hidden)?,
-            chosen_normed: backend.activation(drawn, config.hidden, profile, groupings.head)?,
-            logits: head.then(|| backend.buffer(drawn, config.vocabulary)).transpose()?,
+            drawing: drawing.transpose()?,
             rows: Vec::with_capacity(rows),
             pages: Vec::new(),
-            faults: Faults::default(),
         })
     }
 }
 
-fn upload_linear<B: Backend>(
-    backend: &B,
-    linear: Linear<WeightMatrix>,
-) -> Result<Linear<B::Matrix>, BackendError> {
-    Ok(Linear { weight: backend.matrix(linear.weight)?, bias: linear.bias })
+impl<B: Backend> Drawing<B> {
+    fn plan(
+        backend: &B,
+        config: &ModelConfig,
+        rows: usize,
+        profile: Profile,
+        grouping: Grouping,
+    ) -> Result<Self, BackendError> {
+        Ok(Self {
+            step: backend.step(StepShape { rows, pages: 0, positions: 0, profile })?,
+            hidden: backend.buffer(rows, config.hidden)?,
+            normed: backend.activation(rows, config.hidden, profile, grouping)?,
+            logits: backend.buffer(rows, config.vocabulary)?,
+            rows: Vec::with_capacity(rows),
+        })
+    }
 }
 
 fn upload_layer<B: Backend>(
     backend: &B,
     layer: LayerWeights,
-) -> Result<LayerWeights<B::Matrix>, BackendError> {
-    Ok(LayerWeights {
-        attention_norm: layer.attention_norm,
-        qkv: Qkv {
-            q: upload_linear(backend, layer.qkv.q)?,
-            k: upload_linear(backend, layer.qkv.k)?,
-            v: upload_linear(backend, layer.qkv.v)?,
-            q_norm: layer.qkv.q_norm,
-            k_norm: layer.qkv.k_norm,
-        },
-        output: upload_linear(backend, layer.output)?,
-        mlp_norm: layer.mlp_norm,
-        gate_up: GateUp {
-            gate: upload_linear(backend, layer.gate_up.gate)?,
-            up: upload_linear(backend, layer.gate_up.up)?,
-            activation: layer.gate_up.activation,
-        },
-        down: upload_linear(backend, layer.down)?,
+    shape: AttentionShape,
+) -> Result<Layer<B>, BackendError> {
+    Ok(Layer {
+        shape,
+        attention_norm: backend.load_norm(layer.attention_norm)?,
+        qkv: backend.load_qkv(layer.qkv)?,
+        output: backend.load_linear(layer.output)?,
+        mlp_norm: backend.load_norm(layer.mlp_norm)?,
+        gate_up: backend.load_gate_up(layer.gate_up)?,
+        down: backend.load_linear(layer.down)?,
     })
 }
 
 /// What the first and the last stage hold beside layers.
-struct Ends<M> {
-    embedding: Option<Arc<Linear<M>>>,
-    head: Option<Head<M>>,
+struct Ends<B: Backend> {
+    embedding: Option<Arc<B::Linear>>,
+    head: Option<Head<B>>,
 }
 
 /// A tied head on the stage of its embedding shares the embedding's matrix.
@@ -463,12 +498,16 @@ fn upload_ends<B: Backend>(
     embedding: Option<WeightMatrix>,
     final_norm: Option<RmsNorm>,
     head: Option<Linear<WeightMatrix>>,
-) -> Result<Ends<B::Matrix>, BackendError> {
-    let upload = |linear| upload_linear(backend, linear).map(Arc::new);
+) -> Result<Ends<B>, BackendError> {
+    let upload = |linear| backend.load_linear(linear).map(Arc::new);
     let embedding = embedding.map(|weight| upload(Linear { weight, bias: None })).transpose()?;
-    let head = match head {
+    let weight = match head {
         Some(head) => Some(upload(head)?),
         None => embedding.clone(),
     };
-    Ok(Ends { head: final_norm.zip(head).map(|(norm, weight)| Head { norm, weight }), embedding })
+    let head = match final_norm.zip(weight) {
+        Some((norm, weight)) => Some(Head { norm: backend.load_norm(norm)?, weight }),
+        None => None,
+    };
+    Ok(Ends { embedding, head })
 }

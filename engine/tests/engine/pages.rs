@@ -141,7 +141,7 @@ impl Driver {
         let stage = &mut self.stages[stage];
         stage.step(stage.shard().layers.clone(), segments, input, &mut faults).unwrap();
         assert_eq!(faults, Vec::<Fault>::new());
-        stage.read_rows(0..rows, &mut out);
+        stage.read_rows(0..rows, &mut out).unwrap();
         out
     }
 
@@ -161,7 +161,7 @@ impl Driver {
                 if position + 1 == known {
                     let (mut logits, mut faults) = (Vec::new(), Vec::new());
                     let row = (at + position - from) as u32;
-                    self.stages[1].logits(segments, &[row], &mut logits, &mut faults);
+                    self.stages[1].logits(segments, &[row], &mut logits, &mut faults).unwrap();
                     assert_eq!(faults, Vec::<Fault>::new());
                     session.logits.push(bits(&logits));
                     session.tokens.push(argmax(&logits));

@@ -112,7 +112,7 @@ impl<B: Backend + Clone> Pipeline<B> {
             stage.step(layers, &segments, input, &mut faults).unwrap();
             assert_eq!(faults, Vec::<Fault>::new());
             let mut out = Vec::new();
-            stage.read_rows(0..tokens.len(), &mut out);
+            stage.read_rows(0..tokens.len(), &mut out).unwrap();
             let wire = encode_rows(&out, stage.profile());
             decode_rows(&wire, stage.profile(), &mut rows).unwrap();
             assert_eq!(rows, out, "what crosses a boundary is what goes on inside a stage");
@@ -120,7 +120,7 @@ impl<B: Backend + Clone> Pipeline<B> {
         let mut logits = Vec::new();
         let all: Vec<u32> = (0..tokens.len() as u32).collect();
         let last = self.stages.last_mut().unwrap();
-        last.logits(&segments, &all, &mut logits, &mut faults);
+        last.logits(&segments, &all, &mut logits, &mut faults).unwrap();
         assert_eq!(faults, Vec::<Fault>::new());
         Outcome { hidden: rows, logits, rows: tokens.len() }
     }

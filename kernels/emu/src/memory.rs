@@ -67,7 +67,13 @@ pub(crate) struct Allocation {
 impl Memory {
     /// A card with `capacity` bytes of memory.
     pub fn new(capacity: u64) -> Self {
-        Self { capacity, used: 0, next: FIRST, live: Vec::new(), freed: VecDeque::new() }
+        Self::at(FIRST, capacity)
+    }
+
+    /// A card whose addresses begin at `first`, so that they are not another card's.
+    pub fn at(first: u64, capacity: u64) -> Self {
+        let next = first.next_multiple_of(ALIGNMENT);
+        Self { capacity, used: 0, next, live: Vec::new(), freed: VecDeque::new() }
     }
 
     /// Bytes that are allocated.

@@ -15,7 +15,7 @@ use super::{
     simd::{Fetch, LANES, Op, Simd, store_part},
 };
 use crate::{
-    backend::{AttentionShape, Batch, PAGE},
+    backend::{AttentionShape, PAGE, Row},
     reference,
 };
 
@@ -31,7 +31,9 @@ pub(crate) struct Attend<'a> {
     pub(crate) shape: &'a AttentionShape,
     pub(crate) q: &'a Buffer,
     pub(crate) kv: &'a Kv,
-    pub(crate) batch: Batch<'a>,
+    pub(crate) rows: &'a [Row],
+    /// Page tables of all sessions.
+    pub(crate) pages: &'a [u32],
     pub(crate) layer: usize,
     /// Rows of the batch by columns of the query heads.
     pub(crate) out: Window<'a>,
@@ -54,7 +56,7 @@ impl Attend<'_> {
     /// Cuts the rows into runs of one session.
     #[inline(always)]
     fn rows<S: Simd, E: Element>(&mut self, s: S, store: &Store<E>) {
-        let rows = self.batch.rows;
+        let rows = self.rows;
         let mut start = self.out.rows().start;
         while start < self.out.rows().end {
             let same = |row: &usize| rows[*row].pages == rows[start].pages;
@@ -91,14 +93,14 @@ impl Attend<'_> {
         let columns = self.out.columns();
         let kv_head = columns.start / (heads / kv_heads * head_dim);
         let mut tile = Tile::<T>::new(queries.map(|(row, _)| {
-            let last = self.batch.rows[row].position as usize;
+            let last = self.rows[row].position as usize;
             window.map_or(0, |window| (last + 1).saturating_sub(window as usize))..last + 1
         }));
         for (q, (row, head)) in tile.q.iter_mut().zip(queries) {
             let from = &self.q.row(row)[columns.start + head * head_dim..][..head_dim];
             q.iter_mut().zip(from).for_each(|(q, from)| *q = from * scale);
         }
-        let pages = &self.batch.pages[self.batch.rows[queries[0].0].pages.clone()];
+        let pages = &self.pages[self.rows[queries[0].0].pages.clone()];
         let first = tile.visible.iter().map(|visible| visible.start).min().unwrap_or(0);
         let end = tile.visible.iter().map(|visible| visible.end).max().unwrap_or(0);
         let pages = &pages[..end.div_ceil(PAGE)];

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, Grouping, KvShape, Linear,
-        Operation, Profile, Qkv, RmsNorm,
+        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, Grouping, HostStep, KvShape,
+        Linear, Operation, Pass, Profile, Qkv, RmsNorm, StepShape, Then,
     },
     rope::RopeTable,
     tensor::{GROUP, SEGMENT, WeightMatrix},
@@ -30,6 +30,11 @@ const PARALLEL: usize = 1 << 15;
 const PARALLEL_ATTENTION: usize = 1 << 16;
 
 impl Cpu {
+    fn pack(&self, weights: &WeightMatrix) -> Result<Matrix, BackendError> {
+        // The bias is 0 or 128, which is the same byte with either sign.
+        Matrix::pack(weights, self.proof().q8_bias() as u8, self.memory())
+    }
+
     /// Whether a pass over so many values is shared out.
     fn shared(&self, rows: usize, width: usize) -> bool {
         rows * width >= PARALLEL
@@ -41,7 +46,7 @@ impl Cpu {
         layers: [Layer<'_>; N],
         x: &Activation,
         first: usize,
-        faults: &mut Faults,
+        mut fault: impl FnMut(usize, Operation),
     ) {
         for Layer { outcome, out } in &layers {
             let pair = match outcome {
@@ -53,7 +58,8 @@ impl Cpu {
                 assert!(bias.is_none_or(|bias| bias.len() == matrix.rows), "one bias for each output");
                 let format = matrix.packed.format();
                 if format.is_float() {
-                    x.report(first..first + out.rows().len(), Operation::FloatLinear, faults);
+                    let rows = first..first + out.rows().len();
+                    x.faulty_rows(rows).for_each(|row| fault(row, Operation::FloatLinear));
                 }
                 assert!(x.grouping.serves(format), "the activation has the groups that the weights take");
             }
@@ -63,14 +69,9 @@ impl Cpu {
     }
 
     /// Makes the first `rows` rows of `out` the input of a linear layer: fills, pads, checks, quantises.
-    fn ready(
-        &self,
-        out: &mut Activation,
-        rows: usize,
-        faults: &mut Faults,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
-        let (width, groups, wide) = (out.width, out.stride(), out.width / SEGMENT);
+    fn ready(&self, out: &mut Activation, step: &mut HostStep, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let (rows, width) = (step.rows.len(), out.width);
+        let (groups, wide) = (out.stride(), width / SEGMENT);
         let stride = groups * (GROUP / LANES);
         let (parallel, faulty) = (self.shared(rows, width), &out.faulty);
         let filled = |row: usize, values: &mut [Full]| fill(row, &mut floats_mut(values)[..width]);
@@ -106,19 +107,19 @@ impl Cpu {
             });
         }
         if out.profile == Profile::Quantised {
-            out.report(0..rows, Operation::Quantise, faults);
+            out.faulty_rows(0..rows).for_each(|row| step.fault(row, Operation::Quantise));
         }
     }
 
-    /// Runs `check` on each of `rows`; where it fails, `operation` is the row's fault.
+    /// Runs `check` on each row; where it fails, `operation` is the row's fault.
     fn check(
         &self,
         out: &mut Buffer,
-        rows: usize,
+        step: &mut HostStep,
         operation: Operation,
-        faults: &mut Faults,
         check: impl Fn(&mut [Full]) -> bool + Sync,
     ) {
+        let rows = step.rows.len();
         // A check reads a value in a fraction of the time of a norm.
         let (stride, parallel) = (out.stride(), self.shared(rows, out.width / 8));
         let (values, faulty) = out.checked(rows);
@@ -127,9 +128,15 @@ impl Cpu {
         });
         for (row, faulty) in faulty.iter().enumerate() {
             if faulty.load(Ordering::Relaxed) {
-                faults.record(row, operation);
+                step.fault(row, operation);
             }
         }
+    }
+
+    /// Ends a layer.
+    fn finish(&self, h: &mut Buffer, step: &mut HostStep) {
+        let round = step.profile == Profile::Quantised;
+        self.check(h, step, Operation::LayerOutput, |values| self.proof().dispatch(Finish { values, round }));
     }
 
     /// Norms and rotates the heads of a stage of rows and writes its K and V to their pages.
@@ -139,7 +146,7 @@ impl Cpu {
         (q, k): (Window<'_>, Window<'_>),
         (keys, values): (Tiles<'_, E>, Tiles<'_, E>),
     ) {
-        let rows = heads.batch.rows.len();
+        let rows = heads.rows.len();
         let (q_width, k_width) = (q.columns().len(), k.columns().len());
         let q = Tiles::new(q, rows, q_width / k_width * heads.head_dim);
         let k = Tiles::new(k, rows, heads.head_dim);
@@ -237,19 +244,39 @@ impl Op for Finite<'_> {
 }
 
 impl Backend for Cpu {
-    type Matrix = Matrix;
+    type Linear = Linear<Matrix>;
+    type Qkv = Qkv<Matrix>;
+    type GateUp = GateUp<Matrix>;
+    type Norm = RmsNorm;
+    type Rope = RopeTable;
     type Buffer = Buffer;
     type Activation = Activation;
     type Kv = Kv;
+    type Step = HostStep;
 
     fn describe(&self) -> String {
         let plural = if self.threads() == 1 { "" } else { "s" };
         format!("CPU, {}, {} thread{plural}", self.isa(), self.threads())
     }
 
-    fn matrix(&self, weights: WeightMatrix) -> Result<Matrix, BackendError> {
-        // The bias is 0 or 128, which is the same byte with either sign.
-        Matrix::pack(&weights, self.proof().q8_bias() as u8, self.memory())
+    fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<Linear<Matrix>, BackendError> {
+        weights.try_map(|matrix| self.pack(&matrix))
+    }
+
+    fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<Qkv<Matrix>, BackendError> {
+        weights.try_map(|matrix| self.pack(&matrix))
+    }
+
+    fn load_gate_up(&self, weights: GateUp<WeightMatrix>) -> Result<GateUp<Matrix>, BackendError> {
+        weights.try_map(|matrix| self.pack(&matrix))
+    }
+
+    fn load_norm(&self, norm: RmsNorm) -> Result<RmsNorm, BackendError> {
+        Ok(norm)
+    }
+
+    fn load_rope(&self, table: RopeTable) -> Result<RopeTable, BackendError> {
+        Ok(table)
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
@@ -270,33 +297,55 @@ impl Backend for Cpu {
         Kv::new(shape, self.memory())
     }
 
+    fn step(&self, shape: StepShape) -> Result<HostStep, BackendError> {
+        Ok(HostStep::new(shape))
+    }
+
+    fn begin(&self, step: &mut HostStep, batch: Batch<'_>) {
+        step.begin(batch);
+    }
+
     fn upload(&self, values: &[f32], out: &mut Buffer) {
         for (row, values) in values.chunks_exact(out.width).enumerate() {
             out.row_mut(row).copy_from_slice(values);
         }
     }
 
-    fn download(&self, buffer: &Buffer, rows: Range<usize>, out: &mut [f32]) {
+    fn run(&self, step: &mut HostStep, _pass: Pass, issue: impl FnOnce(&mut HostStep)) {
+        issue(step);
+    }
+
+    fn end<'a>(&self, step: &'a mut HostStep) -> Result<&'a Faults, BackendError> {
+        Ok(&step.faults)
+    }
+
+    fn download(&self, buffer: &Buffer, rows: Range<usize>, out: &mut [f32]) -> Result<(), BackendError> {
         assert_eq!(out.len(), rows.len() * buffer.width, "the output holds the rows");
         for (row, out) in rows.zip(out.chunks_exact_mut(buffer.width)) {
             out.copy_from_slice(buffer.row(row));
         }
+        Ok(())
     }
 
-    fn gather(&self, from: &Buffer, rows: &[u32], out: &mut Buffer) {
-        for (i, &row) in rows.iter().enumerate() {
+    fn enter(&self, step: &mut HostStep, layer: usize) {
+        step.layer = layer;
+    }
+
+    fn gather(&self, from: &Buffer, step: &mut HostStep, out: &mut Buffer) {
+        for (i, &row) in step.sources.iter().enumerate() {
             out.row_mut(i).copy_from_slice(from.row(row as usize));
         }
     }
 
-    fn embed(&self, table: &Matrix, tokens: &[u32], scale: Option<f32>, profile: Profile, out: &mut Buffer) {
+    fn embed(&self, table: &Linear<Matrix>, scale: Option<f32>, step: &mut HostStep, out: &mut Buffer) {
         let (stride, width) = (out.stride(), out.width);
+        let (tokens, profile) = (&step.sources, step.profile);
         let parallel = self.shared(tokens.len(), width);
         let rows = Indexed(Runs::new(out.first_mut(tokens.len()), stride));
         self.pool().split(rows, parallel, |(row, values)| {
             let (row_values, padding) = floats_mut(values).split_at_mut(width);
             padding.fill(0.0);
-            table.decode_row(tokens[row] as usize, row_values);
+            table.weight.decode_row(tokens[row] as usize, row_values);
             if let Some(scale) = scale {
                 row_values.iter_mut().for_each(|value| *value *= scale);
             }
@@ -306,9 +355,9 @@ impl Backend for Cpu {
         });
     }
 
-    fn norm(&self, norm: &RmsNorm, x: &Buffer, rows: usize, out: &mut Activation, faults: &mut Faults) {
+    fn norm(&self, norm: &RmsNorm, x: &Buffer, step: &mut HostStep, out: &mut Activation) {
         assert!(x.width == out.width && norm.weight.len() == x.width, "the norm fits its row");
-        self.ready(out, rows, faults, |row, to| {
+        self.ready(out, step, |row, to| {
             self.proof().dispatch(Norm { norm, from: x.row(row), to });
         });
     }
@@ -319,11 +368,10 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         rope: &RopeTable,
         x: &Activation,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut HostStep,
         q: &mut Buffer,
         kv: &mut Kv,
-        faults: &mut Faults,
     ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
         assert!(kv.shape.kv_heads == kv_heads && kv.shape.head_dim == head_dim, "the store fits the layer");
@@ -333,8 +381,10 @@ impl Backend for Cpu {
         assert!(weights.k.weight.rows == kv_width && weights.v.weight.rows == kv_width, "k and v fit");
         let (width, q_stride, stride) = (q.width, q.stride(), staged_stride(&kv.shape));
         let products = [product(&weights.q), product(&weights.k), product(&weights.v)];
-        for first in (0..batch.rows.len()).step_by(STAGED_ROWS) {
-            let rows = &batch.rows[first..batch.rows.len().min(first + STAGED_ROWS)];
+        let HostStep { rows: all, pages, faults, layer: entered, .. } = step;
+        let mut fault = |row, operation| faults.record(row, *entered, operation);
+        for first in (0..all.len()).step_by(STAGED_ROWS) {
+            let rows = &all[first..all.len().min(first + STAGED_ROWS)];
             let q = &mut q.first_mut(first + rows.len())[first * q_stride..];
             let [k, v] = &mut kv.staged;
             let (k, v) = (&mut k[..rows.len() * stride], &mut v[..rows.len() * stride]);
@@ -348,7 +398,7 @@ impl Backend for Cpu {
                 let outcome = outcomes.next().expect("one product for each output");
                 Layer { outcome, out }
             });
-            self.products(layers, x, first, faults);
+            self.products(layers, x, first, &mut fault);
             let faulty = &kv.faulty[..rows.len()];
             faulty.iter().for_each(|faulty| faulty.store(false, Ordering::Relaxed));
             let heads = Heads {
@@ -356,7 +406,8 @@ impl Backend for Cpu {
                 q_norm: weights.q_norm.as_ref(),
                 k_norm: weights.k_norm.as_ref(),
                 rope,
-                batch: Batch { rows, ..batch },
+                rows,
+                pages,
                 v,
                 stride,
                 faulty,
@@ -369,7 +420,7 @@ impl Backend for Cpu {
             }
             for (row, faulty) in faulty.iter().enumerate() {
                 if faulty.load(Ordering::Relaxed) {
-                    faults.record(first + row, Operation::KvRound);
+                    fault(first + row, Operation::KvRound);
                 }
             }
         }
@@ -380,78 +431,69 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         q: &Buffer,
         kv: &Kv,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut HostStep,
         out: &mut Activation,
-        faults: &mut Faults,
     ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
         assert!(kv.shape.kv_heads == kv_heads && kv.shape.head_dim == head_dim, "the store fits the layer");
         assert!(heads.is_multiple_of(kv_heads), "query heads share KV heads evenly");
         assert!(q.width == heads * head_dim && out.width == q.width, "the heads fill the rows");
-        let rows = batch.rows.len();
+        let (rows, pages) = (&step.rows, &step.pages);
         let stride = out.stride() * (GROUP / LANES);
-        let last = batch.rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        let parallel = rows * q.width * last >= PARALLEL_ATTENTION;
-        let whole = Window::new(floats_mut(&mut out.values[..rows * stride]), stride * LANES);
+        let last = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        let parallel = rows.len() * q.width * last >= PARALLEL_ATTENTION;
+        let whole = Window::new(floats_mut(&mut out.values[..rows.len() * stride]), stride * LANES);
         let tiles = Tiles::new(whole.narrow(q.width), TASK_ROWS, heads / kv_heads * head_dim);
         self.pool().split(tiles, parallel, |out| {
-            self.proof().dispatch(Attend { shape, q, kv, batch, layer, out });
+            self.proof().dispatch(Attend { shape, q, kv, rows, pages, layer, out });
         });
-        self.ready(out, rows, faults, |_, _| {});
+        self.ready(out, step, |_, _| {});
     }
 
     fn project(
         &self,
         linear: &Linear<Matrix>,
         x: &Activation,
-        rows: usize,
+        step: &mut HostStep,
         h: &mut Buffer,
-        faults: &mut Faults,
+        then: Then<'_, RmsNorm, Activation>,
     ) {
         assert_eq!(linear.weight.rows, h.width, "the projection fits the residual");
         let stride = h.stride() * LANES;
-        let out = Window::new(floats_mut(h.first_mut(rows)), stride);
-        self.products([Layer { outcome: Outcome::Add(&product(linear)), out }], x, 0, faults);
+        let out = Window::new(floats_mut(h.first_mut(step.rows.len())), stride);
+        let layer = Layer { outcome: Outcome::Add(&product(linear)), out };
+        self.products([layer], x, 0, |row, operation| step.fault(row, operation));
+        match then {
+            Then::Nothing => {}
+            Then::Norm(norm, out) => self.norm(norm, h, step, out),
+            Then::End => self.finish(h, step),
+            Then::Next(norm, out) => {
+                self.finish(h, step);
+                self.enter(step, step.layer + 1);
+                self.norm(norm, h, step, out);
+            }
+        }
     }
 
-    fn gate_up(
-        &self,
-        weights: &GateUp<Matrix>,
-        x: &Activation,
-        rows: usize,
-        out: &mut Activation,
-        faults: &mut Faults,
-    ) {
+    fn gate_up(&self, weights: &GateUp<Matrix>, x: &Activation, step: &mut HostStep, out: &mut Activation) {
         assert_eq!(weights.gate.weight.rows, out.width, "the projection fits its output");
         let Gate::Silu = weights.activation;
         let stride = out.stride() * (GROUP / LANES);
-        let window = Window::new(floats_mut(&mut out.values[..rows * stride]), stride * LANES);
+        let values = &mut out.values[..step.rows.len() * stride];
+        let window = Window::new(floats_mut(values), stride * LANES);
         let (gate, up) = (product(&weights.gate), product(&weights.up));
-        self.products([Layer { outcome: Outcome::Gated(&gate, &up), out: window }], x, 0, faults);
-        self.ready(out, rows, faults, |_, _| {});
+        let layer = Layer { outcome: Outcome::Gated(&gate, &up), out: window };
+        self.products([layer], x, 0, |row, operation| step.fault(row, operation));
+        self.ready(out, step, |_, _| {});
     }
 
-    fn finish(&self, h: &mut Buffer, rows: usize, profile: Profile, faults: &mut Faults) {
-        let round = profile == Profile::Quantised;
-        self.check(h, rows, Operation::LayerOutput, faults, |values| {
-            self.proof().dispatch(Finish { values, round })
-        });
-    }
-
-    fn logits(
-        &self,
-        head: &Linear<Matrix>,
-        x: &Activation,
-        rows: usize,
-        out: &mut Buffer,
-        faults: &mut Faults,
-    ) {
+    fn logits(&self, head: &Linear<Matrix>, x: &Activation, step: &mut HostStep, out: &mut Buffer) {
         assert_eq!(head.weight.rows, out.width, "the head fits its output");
         let stride = out.stride();
-        let window = Window::new(floats_mut(out.first_mut(rows)), stride * LANES);
+        let window = Window::new(floats_mut(out.first_mut(step.rows.len())), stride * LANES);
         let layer = Layer { outcome: Outcome::Store(&product(head)), out: window };
-        self.products([layer], x, 0, faults);
-        self.check(out, rows, Operation::Logits, faults, |values| self.proof().dispatch(Finite(values)));
+        self.products([layer], x, 0, |row, operation| step.fault(row, operation));
+        self.check(out, step, Operation::Logits, |values| self.proof().dispatch(Finite(values)));
     }
 }

@@ -11,7 +11,7 @@ use super::{
     simd::{Full, LANES, Op, Simd, load_part, store_part},
 };
 use crate::{
-    backend::{Batch, PAGE, RmsNorm},
+    backend::{PAGE, RmsNorm, Row},
     rope::RopeTable,
 };
 
@@ -23,7 +23,9 @@ pub(crate) struct Heads<'a> {
     pub(crate) k_norm: Option<&'a RmsNorm>,
     pub(crate) rope: &'a RopeTable,
     /// Where each row stands in its session.
-    pub(crate) batch: Batch<'a>,
+    pub(crate) rows: &'a [Row],
+    /// Page tables of all sessions.
+    pub(crate) pages: &'a [u32],
     /// Projected V of all KV heads, `[rows][stride]` vectors.
     pub(crate) v: &'a [Full],
     pub(crate) stride: usize,
@@ -50,8 +52,8 @@ impl<E: Element> Op for PlaceHead<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Heads { head_dim, batch, stride, .. } = self.heads;
-        for (row, place) in batch.rows.iter().enumerate() {
+        let Heads { head_dim, rows, pages, stride, .. } = self.heads;
+        for (row, place) in rows.iter().enumerate() {
             let position = place.position as usize;
             let (cos, sin) = self.heads.rope.at(position);
             for head in self.q.row(row).chunks_exact_mut(head_dim) {
@@ -60,7 +62,7 @@ impl<E: Element> Op for PlaceHead<'_, E> {
             let k = self.k.row(row);
             turn(s, k, self.heads.k_norm, cos, sin);
             let v = &floats(&self.heads.v[row * stride..][..stride])[self.kv_head * head_dim..][..head_dim];
-            let page = batch.pages[place.pages.clone()][position / PAGE] as usize;
+            let page = pages[place.pages.clone()][position / PAGE] as usize;
             if !write(s, position % PAGE, k, v, self.keys.row(page), self.values.row(page)) {
                 self.heads.faulty[row].store(true, Ordering::Relaxed);
             }

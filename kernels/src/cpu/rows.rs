@@ -10,7 +10,7 @@ use super::{
     simd::{Full, LANES},
 };
 use crate::{
-    backend::{BackendError, Faults, Grouping, Operation, Profile},
+    backend::{BackendError, Grouping, Profile},
     tensor::{GROUP, SEGMENT},
 };
 
@@ -165,12 +165,8 @@ impl Activation {
         &self.wide[row * stride..][..stride]
     }
 
-    /// Records `operation` for every faulty row of `rows`.
-    pub(crate) fn report(&self, rows: Range<usize>, operation: Operation, faults: &mut Faults) {
-        for row in rows {
-            if self.faulty[row].load(Ordering::Relaxed) {
-                faults.record(row, operation);
-            }
-        }
+    /// Those of `rows` that are faulty.
+    pub(crate) fn faulty_rows(&self, rows: Range<usize>) -> impl Iterator<Item = usize> {
+        rows.filter(|&row| self.faulty[row].load(Ordering::Relaxed))
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::{Fold, attend_block, dot, dot_float, dot_wide, quantise_group, rms_norm, rotate, silu};
 use crate::{
     backend::{
-        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, Grouping, KvShape, Linear,
-        Operation, PAGE, Profile, Qkv, RmsNorm, Row,
+        AttentionShape, Backend, BackendError, Batch, Faults, Gate, GateUp, Grouping, HostStep, KvShape,
+        Linear, Operation, PAGE, Pass, Profile, Qkv, RmsNorm, Row, StepShape, Then,
     },
     rope::RopeTable,
     round::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16},
@@ -80,10 +80,10 @@ impl Activation {
     }
 
     /// Takes `values` as row `row`, quantising it under [`Profile::Quantised`].
-    fn set(&mut self, row: usize, values: &[f32], faults: &mut Faults) {
+    fn set(&mut self, row: usize, values: &[f32], step: &mut HostStep) {
         self.values[row * self.width..][..self.width].copy_from_slice(values);
         if self.profile == Profile::Quantised && values.iter().any(|value| !value.is_finite()) {
-            faults.record(row, Operation::Quantise);
+            step.fault(row, Operation::Quantise);
         }
         if let Some(narrow) = &mut self.narrow {
             narrow.set(row, values);
@@ -113,13 +113,13 @@ impl Kv {
 }
 
 /// `W x (+ b)` of one row.
-fn linear(linear: &Linear<WeightMatrix>, x: &Activation, row: usize, faults: &mut Faults) -> Vec<f32> {
+fn linear(linear: &Linear<WeightMatrix>, x: &Activation, row: usize, step: &mut HostStep) -> Vec<f32> {
     let weights = &linear.weight;
     assert_eq!(weights.columns(), x.width, "the activation fits the matrix");
     let outputs = 0..weights.rows();
     let mut y: Vec<f32> = if weights.format().is_float() {
         if x.row(row).iter().any(|value| !value.is_finite()) {
-            faults.record(row, Operation::FloatLinear);
+            step.fault(row, Operation::FloatLinear);
         }
         outputs.map(|r| dot_float(weights, r, x.row(row))).collect()
     } else if weights.format().is_wide() {
@@ -143,11 +143,11 @@ fn norm_heads(x: &mut [f32], head_dim: usize, norm: Option<&RmsNorm>) {
 }
 
 /// All query heads of one row.
-fn attend(shape: &AttentionShape, q: &[f32], kv: &Kv, batch: Batch<'_>, row: &Row, layer: usize) -> Vec<f32> {
+fn attend(shape: &AttentionShape, q: &[f32], kv: &Kv, step: &HostStep, row: &Row, layer: usize) -> Vec<f32> {
     let AttentionShape { heads, kv_heads, head_dim, scale, window } = *shape;
     let last = row.position as usize;
     let first = window.map_or(0, |window| (last + 1).saturating_sub(window as usize));
-    let pages = &batch.pages[row.pages.clone()];
+    let pages = &step.pages[row.pages.clone()];
     let mut out = Vec::with_capacity(heads * head_dim);
     for (head, q) in q.chunks_exact(head_dim).enumerate() {
         let kv_head = head / (heads / kv_heads);
@@ -170,18 +170,54 @@ fn attend(shape: &AttentionShape, q: &[f32], kv: &Kv, batch: Batch<'_>, row: &Ro
     out
 }
 
+/// Ends a layer.
+fn finish(h: &mut Buffer, step: &mut HostStep) {
+    for row in 0..step.rows.len() {
+        for value in h.row_mut(row) {
+            let finite = value.is_finite();
+            if step.profile == Profile::Quantised {
+                *value = f32_from_bf16(bf16_from_f32(*value));
+            }
+            if !finite || !value.is_finite() {
+                step.fault(row, Operation::LayerOutput);
+            }
+        }
+    }
+}
+
 impl Backend for Reference {
-    type Matrix = WeightMatrix;
+    type Linear = Linear<WeightMatrix>;
+    type Qkv = Qkv<WeightMatrix>;
+    type GateUp = GateUp<WeightMatrix>;
+    type Norm = RmsNorm;
+    type Rope = RopeTable;
     type Buffer = Buffer;
     type Activation = Activation;
     type Kv = Kv;
+    type Step = HostStep;
 
     fn describe(&self) -> String {
         "scalar reference".to_owned()
     }
 
-    fn matrix(&self, weights: WeightMatrix) -> Result<WeightMatrix, BackendError> {
+    fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<Linear<WeightMatrix>, BackendError> {
         Ok(weights)
+    }
+
+    fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<Qkv<WeightMatrix>, BackendError> {
+        Ok(weights)
+    }
+
+    fn load_gate_up(&self, weights: GateUp<WeightMatrix>) -> Result<GateUp<WeightMatrix>, BackendError> {
+        Ok(weights)
+    }
+
+    fn load_norm(&self, norm: RmsNorm) -> Result<RmsNorm, BackendError> {
+        Ok(norm)
+    }
+
+    fn load_rope(&self, table: RopeTable) -> Result<RopeTable, BackendError> {
+        Ok(table)
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
@@ -211,47 +247,61 @@ impl Backend for Reference {
         Ok(Kv { shape, keys: vec![0.0; size], values: vec![0.0; size] })
     }
 
+    fn step(&self, shape: StepShape) -> Result<HostStep, BackendError> {
+        Ok(HostStep::new(shape))
+    }
+
+    fn begin(&self, step: &mut HostStep, batch: Batch<'_>) {
+        step.begin(batch);
+    }
+
     fn upload(&self, values: &[f32], out: &mut Buffer) {
         out.values[..values.len()].copy_from_slice(values);
     }
 
-    fn download(&self, buffer: &Buffer, rows: Range<usize>, out: &mut [f32]) {
-        out.copy_from_slice(&buffer.values[rows.start * buffer.width..rows.end * buffer.width]);
+    fn run(&self, step: &mut HostStep, _pass: Pass, issue: impl FnOnce(&mut HostStep)) {
+        issue(step);
     }
 
-    fn gather(&self, from: &Buffer, rows: &[u32], out: &mut Buffer) {
-        for (i, &row) in rows.iter().enumerate() {
+    fn end<'a>(&self, step: &'a mut HostStep) -> Result<&'a Faults, BackendError> {
+        Ok(&step.faults)
+    }
+
+    fn download(&self, buffer: &Buffer, rows: Range<usize>, out: &mut [f32]) -> Result<(), BackendError> {
+        out.copy_from_slice(&buffer.values[rows.start * buffer.width..rows.end * buffer.width]);
+        Ok(())
+    }
+
+    fn enter(&self, step: &mut HostStep, layer: usize) {
+        step.layer = layer;
+    }
+
+    fn gather(&self, from: &Buffer, step: &mut HostStep, out: &mut Buffer) {
+        for (i, &row) in step.sources.iter().enumerate() {
             out.row_mut(i).copy_from_slice(from.row(row as usize));
         }
     }
 
-    fn embed(
-        &self,
-        table: &WeightMatrix,
-        tokens: &[u32],
-        scale: Option<f32>,
-        profile: Profile,
-        out: &mut Buffer,
-    ) {
-        for (i, &token) in tokens.iter().enumerate() {
+    fn embed(&self, table: &Linear<WeightMatrix>, scale: Option<f32>, step: &mut HostStep, out: &mut Buffer) {
+        for (i, &token) in step.sources.iter().enumerate() {
             let row = out.row_mut(i);
-            table.decode_row(token as usize, row);
+            table.weight.decode_row(token as usize, row);
             for value in row {
                 if let Some(scale) = scale {
                     *value *= scale;
                 }
-                if profile == Profile::Quantised {
+                if step.profile == Profile::Quantised {
                     *value = f32_from_bf16(bf16_from_f32(*value));
                 }
             }
         }
     }
 
-    fn norm(&self, norm: &RmsNorm, x: &Buffer, rows: usize, out: &mut Activation, faults: &mut Faults) {
-        for row in 0..rows {
+    fn norm(&self, norm: &RmsNorm, x: &Buffer, step: &mut HostStep, out: &mut Activation) {
+        for row in 0..step.rows.len() {
             let mut values = x.row(row).to_vec();
             rms_norm(&mut values, &norm.weight, norm.eps);
-            out.set(row, &values, faults);
+            out.set(row, &values, step);
         }
     }
 
@@ -261,38 +311,38 @@ impl Backend for Reference {
         shape: &AttentionShape,
         rope: &RopeTable,
         x: &Activation,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut HostStep,
         q: &mut Buffer,
         kv: &mut Kv,
-        faults: &mut Faults,
     ) {
-        for (i, row) in batch.rows.iter().enumerate() {
-            let mut queries = linear(&weights.q, x, i, faults);
-            let mut keys = linear(&weights.k, x, i, faults);
-            let values = linear(&weights.v, x, i, faults);
+        for i in 0..step.rows.len() {
+            let mut queries = linear(&weights.q, x, i, step);
+            let mut keys = linear(&weights.k, x, i, step);
+            let values = linear(&weights.v, x, i, step);
             norm_heads(&mut queries, shape.head_dim, weights.q_norm.as_ref());
             norm_heads(&mut keys, shape.head_dim, weights.k_norm.as_ref());
-            let (cos, sin) = rope.at(row.position as usize);
+            let position = step.rows[i].position as usize;
+            let (cos, sin) = rope.at(position);
             for head in queries.chunks_mut(shape.head_dim).chain(keys.chunks_mut(shape.head_dim)) {
                 rotate(head, cos, sin);
             }
             q.row_mut(i).copy_from_slice(&queries);
+            let page = step.pages[step.rows[i].pages.clone()][position / PAGE];
             let mut store = |value: f32| {
                 let value = match kv.shape.profile {
                     Profile::Quantised => f32_from_f16(f16_from_f32(value)),
                     Profile::F32 => value,
                 };
                 if !value.is_finite() {
-                    faults.record(i, Operation::KvRound);
+                    step.fault(i, Operation::KvRound);
                 }
                 value
             };
             keys.iter_mut().for_each(|k| *k = store(*k));
             let values: Vec<f32> = values.into_iter().map(store).collect();
-            let page = batch.pages[row.pages.clone()][row.position as usize / PAGE];
             for kv_head in 0..shape.kv_heads {
-                let place = kv.head(layer, page, kv_head, row.position as usize % PAGE);
+                let place = kv.head(layer, page, kv_head, position % PAGE);
                 let from = kv_head * shape.head_dim..(kv_head + 1) * shape.head_dim;
                 kv.keys[place.clone()].copy_from_slice(&keys[from.clone()]);
                 kv.values[place].copy_from_slice(&values[from]);
@@ -305,13 +355,13 @@ impl Backend for Reference {
         shape: &AttentionShape,
         q: &Buffer,
         kv: &Kv,
-        batch: Batch<'_>,
         layer: usize,
+        step: &mut HostStep,
         out: &mut Activation,
-        faults: &mut Faults,
     ) {
-        for (i, row) in batch.rows.iter().enumerate() {
-            out.set(i, &attend(shape, q.row(i), kv, batch, row, layer), faults);
+        for i in 0..step.rows.len() {
+            let values = attend(shape, q.row(i), kv, step, &step.rows[i], layer);
+            out.set(i, &values, step);
         }
     }
 
@@ -319,13 +369,23 @@ impl Backend for Reference {
         &self,
         weights: &Linear<WeightMatrix>,
         x: &Activation,
-        rows: usize,
+        step: &mut HostStep,
         h: &mut Buffer,
-        faults: &mut Faults,
+        then: Then<'_, RmsNorm, Activation>,
     ) {
-        for row in 0..rows {
-            let y = linear(weights, x, row, faults);
+        for row in 0..step.rows.len() {
+            let y = linear(weights, x, row, step);
             h.row_mut(row).iter_mut().zip(y).for_each(|(h, y)| *h += y);
+        }
+        match then {
+            Then::Nothing => {}
+            Then::Norm(norm, out) => self.norm(norm, h, step, out),
+            Then::End => finish(h, step),
+            Then::Next(norm, out) => {
+                finish(h, step);
+                self.enter(step, step.layer + 1);
+                self.norm(norm, h, step, out);
+            }
         }
     }
 
@@ -333,45 +393,23 @@ impl Backend for Reference {
         &self,
         weights: &GateUp<WeightMatrix>,
         x: &Activation,
-        rows: usize,
+        step: &mut HostStep,
         out: &mut Activation,
-        faults: &mut Faults,
     ) {
-        for row in 0..rows {
-            let mut gate = linear(&weights.gate, x, row, faults);
-            let up = linear(&weights.up, x, row, faults);
+        for row in 0..step.rows.len() {
+            let mut gate = linear(&weights.gate, x, row, step);
+            let up = linear(&weights.up, x, row, step);
             let Gate::Silu = weights.activation;
             gate.iter_mut().zip(up).for_each(|(g, u)| *g = silu(*g) * u);
-            out.set(row, &gate, faults);
+            out.set(row, &gate, step);
         }
     }
 
-    fn finish(&self, h: &mut Buffer, rows: usize, profile: Profile, faults: &mut Faults) {
-        for row in 0..rows {
-            for value in h.row_mut(row) {
-                let finite = value.is_finite();
-                if profile == Profile::Quantised {
-                    *value = f32_from_bf16(bf16_from_f32(*value));
-                }
-                if !finite || !value.is_finite() {
-                    faults.record(row, Operation::LayerOutput);
-                }
-            }
-        }
-    }
-
-    fn logits(
-        &self,
-        head: &Linear<WeightMatrix>,
-        x: &Activation,
-        rows: usize,
-        out: &mut Buffer,
-        faults: &mut Faults,
-    ) {
-        for row in 0..rows {
-            let y = linear(head, x, row, faults);
+    fn logits(&self, head: &Linear<WeightMatrix>, x: &Activation, step: &mut HostStep, out: &mut Buffer) {
+        for row in 0..step.rows.len() {
+            let y = linear(head, x, row, step);
             if y.iter().any(|value| !value.is_finite()) {
-                faults.record(row, Operation::Logits);
+                step.fault(row, Operation::Logits);
             }
             out.row_mut(row).copy_from_slice(&y);
         }

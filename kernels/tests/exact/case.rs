@@ -1,7 +1,9 @@
 //! A random layer with its batches.
 
 use kernels::{
-    backend::{AttentionShape, Backend, Gate, GateUp, Grouping, Linear, PAGE, Profile, Qkv, RmsNorm, Row},
+    backend::{
+        AttentionShape, Backend, Gate, GateUp, Grouping, Linear, PAGE, Profile, Qkv, RmsNorm, Row, StepShape,
+    },
     rope::{RopeScaling, RopeSpec, RopeTable},
     tensor::{Format, WeightMatrix},
 };
@@ -34,14 +36,14 @@ pub(crate) struct Case {
 }
 
 /// A layer, its neighbours and its input.
-pub(crate) struct Layer<M> {
-    pub(crate) embedding: M,
-    pub(crate) norms: [RmsNorm; 3],
-    pub(crate) qkv: Qkv<M>,
-    pub(crate) output: Linear<M>,
-    pub(crate) gate_up: GateUp<M>,
-    pub(crate) down: Linear<M>,
-    pub(crate) head: Linear<M>,
+pub(crate) struct Layer<B: Backend> {
+    pub(crate) embedding: B::Linear,
+    pub(crate) norms: [B::Norm; 3],
+    pub(crate) qkv: B::Qkv,
+    pub(crate) output: B::Linear,
+    pub(crate) gate_up: B::GateUp,
+    pub(crate) down: B::Linear,
+    pub(crate) head: B::Linear,
 }
 
 impl Default for Case {
@@ -111,6 +113,15 @@ impl Case {
         self.batches.iter().map(|batch| batch.iter().sum()).max().unwrap()
     }
 
+    pub(crate) fn step_shape(&self) -> StepShape {
+        StepShape {
+            rows: self.max_rows(),
+            pages: self.sessions() * self.session_pages(),
+            positions: self.positions(),
+            profile: self.profile,
+        }
+    }
+
     /// Page tables of all sessions: their pages are dealt in turn, from the last page down.
     pub(crate) fn pages(&self) -> Vec<u32> {
         let (sessions, each) = (self.sessions(), self.session_pages());
@@ -138,34 +149,43 @@ impl Case {
         Some((self.batches[0][..=session].iter().sum::<usize>() - 1, value))
     }
 
-    pub(crate) fn layer<B: Backend>(&self, backend: &B) -> Layer<B::Matrix> {
+    pub(crate) fn layer<B: Backend>(&self, backend: &B) -> Layer<B> {
         let mut rng = Rng(self.seed);
         let Case { hidden, heads, kv_heads, head_dim, intermediate, vocabulary, .. } = *self;
         let second = self.second.unwrap_or(self.format);
         let mut matrix = |rows: usize, columns: usize, format: Format| {
             let values = rng.values(rows * columns, self.flavour);
-            let weights = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
+            let weight = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
             let bias = self.bias.then(|| rng.values(rows, self.flavour));
-            Linear { weight: backend.matrix(weights).unwrap(), bias }
+            Linear { weight, bias }
         };
-        let embedding = matrix(vocabulary, hidden, self.format).weight;
+        let linear = |weights: Linear<WeightMatrix>| backend.load_linear(weights).unwrap();
+        let embedding = linear(Linear { bias: None, ..matrix(vocabulary, hidden, self.format) });
         let (q, k, v) = (
             matrix(heads * head_dim, hidden, self.format),
             matrix(kv_heads * head_dim, hidden, self.format),
             matrix(kv_heads * head_dim, hidden, second),
         );
-        let output = matrix(hidden, heads * head_dim, self.format);
+        let output = linear(matrix(hidden, heads * head_dim, self.format));
         let gate_up = GateUp {
             gate: matrix(intermediate, hidden, self.format),
             up: matrix(intermediate, hidden, self.format),
             activation: Gate::Silu,
         };
-        let down = matrix(hidden, intermediate, second);
-        let head = matrix(vocabulary, hidden, second);
+        let down = linear(matrix(hidden, intermediate, second));
+        let head = linear(matrix(vocabulary, hidden, second));
         let mut norm = |width| RmsNorm { weight: rng.values(width, self.flavour), eps: 1e-6 };
         let norms = [norm(hidden), norm(hidden), norm(hidden)];
         let mut head_norm = || self.qk_norm.then(|| norm(head_dim));
         let qkv = Qkv { q, k, v, q_norm: head_norm(), k_norm: head_norm() };
-        Layer { embedding, norms, qkv, output, gate_up, down, head }
+        Layer {
+            embedding,
+            norms: norms.map(|norm| backend.load_norm(norm).unwrap()),
+            qkv: backend.load_qkv(qkv).unwrap(),
+            output,
+            gate_up: backend.load_gate_up(gate_up).unwrap(),
+            down,
+            head,
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! Linear layers alone, over every remainder of rows, columns and batch.
 
 use kernels::{
-    backend::{Backend, Faults, Grouping, Linear, Profile, RmsNorm},
+    backend::{Backend, Grouping, Linear, Profile, RmsNorm},
     reference::Reference,
     tensor::{Format, WeightMatrix},
 };
 
 use crate::{
-    cpus,
+    begin, cpus,
     rng::{Flavour, Rng},
 };
 
@@ -21,18 +21,18 @@ fn logits<B: Backend>(
 ) -> Vec<u32> {
     let (outputs, width) = (weights.rows(), weights.columns());
     let rows = x.len() / width;
-    let head = Linear { weight: backend.matrix(weights.clone()).unwrap(), bias: None };
+    let head = backend.load_linear(Linear { weight: weights.clone(), bias: None }).unwrap();
+    let norm = backend.load_norm(norm.clone()).unwrap();
     let mut from = backend.buffer(rows, width).unwrap();
     let mut to = backend.buffer(rows, outputs).unwrap();
     let mut normed = backend.activation(rows, width, profile, Grouping::of([weights.format()])).unwrap();
-    let mut faults = Faults::default();
-    faults.reset(rows);
+    let mut step = begin(backend, rows, &[], profile);
     backend.upload(x, &mut from);
-    backend.norm(norm, &from, rows, &mut normed, &mut faults);
-    backend.logits(&head, &normed, rows, &mut to, &mut faults);
-    assert!(!faults.any());
+    backend.norm(&norm, &from, &mut step, &mut normed);
+    backend.logits(&head, &normed, &mut step, &mut to);
+    assert!(!backend.end(&mut step).unwrap().any());
     let mut out = vec![0.0f32; rows * outputs];
-    backend.download(&to, 0..rows, &mut out);
+    backend.download(&to, 0..rows, &mut out).unwrap();
     out.into_iter().map(f32::to_bits).collect()
 }
 
@@ -134,13 +134,14 @@ fn rows_come_back_out_of_the_packed_form() {
             let values = rng.values(rows * columns, Flavour::Wide);
             let weights = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
             for cpu in cpus() {
-                let table = cpu.matrix(weights.clone()).unwrap();
+                let table = cpu.load_linear(Linear { weight: weights.clone(), bias: None }).unwrap();
                 let mut out = cpu.buffer(rows, columns).unwrap();
                 let tokens: Vec<u32> = (0..rows as u32).rev().collect();
-                cpu.embed(&table, &tokens, None, Profile::F32, &mut out);
+                let mut step = begin(&cpu, rows, &tokens, Profile::F32);
+                cpu.embed(&table, None, &mut step, &mut out);
                 let (mut row, mut expected) = (vec![0.0; columns], vec![0.0; columns]);
                 for (i, &token) in tokens.iter().enumerate() {
-                    cpu.download(&out, i..i + 1, &mut row);
+                    cpu.download(&out, i..i + 1, &mut row).unwrap();
                     weights.decode_row(token as usize, &mut expected);
                     assert!(row.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
                 }

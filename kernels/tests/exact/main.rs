@@ -8,7 +8,20 @@ mod linear;
 mod rng;
 mod trace;
 
-use kernels::cpu::{Cpu, Isa};
+use kernels::{
+    backend::{Backend, Batch, Profile, Row, StepShape},
+    cpu::{Cpu, Isa},
+};
+
+/// A pass over `rows` rows at position 0 with a page each, in the middle of its beginning and its end.
+fn begin<B: Backend>(backend: &B, rows: usize, sources: &[u32], profile: Profile) -> B::Step {
+    let shape = StepShape { rows, pages: rows, positions: 1, profile };
+    let mut step = backend.step(shape).expect("a small step");
+    let pages: Vec<u32> = (0..rows as u32).rev().collect();
+    let rows: Vec<Row> = (0..rows).map(|row| Row { position: 0, pages: row..row + 1 }).collect();
+    backend.begin(&mut step, Batch { rows: &rows, pages: &pages, sources });
+    step
+}
 
 /// Every instruction set of this machine, on one and on two threads.
 fn cpus() -> Vec<Cpu> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::backend::Backend;
+use kernels::backend::{Backend, BackendError};
 
 use super::{Desk, Output, Reply, fault_of};
 use crate::{
@@ -117,7 +117,11 @@ struct Wanted {
 impl<B: Backend> Desk<B> {
     /// Draws for every segment that wants it. `cut` are the rows at the end of each segment that a fault
     /// took away.
-    pub(super) fn draw(&mut self, step: &Step, cut: &[u32]) -> (Vec<Draws>, Vec<TokenReport>) {
+    pub(super) fn draw(
+        &mut self,
+        step: &Step,
+        cut: &[u32],
+    ) -> Result<(Vec<Draws>, Vec<TokenReport>), BackendError> {
         let mut draws: Vec<Option<Draws>> = Vec::with_capacity(step.segments.len());
         let mut wanted = Vec::new();
         let mut first_row = 0;
@@ -143,9 +147,9 @@ impl<B: Backend> Desk<B> {
         }
         let mut reports = Vec::new();
         for batch in wanted.chunks(self.stage.draw_rows()) {
-            self.draw_batch(step, batch, &mut draws, &mut reports);
+            self.draw_batch(step, batch, &mut draws, &mut reports)?;
         }
-        (draws.into_iter().flatten().collect(), reports)
+        Ok((draws.into_iter().flatten().collect(), reports))
     }
 
     fn draw_batch(
@@ -154,10 +158,10 @@ impl<B: Backend> Desk<B> {
         batch: &[Wanted],
         draws: &mut [Option<Draws>],
         reports: &mut Vec<TokenReport>,
-    ) {
+    ) -> Result<(), BackendError> {
         let rows: Vec<u32> = batch.iter().map(|wanted| wanted.row).collect();
         self.faults.clear();
-        self.stage.logits(&step.segments, &rows, &mut self.logits, &mut self.faults);
+        self.stage.logits(&step.segments, &rows, &mut self.logits, &mut self.faults)?;
         let width = self.logits.len() / rows.len();
         let mut failed = Vec::new();
         for (wanted, logits) in batch.iter().zip(self.logits.chunks_exact_mut(width)) {
@@ -184,6 +188,7 @@ impl<B: Backend> Desk<B> {
             reports.push(report);
         }
         failed.into_iter().for_each(|failed| self.report(Output::Failed(failed)));
+        Ok(())
     }
 }
 
