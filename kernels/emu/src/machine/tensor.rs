@@ -2,6 +2,8 @@
 
 use super::{
     Flow, Machine, Outcome,
+    clock::Kind,
+    race::Access,
     registers::{LANES, Words, lanes},
     warp::Warp,
 };
@@ -57,7 +59,7 @@ impl Machine<'_> {
         let addresses = warp.registers.addresses(&load.address);
         let count = usize::from(load.count);
         let givers = u32::MAX >> (LANES - 8 * count);
-        let rows = self.read::<16>(warp, Space::Shared, &addresses, givers, None)?;
+        let rows = self.read::<16>(warp, Space::Shared, &addresses, givers, Access::Read(Kind::Plain))?;
         for matrix in 0..count {
             let element = |row: usize, column: usize| {
                 let row = &rows[8 * matrix + row];
