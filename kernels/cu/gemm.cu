@@ -285,33 +285,31 @@ DEV void end_segment(const Gemm<GemmQ4K>& gemm, u32 segment, Products& acc, Sums
     }
 }
 
+// One tile of weights after the other: both at once do not fit the registers.
 DEV void step_wide(const Gemm<GemmQ6K>& gemm, u32 step, Products& acc) {
-    uint4 w[2][Q6K::LOADS];
-    u32 quad[2][2];  // scales of the step's four sub-blocks
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        gemm.weights(w[m], step, m);
+        uint4 w[Q6K::LOADS];
+        u32 quad[2];  // scales of the step's four sub-blocks
+        gemm.weights(w, step, m);
 #pragma unroll
-        for (int h = 0; h < 2; h++) quad[m][h] = *(const u32*)(gemm.weight_scale(step / 4, m, h, 16) + step % 4 * 4);
-    }
+        for (int h = 0; h < 2; h++) quad[h] = *(const u32*)(gemm.weight_scale(step / 4, m, h, 16) + step % 4 * 4);
 #pragma unroll
-    for (int g = 0; g < 2; g++) {
-        u32 a[2][4];
+        for (int g = 0; g < 2; g++) {
+            u32 a[4];
+            Q6K::fragment(a, w, g);
 #pragma unroll
-        for (int m = 0; m < 2; m++) Q6K::fragment(a[m], w[m], g);
-#pragma unroll
-        for (int t = 0; t < 8; t++) {
-            uint2 b = gemm.activations(step, g, t);
-#pragma unroll
-            for (int m = 0; m < 2; m++)
+            for (int t = 0; t < 8; t++) {
+                uint2 b = gemm.activations(step, g, t);
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     int d[4];
-                    mma_half(d, a[m][2 * half], a[m][2 * half + 1], half ? b.y : b.x);
+                    mma_half(d, a[2 * half], a[2 * half + 1], half ? b.y : b.x);
 #pragma unroll
-                    for (int i = 0; i < 4; i++) acc[m][t][i] += (int)(i8)(quad[m][i / 2] >> (16 * g + 8 * half)) * d[i];
+                    for (int i = 0; i < 4; i++) acc[m][t][i] += (int)(i8)(quad[i / 2] >> (16 * g + 8 * half)) * d[i];
                 }
-            hold_back<1>(t);
+                hold_back<1>(t);
+            }
         }
     }
 }
@@ -397,8 +395,8 @@ DEV void store_sums(const Gemm<F>& gemm, const Sums& total) {
         if (tile >= p.tiles) return;
         Place place = place_of<16>(p, tile);
         u32 output = place.tile * 16 + gemm.lane % 16, row = gemm.first_row + gemm.warp_n * 64;
-        if (output < place.part->outputs)
-            for (u32 c = gemm.lane / 16; c < 64 && row + c < gemm.rows; c += 2) finish_sum(p, *place.part, row + c, output, own[c * pitch + gemm.lane % 16]);
+        if (output < place.outputs)
+            for (u32 c = gemm.lane / 16; c < 64 && row + c < gemm.rows; c += 2) finish_sum(p, place, row + c, output, own[c * pitch + gemm.lane % 16]);
         __syncwarp();
     }
 }

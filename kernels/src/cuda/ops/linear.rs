@@ -159,7 +159,8 @@ pub fn gate_up(
         return vec![call.launch()];
     }
     let mut launches = Vec::new();
-    let apart: &[&[Linear]] = if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
+    let apart: &[&[Linear]] =
+        if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
     for (i, linears) in apart.iter().enumerate() {
         let mut call = Call::new(step, linears, x, scratch);
         call.params.out = scratch.rows;
