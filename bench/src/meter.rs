@@ -105,6 +105,10 @@ impl<B: Backend> Backend for Metered<B> {
         self.inner.describe()
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>, BackendError> {
+        self.inner.free_bytes()
+    }
+
     fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<B::Linear, BackendError> {
         self.inner.load_linear(weights)
     }

@@ -46,7 +46,7 @@ const FUNCTION_LINES: usize = 70;
 const LONG_FUNCTIONS: [(&str, &str); 0] = [];
 
 /// The only files with `unsafe`, and what for.
-const UNSAFE_FILES: [(&str, &str); 9] = [
+const UNSAFE_FILES: [(&str, &str); 10] = [
     ("kernels/emu/driver/src/boundary.rs", "the functions of a C library"),
     ("kernels/emu/driver/src/control.rs", "loading that library"),
     ("kernels/emu/driver/tests/driver/raw.rs", "calls that `cudarc` leaves unsafe"),
@@ -56,6 +56,7 @@ const UNSAFE_FILES: [(&str, &str); 9] = [
     ("kernels/src/cpu/memory.rs", "slices of shared mappings"),
     ("kernels/src/cpu/parts.rs", "disjoint parts of one slice"),
     ("kernels/src/cpu/pool.rs", "borrowed tasks on long-lived threads"),
+    ("kernels/src/cuda/driver.rs", "calls of the NVIDIA driver"),
 ];
 
 /// Files with a test that only runs when asked for, and where it is covered instead.

@@ -375,6 +375,11 @@ pub trait Backend: Send + Sync + 'static {
     /// One phrase for people: instruction set and threads, or card and memory.
     fn describe(&self) -> String;
 
+    /// Bytes that may still be taken of the device's own memory; none if it uses the host's.
+    fn free_bytes(&self) -> Result<Option<usize>, BackendError> {
+        Ok(None)
+    }
+
     /// Repacks canonical weights.
     fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<Self::Linear, BackendError>;
     /// Takes over an embedding; `tied` says that it is the head's matrix, too.

@@ -195,7 +195,8 @@ pub struct Stage<B: Backend> {
 }
 
 impl<B: Backend> Stage<B> {
-    /// Uploads a shard and plans every buffer.
+    /// Uploads a shard and plans every buffer. A device with memory of its own has as many of the KV pages as
+    /// there is room for.
     pub fn new(
         backend: B,
         config: &ModelConfig,
@@ -214,14 +215,16 @@ impl<B: Backend> Stage<B> {
         let layers = (weights.layers.into_iter().zip(windows))
             .map(|(layer, &window)| upload_layer(&backend, layer, attention_shape(config, window)))
             .collect::<Result<Vec<_>, BackendError>>()?;
-        let kv = backend.kv(KvShape {
+        let workspace = Workspace::plan(&backend, config, &limits, profile, &groupings, head.is_some())?;
+        let shape = KvShape {
             layers: layers.len(),
             pages: limits.pages,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             profile,
-        })?;
-        let workspace = Workspace::plan(&backend, config, &limits, profile, &groupings, head.is_some())?;
+        };
+        let limits = StageLimits { pages: affordable(&backend, &shape)?, ..limits };
+        let kv = backend.kv(KvShape { pages: limits.pages, ..shape })?;
         Ok(Self {
             backend,
             config: config.clone(),
@@ -394,6 +397,17 @@ fn attention_shape(config: &ModelConfig, window: Option<u32>) -> AttentionShape 
 
 fn draw_rows(limits: &StageLimits) -> usize {
     limits.rows.min(MAX_DRAWS)
+}
+
+/// As many of the pages as the device has room for, one at least.
+fn affordable<B: Backend>(backend: &B, shape: &KvShape) -> Result<usize, BackendError> {
+    let (Some(free), bytes @ 1..) = (backend.free_bytes()?, shape.page_bytes()) else {
+        return Ok(shape.pages);
+    };
+    match shape.pages.min(free / bytes) {
+        0 if shape.pages > 0 => Err(BackendError::OutOfMemory { what: "a KV page", bytes }),
+        pages => Ok(pages),
+    }
 }
 
 /// How the activations of a workspace are quantised: as all the matrices that read them ask for.

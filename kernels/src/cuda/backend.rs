@@ -26,6 +26,9 @@ use crate::{
     tensor::WeightMatrix,
 };
 
+/// What is left of a card's memory unless somebody says otherwise: the driver takes some for each graph.
+const LEAVE_BYTES: usize = 512 << 20;
+
 /// A card of this machine. Clones share the card and its kernels; each has a queue of work of its own.
 #[derive(Debug)]
 pub struct Cuda {
@@ -34,11 +37,13 @@ pub struct Cuda {
     /// Most values of a row between a product and what follows it, over the weights loaded so far.
     widest: AtomicUsize,
     loader: Mutex<Option<Loader>>,
+    /// Bytes of the card's memory that KV pages leave alone.
+    leave_bytes: usize,
 }
 
 impl Clone for Cuda {
     fn clone(&self) -> Self {
-        Self::on(self.card.clone())
+        Self::on(self.card.clone(), self.leave_bytes)
     }
 }
 
@@ -48,12 +53,12 @@ impl Cuda {
     /// # Errors
     /// If there is no such card, or it cannot be used.
     pub fn open(index: usize) -> Result<Self, CardError> {
-        Ok(Self::on(Arc::new(Card::open(index)?)))
+        Ok(Self::on(Arc::new(Card::open(index)?), LEAVE_BYTES))
     }
 
-    fn on(card: Arc<Card>) -> Self {
+    fn on(card: Arc<Card>, leave_bytes: usize) -> Self {
         let (stream, widest, loader) = (OnceLock::new(), AtomicUsize::new(0), Mutex::new(None));
-        Self { card, stream, widest, loader }
+        Self { card, stream, widest, loader, leave_bytes }
     }
 
     /// The same card, but with another bound on how long it may be at work without an answer before it
@@ -64,17 +69,15 @@ impl Cuda {
         self
     }
 
+    /// The same card, of whose memory KV pages leave so many bytes alone.
+    #[must_use]
+    pub fn leaving(self, leave_bytes: usize) -> Self {
+        Self { leave_bytes, ..self }
+    }
+
     /// What the card is.
     pub fn card(&self) -> &CardInfo {
         &self.card.info
-    }
-
-    /// Bytes of the card's memory that nobody uses.
-    ///
-    /// # Errors
-    /// If the card does not answer.
-    pub fn free_bytes(&self) -> Result<usize, BackendError> {
-        Ok(self.card.context.memory()?.0)
     }
 
     fn stream(&self) -> Result<&Stream, BackendError> {
@@ -131,6 +134,11 @@ impl Backend for Cuda {
     fn describe(&self) -> String {
         let CardInfo { index, name, memory_bytes, .. } = self.card();
         format!("CUDA card {index}, {name}, {:.0} GiB", *memory_bytes as f64 / f64::from(1 << 30))
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>, BackendError> {
+        let (free, _) = self.card.context.memory()?;
+        Ok(Some(free.saturating_sub(self.leave_bytes)))
     }
 
     fn load_linear(&self, weights: backend::Linear<WeightMatrix>) -> Result<Linear, BackendError> {

@@ -25,7 +25,7 @@ struct Case {
     sessions: Vec<Vec<u32>>,
 }
 
-const NARROW: Grouping = Grouping { narrow: true, wide: false };
+const NARROW: Grouping = Grouping { narrow: true, wide: false, float: false };
 
 impl Case {
     fn new(heads: usize, kv_heads: usize, head_dim: usize, sessions: &[&[u32]]) -> Self {
@@ -146,8 +146,10 @@ fn check(card: &mut Card, case: &Case, data: &Data, plan: impl Fn(u32) -> Plan) 
             assert_row(card, &out, row, expected);
         }
         assert_row(card, &out, count, &[]);
-        let faulty = |row: &Vec<f32>| case.profile == Profile::Quantised && row.iter().any(|v| !v.is_finite());
-        let words = data.expected.iter().map(|row| if faulty(row) { fault(8, Operation::Quantise) } else { 0 });
+        let faulty =
+            |row: &Vec<f32>| case.profile == Profile::Quantised && row.iter().any(|v| !v.is_finite());
+        let words =
+            data.expected.iter().map(|row| if faulty(row) { fault(8, Operation::Quantise) } else { 0 });
         assert_eq!(card.download::<u32>(rows.faults, count), words.collect::<Vec<_>>());
         assert!(card.download::<u32>(params.counters, plan.counters()).iter().all(|&count| count == 0));
     }
@@ -184,7 +186,7 @@ fn few_rows_see_their_keys() {
 
 #[test]
 fn few_rows_of_other_shapes() {
-    let both = Grouping { narrow: true, wide: true };
+    let both = Grouping { narrow: true, wide: true, float: false };
     on_every_card(|card| {
         check_few(card, &Case { grouping: both, ..Case::new(2, 1, 128, &[&[66], &[2]]) }, 1);
         check_few(card, &Case { grouping: both, ..Case::new(4, 2, 64, &[&[130]]) }, 64);
@@ -211,7 +213,7 @@ fn many_rows_see_their_keys() {
 
 #[test]
 fn many_rows_of_other_shapes() {
-    let wide = Grouping { narrow: false, wide: true };
+    let wide = Grouping { narrow: false, wide: true, float: false };
     on_every_card(|card| {
         check_many(card, &Case::new(3, 1, 96, &[&[62, 63, 64]]), LARGE);
         check_many(card, &Case { grouping: wide, ..Case::new(4, 2, 64, &[&[62, 63, 64, 65], &[7]]) }, LARGE);
@@ -238,7 +240,9 @@ fn rows_that_see_what_is_not_finite_are_faulty() {
                 all[at] = bad;
                 data.expected = (0..data.rows.len()).map(|row| data.attend(&case, row)).collect();
                 let limits = Limits { multiprocessors: 4, shared_bytes: LARGE };
-                check(card, &case, &data, |rows| Plan::decode(&case.shape(), case.profile, rows, 320, limits));
+                check(card, &case, &data, |rows| {
+                    Plan::decode(&case.shape(), case.profile, rows, 320, limits)
+                });
                 check(card, &case, &data, |rows| Plan::prefill(&case.shape(), case.profile, rows, limits));
             }
         }
