@@ -15,6 +15,7 @@ interface Vm {
     function startBroadcast() external;
     function stopBroadcast() external;
 
+    function deployCode(string calldata artifact) external returns (address deployed);
     function warp(uint256 timestamp) external;
     function chainId(uint256 id) external;
     function prank(address sender) external;

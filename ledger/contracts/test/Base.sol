@@ -8,9 +8,10 @@ import {PodGovernor} from "../src/PodGovernor.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
 import {Stage} from "../src/lib/Split.sol";
 import {Roles} from "../src/lib/Roles.sol";
+import {Deployer} from "./Deployer.sol";
 
 /// Everything deployed with the parameters below; the test holds all POD and no role.
-abstract contract Base is Deployment {
+abstract contract Base {
     bool public constant IS_TEST = true;
 
     uint256 internal constant CAP = 1e27;
@@ -23,17 +24,17 @@ abstract contract Base is Deployment {
     address internal constant REPORTER = address(0x4E9);
     uint32 internal constant NODE = Roles.NODE;
 
-    System internal s;
+    Deployment.System internal s;
     PODToken internal pod;
 
     function setUp() public virtual {
         vm.warp(START);
-        s = _deploy(params(), address(this));
+        s = Deployer(vm.deployCode("Deployer.sol:Deployer")).deploy(params());
         pod = PODToken(s.token);
     }
 
-    function params() internal view returns (Params memory) {
-        return Params({
+    function params() internal view returns (Deployment.Params memory) {
+        return Deployment.Params({
             token: address(0),
             tokenCap: CAP,
             holder: address(this),
