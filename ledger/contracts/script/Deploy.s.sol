@@ -19,7 +19,7 @@ contract Deploy is Deployment {
     /// @return s What was deployed.
     function run(string calldata path) external returns (System memory s) {
         Params memory p = read(vm.readFile(path));
-        vm.startBroadcast();
+        vm.startBroadcast(msg.sender);
         s = _deploy(p, msg.sender);
         vm.stopBroadcast();
         emit Deployed("AccessManager", address(s.manager));

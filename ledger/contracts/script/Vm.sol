@@ -12,7 +12,7 @@ interface Vm {
         uint64 gasRemaining;
     }
 
-    function startBroadcast() external;
+    function startBroadcast(address sender) external;
     function stopBroadcast() external;
 
     function deployCode(string calldata artifact) external returns (address deployed);
