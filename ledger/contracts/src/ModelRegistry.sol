@@ -38,9 +38,8 @@ contract ModelRegistry is AccessManaged {
     }
 
     /// @notice EIP-712 type whose struct hash is the model hash.
-    bytes32 public constant MODEL_TYPEHASH = keccak256(
-        "Model(uint32 numerics,bytes32 tokenizer,bytes32 rope,uint32 layers,bytes32 layerRoot)"
-    );
+    bytes32 public constant MODEL_TYPEHASH =
+        keccak256("Model(uint32 numerics,bytes32 tokenizer,bytes32 rope,uint32 layers,bytes32 layerRoot)");
     /// @notice Most roots of weights that a model has.
     uint256 public constant MAX_LAYERS = 1024;
 
@@ -80,9 +79,7 @@ contract ModelRegistry is AccessManaged {
         hash = _hash(model, layers, layerRoot);
         if (entries[hash].registeredAt != 0) revert AlreadyRegistered(hash);
         entries[hash] = Entry(model.numerics, layers, uint64(block.timestamp), 0, layerRoot);
-        emit ModelRegistered(
-            hash, model.numerics, model.tokenizer, model.rope, layerRoot, model.layers, name
-        );
+        emit ModelRegistered(hash, model.numerics, model.tokenizer, model.rope, layerRoot, model.layers, name);
     }
 
     /// @notice Retires a model, for good. For the curator role.
@@ -125,9 +122,10 @@ contract ModelRegistry is AccessManaged {
     }
 
     function _hash(Model calldata model, uint32 layers, bytes32 layerRoot) private pure returns (bytes32) {
-        return keccak256(
-            abi.encode(MODEL_TYPEHASH, model.numerics, model.tokenizer, model.rope, layers, layerRoot)
-        );
+        return
+            keccak256(
+                abi.encode(MODEL_TYPEHASH, model.numerics, model.tokenizer, model.rope, layers, layerRoot)
+            );
     }
 
     function _layerRoot(bytes32[] calldata layers) private pure returns (bytes32) {

@@ -10,11 +10,13 @@ import {ERC20Votes} from "@openzeppelin/contracts/token/ERC20/extensions/ERC20Vo
 import {Nonces} from "@openzeppelin/contracts/utils/Nonces.sol";
 import {Time} from "@openzeppelin/contracts/utils/types/Time.sol";
 
+import {IMintable} from "./IMintable.sol";
+
 /// @title POD
 /// @notice The token that pays for inference, backs nodes and votes. Capped, burnable, with permits (ERC-2612)
 /// and votes (ERC-5805) that run on timestamps. Where POD exists already this contract is not deployed.
 /// @dev Burning lowers the supply, and with it makes room under the cap.
-contract PODToken is ERC20Permit, ERC20Votes, ERC20Burnable, ERC20Capped, AccessManaged {
+contract PODToken is ERC20Permit, ERC20Votes, ERC20Burnable, ERC20Capped, AccessManaged, IMintable {
     /// @param authority The AccessManager; its minter role may call `mint`.
     /// @param cap Most that may ever exist at once, in wei of POD; below 2^208.
     /// @param holder Who gets the initial supply.
@@ -28,9 +30,8 @@ contract PODToken is ERC20Permit, ERC20Votes, ERC20Burnable, ERC20Capped, Access
         if (supply != 0) _mint(holder, supply);
     }
 
-    /// @notice Makes new tokens, up to the cap. For the minter role.
-    /// @param to Who gets them.
-    /// @param amount How many, in wei of POD.
+    /// @inheritdoc IMintable
+    /// @dev Up to the cap. For the minter role.
     function mint(address to, uint256 amount) external restricted {
         _mint(to, amount);
     }

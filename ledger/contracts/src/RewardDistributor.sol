@@ -7,16 +7,8 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
+import {IMintable} from "./IMintable.sol";
 import {Merkle} from "./lib/Merkle.sol";
-
-/// @title A token that can be emitted
-/// @notice What RewardDistributor asks of the token where it emits.
-interface IMintable {
-    /// @notice Makes new tokens.
-    /// @param to Who gets them.
-    /// @param amount How many, in the token's smallest unit.
-    function mint(address to, uint256 amount) external;
-}
 
 /// @title Rewards
 /// @notice Pays what a Merkle root says each account has earned in all, less what it was paid. A root counts
@@ -136,18 +128,12 @@ contract RewardDistributor is AccessManaged, ReentrancyGuardTransient {
     /// waiting root pays; if none is left, nothing is paid. For the guardian role.
     /// @param root The root.
     function disable(bytes32 root) external restricted {
-        bool known;
-        if (root != 0 && latest.root == root) {
-            // The one before must not come back once this one has counted.
-            if (_counts(latest)) delete previous;
-            delete latest;
-            known = true;
-        }
-        if (root != 0 && previous.root == root) {
-            delete previous;
-            known = true;
-        }
-        if (!known) revert UnknownRoot(root);
+        bool isLatest = root != 0 && latest.root == root;
+        bool isPrevious = root != 0 && previous.root == root;
+        if (!isLatest && !isPrevious) revert UnknownRoot(root);
+        // Once a root has counted, the one before must not come back.
+        if (isPrevious || _counts(latest)) delete previous;
+        if (isLatest) delete latest;
         emit RootDisabled(root);
     }
 
@@ -179,6 +165,8 @@ contract RewardDistributor is AccessManaged, ReentrancyGuardTransient {
     /// @return amount How much was made.
     function release() external nonReentrant returns (uint128 amount) {
         amount = emittable();
+        // Equality with a balance that others could move would be dangerous; this is none.
+        // slither-disable-next-line incorrect-equality
         if (amount == 0) revert NothingToEmit();
         emitted += amount;
         emit Emitted(amount);

@@ -113,7 +113,8 @@ contract StakeManager is IPastVotes, ReentrancyGuardTransient {
     uint256 public lastThaw;
 
     mapping(address operator => mapping(uint32 role => Pool)) private _pools;
-    mapping(address operator => mapping(uint32 role => mapping(address owner => Position))) private _positions;
+    mapping(address operator => mapping(uint32 role => mapping(address owner => Position))) private
+        _positions;
     mapping(address operator => Checkpoints.Trace208) private _votes;
 
     /// @notice Tokens came in, idle.
@@ -418,6 +419,8 @@ contract StakeManager is IPastVotes, ReentrancyGuardTransient {
     /// Cuts `amount` down to what may be taken, and counts it in the epoch.
     function _capped(Pool storage pool, uint256 total, uint128 amount) private returns (uint128 taken) {
         uint40 epoch = uint40(block.timestamp / slashEpoch);
+        // Equal numbers of epochs, not balances.
+        // slither-disable-next-line incorrect-equality
         uint256 already = pool.epoch == epoch ? pool.slashedInEpoch : 0;
         // Never above `total`, since the cap is at most the whole.
         uint256 allowed = (total + already) * slashCapBps / BPS;
@@ -435,11 +438,13 @@ contract StakeManager is IPastVotes, ReentrancyGuardTransient {
 
     function _addVotes(address operator, uint128 amount) private {
         Checkpoints.Trace208 storage votes = _votes[operator];
+        // slither-disable-next-line unused-return
         votes.push(clock(), votes.latest() + amount);
     }
 
     function _removeVotes(address operator, uint128 amount) private {
         Checkpoints.Trace208 storage votes = _votes[operator];
+        // slither-disable-next-line unused-return
         votes.push(clock(), votes.latest() - amount);
     }
 }

@@ -223,8 +223,9 @@ contract VoucherCollector is EIP712 {
         view
         returns (bytes32)
     {
-        return
-            _hashTypedDataV4(keccak256(abi.encode(VOUCHER_TYPEHASH, session, plan, total, chunk, commitments)));
+        return _hashTypedDataV4(
+            keccak256(abi.encode(VOUCHER_TYPEHASH, session, plan, total, chunk, commitments))
+        );
     }
 
     /// Checks and pays one voucher. A failure is an encoded error; then nothing was paid.
@@ -264,6 +265,7 @@ contract VoucherCollector is EIP712 {
 
     /// A key's signature, or, where the signer has code and it is none, whatever that takes for one.
     function _signed(address signer, bytes32 digest, bytes calldata signature) private view returns (bool) {
+        // slither-disable-next-line unused-return
         (address recovered, ECDSA.RecoverError problem,) = ECDSA.tryRecoverCalldata(digest, signature);
         if (problem == ECDSA.RecoverError.NoError && recovered == signer) return true;
         if (signer.code.length == 0) return false;

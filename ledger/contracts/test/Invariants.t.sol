@@ -347,8 +347,7 @@ contract StakeInvariants is Base {
     function invariant_aSlashNeverExceedsTheBond() public view {
         vm.assertFalse(handler.overslashed());
         vm.assertEq(
-            handler.slashed(),
-            s.stake.claimable(handler.accounts(3)) + s.stake.claimable(address(s.timelock))
+            handler.slashed(), s.stake.claimable(handler.accounts(3)) + s.stake.claimable(address(s.timelock))
         );
     }
 

@@ -14,7 +14,14 @@ import {VoucherCollector} from "../src/VoucherCollector.sol";
 import {Stage} from "../src/lib/Split.sol";
 import {TokenIn} from "../src/lib/TokenIn.sol";
 import {Base} from "./Base.sol";
-import {BlockingToken, FalseToken, FeeToken, LyingToken, PlainToken, ReentrantToken} from "./mocks/Tokens.sol";
+import {
+    BlockingToken,
+    FalseToken,
+    FeeToken,
+    LyingToken,
+    PlainToken,
+    ReentrantToken
+} from "./mocks/Tokens.sol";
 import {Wallet} from "./mocks/Wallets.sol";
 
 /// What went wrong elsewhere, each as a test that would fail if it went wrong here.
@@ -127,9 +134,10 @@ contract KnownFailuresTest is Base {
         lockFor(p, 100);
         VoucherCollector.Item memory voucher = item(p, 10, PAYER_KEY);
         s.collector.collect(voucher);
-        bytes32 digest = s.collector.voucherDigest(
-            p.session, s.collector.hashPlan(p), voucher.total, voucher.chunk, voucher.commitments
-        );
+        bytes32 digest = s.collector
+            .voucherDigest(
+                p.session, s.collector.hashPlan(p), voucher.total, voucher.chunk, voucher.commitments
+            );
         (uint8 v, bytes32 r, bytes32 t) = vm.sign(PAYER_KEY, digest);
         bytes memory refusal = abi.encodeWithSelector(VoucherCollector.BadSignature.selector, p.payer);
         voucher.signature = abi.encodePacked(r, bytes32(ORDER - uint256(t)), v == 27 ? uint8(28) : uint8(27));
@@ -203,9 +211,7 @@ contract KnownFailuresTest is Base {
 
     function test_nodes_signaturesAreWorthNothingElsewhere() public {
         NodeRegistry other = new NodeRegistry();
-        vm.assertTrue(
-            other.bindingDigest("node", address(1)) != s.nodes.bindingDigest("node", address(1))
-        );
+        vm.assertTrue(other.bindingDigest("node", address(1)) != s.nodes.bindingDigest("node", address(1)));
         bytes32 here = s.nodes.bindingDigest("node", address(1));
         vm.chainId(block.chainid + 1);
         vm.assertTrue(s.nodes.bindingDigest("node", address(1)) != here);
@@ -257,9 +263,7 @@ contract KnownFailuresTest is Base {
         VoucherCollector.Item memory voucher = item(p, 90, PAYER_KEY);
         voucher.signature = sign(
             PAYER_KEY,
-            collector.voucherDigest(
-                p.session, collector.hashPlan(p), 90, voucher.chunk, voucher.commitments
-            )
+            collector.voucherDigest(p.session, collector.hashPlan(p), 90, voucher.chunk, voucher.commitments)
         );
         vm.assertEq(collector.collect(voucher), 90);
         vm.prank(p.stages[1].payee);
@@ -446,9 +450,7 @@ contract KnownFailuresTest is Base {
         token.mint(address(rewards), 100);
         rewards.post(rewards.leafOf(THIEF, 60), 100);
         vm.warp(START + 1);
-        token.arm(
-            address(rewards), abi.encodeCall(RewardDistributor.claim, (THIEF, 60, new bytes32[](0)))
-        );
+        token.arm(address(rewards), abi.encodeCall(RewardDistributor.claim, (THIEF, 60, new bytes32[](0))));
         rewards.claim(THIEF, 60, new bytes32[](0));
         assertGuarded(token);
         vm.assertEq(token.balanceOf(THIEF), 60);

@@ -43,9 +43,8 @@ contract PODTokenTest is Base {
     function testFuzz_permit(uint256 secret, uint256 value) public {
         secret = bound(secret, 1, 1 << 250);
         address owner = vm.addr(secret);
-        bytes32 kind = keccak256(
-            "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
-        );
+        bytes32 kind =
+            keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
         bytes32 hash = keccak256(abi.encode(kind, owner, address(this), value, 0, START));
         bytes32 digest = keccak256(abi.encodePacked("\x19\x01", pod.DOMAIN_SEPARATOR(), hash));
         (uint8 v, bytes32 r, bytes32 t) = vm.sign(secret, digest);

@@ -36,7 +36,11 @@ contract PodGovernorTest is Base {
     }
 
     /// A proposal that makes `SLASHER` a slasher of nodes.
-    function proposal() internal view returns (address[] memory to, uint256[] memory values, bytes[] memory data) {
+    function proposal()
+        internal
+        view
+        returns (address[] memory to, uint256[] memory values, bytes[] memory data)
+    {
         (to, values, data) = (new address[](1), new uint256[](1), new bytes[](1));
         to[0] = address(s.manager);
         data[0] = abi.encodeCall(s.manager.grantRole, (s.stake.slasherOf(NODE), SLASHER, 0));
@@ -105,9 +109,7 @@ contract PodGovernorTest is Base {
         (address[] memory to, uint256[] memory values, bytes[] memory data) = proposal();
         vm.prank(address(3));
         vm.expectRevert(
-            abi.encodeWithSelector(
-                IGovernor.GovernorInsufficientProposerVotes.selector, address(3), 0, 1e23
-            )
+            abi.encodeWithSelector(IGovernor.GovernorInsufficientProposerVotes.selector, address(3), 0, 1e23)
         );
         governor.propose(to, values, data, "slasher");
     }

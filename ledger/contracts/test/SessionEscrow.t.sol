@@ -194,9 +194,8 @@ contract SessionEscrowTest is Base {
     }
 
     function permit(uint128 amount) internal view returns (uint8 v, bytes32 r, bytes32 t) {
-        bytes32 kind = keccak256(
-            "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
-        );
+        bytes32 kind =
+            keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
         bytes32 hash = keccak256(abi.encode(kind, payer, address(escrow), amount, 0, START));
         return vm.sign(PAYER_KEY, keccak256(abi.encodePacked("\x19\x01", pod.DOMAIN_SEPARATOR(), hash)));
     }

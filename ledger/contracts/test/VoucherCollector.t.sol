@@ -22,9 +22,7 @@ contract VoucherCollectorTest is Base {
         lockFor(p, 1e18);
         bytes32 hash = collector.hashPlan(p);
         vm.expectEmit(address(collector));
-        emit VoucherCollector.VoucherCollected(
-            hash, p.session, p.payer, 10, 10, 7, keccak256("commitments")
-        );
+        emit VoucherCollector.VoucherCollected(hash, p.session, p.payer, 10, 10, 7, keccak256("commitments"));
         vm.prank(address(0xA11));
         vm.assertEq(collector.collect(item(p, 10, PAYER_KEY)), 10);
         vm.assertEq(balance(p.stages[0].payee), 1);
@@ -70,9 +68,7 @@ contract VoucherCollectorTest is Base {
         VoucherCollector.Plan memory p = plan("session", 1);
         lockFor(p, 100);
         VoucherCollector.Item memory voucher = item(p, 10, secret);
-        vm.expectRevert(
-            abi.encodeWithSelector(VoucherCollector.NotSigner.selector, p.payer, vm.addr(secret))
-        );
+        vm.expectRevert(abi.encodeWithSelector(VoucherCollector.NotSigner.selector, p.payer, vm.addr(secret)));
         collector.collect(voucher);
         voucher.signer = p.payer;
         vm.expectRevert(abi.encodeWithSelector(VoucherCollector.BadSignature.selector, p.payer));

@@ -27,7 +27,11 @@ library Split {
     /// @param amount What to divide, in the token's smallest unit.
     /// @param stages The stages, in order.
     /// @return payments One for each stage; their sum is `amount`.
-    function divide(uint128 amount, Stage[] calldata stages) internal pure returns (Payment[] memory payments) {
+    function divide(uint128 amount, Stage[] calldata stages)
+        internal
+        pure
+        returns (Payment[] memory payments)
+    {
         uint256 weights;
         for (uint256 i = 0; i < stages.length; ++i) {
             weights += stages[i].weight;
