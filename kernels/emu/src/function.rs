@@ -389,13 +389,13 @@ impl<'a> Function<'a> {
         })
     }
 
-    /// The state space in which a name of memory lies; nothing for a parameter.
-    pub(crate) fn space(&self, name: &str) -> Option<Option<Space>> {
+    /// The state space in which a name of memory lies.
+    pub(crate) fn space(&self, name: &str) -> Option<Space> {
         Some(match self.symbols.get(name)? {
-            Symbol::Shared(_) | Symbol::Dynamic { .. } => Some(Space::Shared),
-            Symbol::Local(_) => Some(Space::Local),
-            Symbol::Data(_) => Some(Space::Const),
-            Symbol::Param(_) => None,
+            Symbol::Shared(_) | Symbol::Dynamic { .. } => Space::Shared,
+            Symbol::Local(_) => Space::Local,
+            Symbol::Data(_) => Space::Const,
+            Symbol::Param(_) => Space::Param,
         })
     }
 

@@ -93,8 +93,6 @@ pub(crate) enum Op {
     Arith(Arith),
     Load(Load),
     Store(Store),
-    /// Parameters are the same for all lanes.
-    LoadParam(Load),
     Copy(AsyncCopy),
     CopyCommit,
     /// Waits until at most so many groups are on their way.
@@ -264,6 +262,11 @@ pub(crate) enum Un {
     Clz,
     Popc,
     Reverse,
+    /// The place of the highest bit that differs from the sign; or how far it is from the top.
+    Find {
+        signed: bool,
+        from_top: bool,
+    },
     FNeg,
     FAbs,
     FSqrt,
@@ -421,6 +424,7 @@ pub(crate) enum Narrow {
     Truncate16,
     Clz,
     Popc,
+    Find { signed: bool, from_top: bool },
     FloatFromSigned,
     FloatFromUnsigned,
 }
@@ -486,7 +490,7 @@ pub(crate) enum Logic {
 pub(crate) struct Convert {
     pub(crate) to: Type,
     pub(crate) from: Type,
-    /// To an integer, as a float or as an integer type.
+    /// Of a float to a whole number, or of an integer to f32 in another way than to nearest.
     pub(crate) round: Option<Round>,
     pub(crate) saturate: bool,
     /// Bits of the destination register: a narrower result is extended to it.
@@ -583,6 +587,7 @@ pub(crate) enum Space {
     Shared,
     Local,
     Const,
+    Param,
 }
 
 /// A register, if any, plus an offset.
@@ -764,8 +769,6 @@ pub(crate) struct LoadMatrix {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Barrier {
-    /// All threads of a warp come together.
-    pub(crate) aligned: bool,
     pub(crate) id: W,
     /// Threads that take part; none for all of the block.
     pub(crate) count: Option<W>,

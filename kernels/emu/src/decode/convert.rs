@@ -3,16 +3,16 @@
 use super::{Decoded, Mods, exactly};
 use crate::{
     function::{Function, Operand},
-    machine::{LOCAL_WINDOW, SHARED_WINDOW},
+    machine::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW},
     program::{AnyReg, Arith, Bin, Class, Convert, LongBin, LongUn, Narrow, Op, Round, Type, Un, Widen},
 };
 
 pub(super) fn cvt<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {
     let nearest = mods.take("rn");
-    let round = match mods.one_of(&["rni", "rzi", "rmi", "rpi"]) {
+    let round = match mods.one_of(&["rni", "rzi", "rmi", "rpi", "rz", "rm", "rp"]) {
         Some("rni") => Some(Round::Nearest),
-        Some("rzi") => Some(Round::Zero),
-        Some("rmi") => Some(Round::Down),
+        Some("rzi" | "rz") => Some(Round::Zero),
+        Some("rmi" | "rm") => Some(Round::Down),
         Some(_) => Some(Round::Up),
         None => None,
     };
@@ -39,11 +39,15 @@ pub(super) fn cvt<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a
     Ok((Op::Arith(quick.unwrap_or(Arith::Convert(convert, d, x))), class))
 }
 
-/// Refuses conversions that round in another way than to nearest even, or whose rounding is not said.
+/// Refuses conversions between floats that round in another way than to nearest even, or whose rounding is not said.
 fn check_rounding(to: Type, from: Type, nearest: bool, round: Option<Round>) -> Result<(), String> {
     let scalar = |ty| !matches!(ty, Type::F16x2 | Type::BF16x2 | Type::Pred);
     let narrower = to.is_float() && (from.is_integer() || from.bits() > to.bits());
     let whole = from.is_float() && (to.is_integer() || (to == from && round.is_some()));
+    let directed = round.is_some_and(|round| round != Round::Nearest);
+    if to == Type::F32 && from.is_integer() && directed && !nearest {
+        return Ok(());
+    }
     let good = scalar(to)
         && scalar(from)
         && nearest == narrower
@@ -55,6 +59,9 @@ fn check_rounding(to: Type, from: Type, nearest: bool, round: Option<Round>) -> 
 /// The conversions that have an instruction of their own.
 fn quick(to: Type, from: Type, round: Option<Round>, d: AnyReg, x: AnyReg) -> Option<Arith> {
     use Type::{BF16, F16, F32, S32, U32};
+    if to.is_float() && round.is_some() {
+        return None;
+    }
     let integers = to.is_integer() && from.is_integer();
     Some(match (d, x) {
         (AnyReg::Word(d), AnyReg::Word(x)) => {
@@ -113,13 +120,14 @@ fn quick(to: Type, from: Type, round: Option<Round>, d: AnyReg, x: AnyReg) -> Op
 /// Between a space's addresses and generic ones.
 pub(super) fn cvta<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {
     let to = mods.take("to");
-    let space = mods.one_of(&["global", "const", "shared::cta", "shared", "local"]);
+    let space = mods.one_of(&["global", "const", "shared::cta", "shared", "local", "param"]);
     mods.need("u64")?;
     let [d, x] = exactly(a)?;
     let (d, x) = (f.d(d)?, f.d(x)?);
     let window = match space {
         Some("global" | "const") => 0,
         Some("local") => LOCAL_WINDOW,
+        Some("param") => PARAM_WINDOW,
         Some(_) => SHARED_WINDOW,
         None => return Err("a state space expected".to_owned()),
     };

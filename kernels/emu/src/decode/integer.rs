@@ -222,7 +222,7 @@ pub(super) fn bits<'a>(f: &mut Function<'a>, name: &str, mods: &mut Mods<'a>, a:
         "dp4a" | "dp2a" => dot(f, name, mods, a)?,
         "shf" => funnel(f, mods, a)?,
         "bfe" | "bfi" => field(f, name, mods, a)?,
-        "clz" | "popc" | "brev" => count(f, name, mods, a)?,
+        "clz" | "popc" | "brev" | "bfind" => count(f, name, mods, a)?,
         "lop3" => {
             mods.need("b32")?;
             let [d, x, y, z, Operand::Number(lut @ 0..=255)] = exactly(a)? else {
@@ -318,7 +318,16 @@ fn count<'a>(
     a: &[Operand<'a>],
 ) -> Result<Arith, String> {
     let [d, x] = exactly(a)?;
-    Ok(match (name, mods.ty()?) {
+    let from_top = name == "bfind" && mods.take("shiftamt");
+    let ty = mods.ty()?;
+    let signed = ty.is_signed();
+    Ok(match (name, ty) {
+        ("bfind", Type::U32 | Type::S32) => {
+            Arith::Un(Un::Find { signed, from_top }, f.w(d, 32)?, f.w(x, 32)?)
+        }
+        ("bfind", Type::U64 | Type::S64) => {
+            Arith::Narrow(Narrow::Find { signed, from_top }, f.w(d, 32)?, f.d(x)?)
+        }
         ("clz", Type::B32) => Arith::Un(Un::Clz, f.w(d, 32)?, f.w(x, 32)?),
         ("popc", Type::B32) => Arith::Un(Un::Popc, f.w(d, 32)?, f.w(x, 32)?),
         ("brev", Type::B32) => Arith::Un(Un::Reverse, f.w(d, 32)?, f.w(x, 32)?),

@@ -38,10 +38,11 @@ fn scope(mods: &mut Mods<'_>) -> Option<Scope> {
 }
 
 fn space(mods: &mut Mods<'_>) -> Space {
-    match mods.one_of(&["global", "shared::cta", "shared", "local", "const"]) {
+    match mods.one_of(&["global", "shared::cta", "shared", "local", "const", "param"]) {
         Some("global") => Space::Global,
         Some("local") => Space::Local,
         Some("const") => Space::Const,
+        Some("param") => Space::Param,
         Some(_) => Space::Shared,
         None => Space::Generic,
     }
@@ -79,15 +80,11 @@ fn elements<'a>(mods: &mut Mods<'a>, operand: &Operand<'a>) -> Result<Type, Stri
 
 pub(super) fn load<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {
     let [d, from] = exactly(a)?;
-    let param = mods.take("param");
     let (strong, acquire) = strength(mods, "acquire")?;
     let constant = mods.take("nc");
     let space = space(mods);
     take_hints(mods);
     let ty = elements(mods, d)?;
-    if param && space != Space::Generic {
-        return Err("two state spaces".to_owned());
-    }
     let (d, width) = f.vector(d, ty.bits())?;
     let extend = match (ty.is_signed() && width > ty.bits(), width) {
         (false, _) => Extend::Zero,
@@ -95,19 +92,19 @@ pub(super) fn load<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'
         (true, 32) => Extend::To32,
         (true, _) => Extend::To64,
     };
-    check_base(f, (!param).then_some(space), from)?;
+    check_base(f, space, from)?;
     let address = f.address(from)?;
     let bytes = (ty.bits() / 8) as u8;
     let load = Load { space, bytes, extend, strong, acquire, constant, d, address };
-    Ok((if param { Op::LoadParam(load) } else { Op::Load(load) }, Class::Memory))
+    Ok((Op::Load(load), Class::Memory))
 }
 
-/// A name of memory may be used in its own space only; `None` is that of the parameters.
-fn check_base<'a>(f: &Function<'a>, space: Option<Space>, operand: &Operand<'a>) -> Result<(), String> {
+/// A name of memory may be used in its own space only.
+fn check_base<'a>(f: &Function<'a>, space: Space, operand: &Operand<'a>) -> Result<(), String> {
     if let Operand::Address(Some(name), _) = operand
         && let Some(own) = f.space(name)
         && own != space
-        && (own, space) != (Some(Space::Const), Some(Space::Global))
+        && (own, space) != (Space::Const, Space::Global)
     {
         return Err(format!("`{name}` lies in another state space"));
     }
@@ -120,10 +117,10 @@ pub(super) fn store<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<
     let space = space(mods);
     take_hints(mods);
     let ty = elements(mods, x)?;
-    if space == Space::Const {
+    if matches!(space, Space::Const | Space::Param) {
         return Err("constants cannot be stored to".to_owned());
     }
-    check_base(f, Some(space), to)?;
+    check_base(f, space, to)?;
     let (a, _) = f.vector(x, ty.bits())?;
     let store = Store { space, bytes: (ty.bits() / 8) as u8, strong, release, address: f.address(to)?, a };
     Ok((Op::Store(store), Class::Memory))
@@ -143,7 +140,7 @@ pub(super) fn atomic<'a>(
     };
     let scope = scope(mods).unwrap_or(Scope::Device);
     let space = space(mods);
-    if matches!(space, Space::Local | Space::Const) {
+    if matches!(space, Space::Local | Space::Const | Space::Param) {
         return Err("atomics are of global or shared memory".to_owned());
     }
     const NAMES: [&str; 10] = ["add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"];
@@ -180,7 +177,7 @@ pub(super) fn atomic<'a>(
         (_, [to, x]) => (to, x, None),
         _ => return Err("an address and a value expected".to_owned()),
     };
-    check_base(f, Some(space), to)?;
+    check_base(f, space, to)?;
     let address: Address = f.address(to)?;
     let a = f.any(x, bits)?;
     let atomic = Atomic { space, op, long: bits == 64, scope, acquire, release, d, address, a, b: y };
@@ -238,7 +235,7 @@ pub(super) fn hint<'a>(f: &mut Function<'a>, name: &str, mods: &mut Mods<'a>, a:
         return Err("a cache expected".to_owned());
     }
     let [from] = exactly(a)?;
-    check_base(f, Some(space), from)?;
+    check_base(f, space, from)?;
     f.address(from)?;
     Ok((Op::Nothing, Class::Memory))
 }

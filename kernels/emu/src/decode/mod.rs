@@ -78,9 +78,8 @@ fn by_name<'a>(f: &mut Function<'a>, name: &str, mods: &mut Mods<'a>, operands: 
             }
         }
         "addc" | "subc" | "madc" => integer::carry(f, name, mods, operands),
-        "sad" | "dp4a" | "dp2a" | "prmt" | "shf" | "bfe" | "bfi" | "lop3" | "clz" | "popc" | "brev" => {
-            integer::bits(f, name, mods, operands)
-        }
+        "sad" | "dp4a" | "dp2a" | "prmt" | "shf" | "bfe" | "bfi" | "lop3" | "clz" | "popc" | "brev"
+        | "bfind" => integer::bits(f, name, mods, operands),
         "and" | "or" | "xor" | "not" | "shl" | "shr" => logic::bitwise(f, name, mods, operands),
         "mov" => logic::mov(f, mods, operands),
         "setp" => logic::setp(f, mods, operands),

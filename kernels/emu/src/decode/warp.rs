@@ -46,7 +46,7 @@ pub(super) fn instruction<'a>(
             let [members] = exactly(a)?;
             Ok((Op::SyncWarp(f.w(members, 32)?), Class::Barrier))
         }
-        "bar" | "barrier" => barrier(f, name, mods, a),
+        "bar" | "barrier" => barrier(f, mods, a),
         "membar" | "fence" => fence(mods, a),
         "shfl" => shuffle(f, mods, a),
         "vote" => vote(f, mods, a),
@@ -61,10 +61,10 @@ pub(super) fn instruction<'a>(
     }
 }
 
-fn barrier<'a>(f: &mut Function<'a>, name: &str, mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {
+fn barrier<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {
     mods.take("cta");
-    // `bar` is `barrier.aligned`.
-    let aligned = mods.take("aligned") || name == "bar";
+    // All threads of a warp come together, also where `barrier` would not ask for it.
+    mods.take("aligned");
     let mode = mods.one_of(&["sync", "arrive", "red"]);
     let (mode, id, count) = match (mode, a) {
         (Some("sync"), [id]) => (BarrierMode::Sync, id, None),
@@ -83,7 +83,7 @@ fn barrier<'a>(f: &mut Function<'a>, name: &str, mods: &mut Mods<'a>, a: &[Opera
         _ => return Err("no such barrier".to_owned()),
     };
     let count = count.map(|count| f.w(count, 32)).transpose()?;
-    Ok((Op::Barrier(Barrier { aligned, id: f.w(id, 32)?, count, mode }), Class::Barrier))
+    Ok((Op::Barrier(Barrier { id: f.w(id, 32)?, count, mode }), Class::Barrier))
 }
 
 fn fence<'a>(mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {

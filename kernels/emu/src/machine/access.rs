@@ -1,7 +1,9 @@
 //! Loads and stores.
 
 use super::{
-    LOCAL_WINDOW, Machine, Outcome, SHARED_WINDOW,
+    LOCAL_WINDOW, Machine, Outcome, PARAM_WINDOW, SHARED_WINDOW,
+    clock::Kind,
+    race::{Access, Area},
     registers::{Doubles, LANES, lanes},
     stop,
     warp::Warp,
@@ -37,25 +39,14 @@ impl Machine<'_> {
 
     fn load_bytes<const N: usize>(&mut self, warp: &mut Warp, load: &Load, mask: u32) -> Outcome<()> {
         let addresses = warp.registers.addresses(&load.address);
-        let values: Bytes<N> = self.read(warp, load.space, &addresses, mask, load.strong)?;
-        deliver(warp, load, &values, mask);
-        Ok(())
-    }
-
-    pub(super) fn load_param(&mut self, warp: &mut Warp, load: &Load, mask: u32) -> Outcome<()> {
-        let addresses = warp.registers.addresses(&load.address);
-        let bytes = usize::from(load.bytes * load.d.count);
-        let mut values = [[0; 16]; LANES];
-        for lane in lanes(mask) {
-            let at = addresses[lane];
-            aligned("parameter", at, bytes, lane)?;
-            let from = usize::try_from(at).ok().and_then(|at| self.params.get(at..)?.get(..bytes));
-            let Some(from) = from else {
-                return outside("parameter", at, bytes, lane, || {
-                    format!("{} bytes are there", self.params.len())
-                });
-            };
-            values[lane][..bytes].copy_from_slice(from);
+        let access = match load.strong {
+            Some(_) => Access::Read(Kind::Strong),
+            None if load.constant => Access::ReadConstant,
+            None => Access::Read(Kind::Plain),
+        };
+        let values: Bytes<N> = self.read(warp, load.space, &addresses, mask, access)?;
+        if load.acquire {
+            self.fence(warp, Scope::Device, mask);
         }
         deliver(warp, load, &values, mask);
         Ok(())
@@ -82,7 +73,11 @@ impl Machine<'_> {
                 value[i * size..(i + 1) * size].copy_from_slice(&from[..size]);
             }
         }
-        self.write(warp, store.space, &addresses, &values, mask, store.strong)
+        if store.release {
+            self.fence(warp, Scope::Device, mask);
+        }
+        let kind = if store.strong.is_some() { Kind::Strong } else { Kind::Plain };
+        self.write(warp, store.space, &addresses, &values, mask, kind)
     }
 
     /// Reads `N` bytes in each lane.
@@ -92,18 +87,28 @@ impl Machine<'_> {
         space: Space,
         addresses: &Doubles,
         mask: u32,
-        strong: Option<Scope>,
+        access: Access,
     ) -> Outcome<Bytes<N>> {
         let mut values = [[0; N]; LANES];
         match space {
             Space::Generic => {
                 for (space, addresses, mask) in by_space(addresses, mask) {
-                    let part: Bytes<N> = self.read(warp, space, &addresses, mask, strong)?;
+                    let part: Bytes<N> = self.read(warp, space, &addresses, mask, access)?;
                     lanes(mask).for_each(|lane| values[lane] = part[lane]);
                 }
             }
-            Space::Global | Space::Const => self.read_global(warp, addresses, &mut values, mask, strong)?,
-            Space::Shared => self.read_shared(warp, addresses, &mut values, mask, strong)?,
+            Space::Global | Space::Const => self.read_global(warp, addresses, &mut values, mask, access)?,
+            Space::Shared => self.read_shared(warp, addresses, &mut values, mask, access)?,
+            Space::Param => {
+                for lane in lanes(mask) {
+                    let at = addresses[lane];
+                    aligned("parameter", at, N, lane)?;
+                    let from = usize::try_from(at).ok().and_then(|at| self.params.get(at..)?.get(..N));
+                    let there = || format!("{} bytes are there", self.params.len());
+                    let Some(from) = from else { return outside("parameter", at, N, lane, there) };
+                    values[lane].copy_from_slice(from);
+                }
+            }
             Space::Local => {
                 for lane in lanes(mask) {
                     let at = self.local_place(addresses[lane], N, lane)?;
@@ -120,7 +125,7 @@ impl Machine<'_> {
         addresses: &Doubles,
         values: &mut Bytes<N>,
         mask: u32,
-        strong: Option<Scope>,
+        access: Access,
     ) -> Outcome<()> {
         self.counts.global_read.add::<N>(addresses, mask);
         for lane in lanes(mask) {
@@ -129,14 +134,16 @@ impl Machine<'_> {
                 Place::Memory(index, offset) => {
                     let allocation = &self.memory.live[index];
                     values[lane] = allocation.get(offset);
-                    if self.options.races && !allocation.is_written(offset, N) {
-                        return stop(lane, Fault::Uninitialised { space: "global", address });
+                    if self.race.is_some() {
+                        if !allocation.is_written(offset, N) {
+                            return stop(lane, Fault::Uninitialised { space: "global", address });
+                        }
+                        self.watch(warp, lane, Area::Global(index), (address, offset, N), access)?;
                     }
                 }
                 Place::Data(at) => values[lane].copy_from_slice(&self.module.data[at..at + N]),
             }
         }
-        let _ = (warp, strong);
         Ok(())
     }
 
@@ -146,7 +153,7 @@ impl Machine<'_> {
         addresses: &Doubles,
         values: &mut Bytes<N>,
         mask: u32,
-        strong: Option<Scope>,
+        access: Access,
     ) -> Outcome<()> {
         self.counts.shared.add::<N>(addresses, mask);
         for lane in lanes(mask) {
@@ -155,8 +162,8 @@ impl Machine<'_> {
                 return stop(lane, Fault::Uninitialised { space: "shared", address: addresses[lane] });
             }
             values[lane].copy_from_slice(&self.shared[at..at + N]);
+            self.watch(warp, lane, Area::Shared, (addresses[lane], at, N), access)?;
         }
-        let _ = (warp, strong);
         Ok(())
     }
 
@@ -168,29 +175,45 @@ impl Machine<'_> {
         addresses: &Doubles,
         values: &Bytes<N>,
         mask: u32,
-        strong: Option<Scope>,
+        kind: Kind,
     ) -> Outcome<()> {
         match space {
             Space::Generic => {
                 for (space, addresses, mask) in by_space(addresses, mask) {
-                    self.write(warp, space, &addresses, values, mask, strong)?;
+                    self.write(warp, space, &addresses, values, mask, kind)?;
                 }
             }
             Space::Global | Space::Const => {
                 self.counts.global_written.add::<N>(addresses, mask);
+                let alone = self.alone("global", addresses, values, mask)?;
                 for lane in lanes(mask) {
                     let address = addresses[lane];
                     match self.global_place(address, N, lane)? {
-                        Place::Memory(index, offset) => self.memory.live[index].put(offset, values[lane]),
+                        Place::Memory(index, offset) => {
+                            self.memory.live[index].put(offset, values[lane]);
+                            if alone >> lane & 1 == 1 {
+                                let range = (address, offset, N);
+                                self.watch(warp, lane, Area::Global(index), range, Access::Write(kind))?;
+                            }
+                        }
                         Place::Data(_) => return stop(lane, Fault::Constant { address }),
                     }
                 }
             }
+            Space::Param => {
+                let lane = lanes(mask).next().unwrap_or(0);
+                return stop(lane, Fault::Constant { address: addresses[lane] });
+            }
             Space::Shared => {
                 self.counts.shared.add::<N>(addresses, mask);
+                let alone = self.alone("shared", addresses, values, mask)?;
                 for lane in lanes(mask) {
                     let at = self.shared_place(addresses[lane], N, lane)?;
                     self.put_shared(at, &values[lane]);
+                    if alone >> lane & 1 == 1 {
+                        let range = (addresses[lane], at, N);
+                        self.watch(warp, lane, Area::Shared, range, Access::Write(kind))?;
+                    }
                 }
             }
             Space::Local => {
@@ -233,14 +256,6 @@ impl Machine<'_> {
         outside("global", address, bytes, lane, || self.memory.describe(address))
     }
 
-    /// The allocation and offset of bytes that may be written.
-    pub(super) fn writable(&mut self, address: u64, bytes: usize, lane: usize) -> Outcome<(usize, usize)> {
-        match self.global_place(address, bytes, lane)? {
-            Place::Memory(index, offset) => Ok((index, offset)),
-            Place::Data(_) => stop(lane, Fault::Constant { address }),
-        }
-    }
-
     #[inline(always)]
     pub(super) fn shared_place(&self, address: u64, bytes: usize, lane: usize) -> Outcome<usize> {
         aligned("shared", address, bytes, lane)?;
@@ -267,15 +282,17 @@ pub(super) fn by_space(addresses: &Doubles, mask: u32) -> impl Iterator<Item = (
     let window = |space: Space| match space {
         Space::Shared => SHARED_WINDOW,
         Space::Local => LOCAL_WINDOW,
+        Space::Param => PARAM_WINDOW,
         _ => 0,
     };
     let space = |address: u64| match address & !0xff_ffff_ffff {
         SHARED_WINDOW => Space::Shared,
         LOCAL_WINDOW => Space::Local,
+        PARAM_WINDOW => Space::Param,
         _ => Space::Global,
     };
     let addresses = *addresses;
-    [Space::Global, Space::Shared, Space::Local].into_iter().filter_map(move |wanted| {
+    [Space::Global, Space::Shared, Space::Local, Space::Param].into_iter().filter_map(move |wanted| {
         let there = lanes(mask).filter(|&lane| space(addresses[lane]) == wanted);
         let there = there.fold(0, |mask, lane| mask | 1_u32 << lane);
         let own = addresses.map(|address| address.wrapping_sub(window(wanted)));

@@ -225,6 +225,10 @@ fn un(r: &mut Registers, op: Un, d: W, a: W, mask: u32) {
         Un::Clz => r.un(d, a, mask, u32::leading_zeros),
         Un::Popc => r.un(d, a, mask, u32::count_ones),
         Un::Reverse => r.un(d, a, mask, u32::reverse_bits),
+        Un::Find { signed, from_top } => r.un(d, a, mask, |x| {
+            let x = if signed && x >> 31 == 1 { !x } else { x };
+            find(x.leading_zeros(), 32, from_top)
+        }),
         Un::FNeg => r.un(d, a, mask, |x| x ^ 1 << 31),
         Un::FAbs => r.un(d, a, mask, |x| x & !(1 << 31)),
         Un::FSqrt => r.un(d, a, mask, |x| bits(f32::from_bits(x).sqrt())),
@@ -242,6 +246,18 @@ fn un(r: &mut Registers, op: Un, d: W, a: W, mask: u32) {
         Un::BrainFromFloat => r.un(d, a, mask, float::to_brain),
         Un::NearestFromFloat => r.un(d, a, mask, |x| f32::from_bits(x).round_ties_even() as i32 as u32),
         Un::TruncatedFromFloat => r.un(d, a, mask, |x| f32::from_bits(x) as i32 as u32),
+    }
+}
+
+/// Where the highest bit is; all ones if there is none.
+#[inline(always)]
+fn find(zeros: u32, width: u32, from_top: bool) -> u32 {
+    if zeros == width {
+        u32::MAX
+    } else if from_top {
+        zeros
+    } else {
+        width - 1 - zeros
     }
 }
 
@@ -479,6 +495,10 @@ fn narrow(r: &mut Registers, op: Narrow, d: W, a: D, mask: u32) {
         Narrow::Truncate16 => r.narrow(d, a, mask, |x| u32::from(x as u16)),
         Narrow::Clz => r.narrow(d, a, mask, u64::leading_zeros),
         Narrow::Popc => r.narrow(d, a, mask, u64::count_ones),
+        Narrow::Find { signed, from_top } => r.narrow(d, a, mask, |x| {
+            let x = if signed && x >> 63 == 1 { !x } else { x };
+            find(x.leading_zeros(), 64, from_top)
+        }),
         Narrow::FloatFromSigned => r.narrow(d, a, mask, |x| (x as i64 as f32).to_bits()),
         Narrow::FloatFromUnsigned => r.narrow(d, a, mask, |x| (x as f32).to_bits()),
     }

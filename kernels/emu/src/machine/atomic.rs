@@ -3,6 +3,8 @@
 use super::{
     Machine, Outcome,
     access::by_space,
+    clock::Kind,
+    race::Access,
     registers::{Doubles, lanes},
     warp::Warp,
 };
@@ -43,10 +45,13 @@ impl Machine<'_> {
         addresses: &Doubles,
         mask: u32,
     ) -> Outcome<()> {
+        if atomic.release {
+            self.fence(warp, atomic.scope, mask);
+        }
         // Lane by lane: each sees what the one before it left.
         for lane in lanes(mask) {
             let one = 1 << lane;
-            let old = self.read::<N>(warp, space, addresses, one, Some(atomic.scope))?[lane];
+            let old = self.read::<N>(warp, space, addresses, one, Access::Read(Kind::Strong))?[lane];
             let mut wide = [0; 8];
             wide[..N].copy_from_slice(&old);
             let old = u64::from_le_bytes(wide);
@@ -55,10 +60,13 @@ impl Machine<'_> {
             let new = if N == 8 { update(atomic.op, old, a, b) } else { update_word(atomic.op, old, a, b) };
             let mut values = [[0; N]; 32];
             values[lane].copy_from_slice(&new.to_le_bytes()[..N]);
-            self.write(warp, space, addresses, &values, one, Some(atomic.scope))?;
+            self.write(warp, space, addresses, &values, one, Kind::Strong)?;
             if let Some(d) = atomic.d {
                 warp.registers.set_lane(d, lane, old);
             }
+        }
+        if atomic.acquire {
+            self.fence(warp, atomic.scope, mask);
         }
         Ok(())
     }

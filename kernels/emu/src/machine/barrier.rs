@@ -65,6 +65,9 @@ impl Machine<'_> {
             arrivals.votes += (warp.registers.guard(holds) & mask).count_ones();
             arrivals.voters += mask.count_ones();
         }
+        if let Some(race) = &mut self.race {
+            race.clock.arrive(id as usize, warp.index as usize);
+        }
         warp.pc += 1;
         if matches!(barrier.mode, BarrierMode::Arrive) {
             return Ok(Flow::Put);
@@ -93,6 +96,11 @@ impl Machine<'_> {
                 continue;
             }
             self.barriers[id] = Arrivals::default();
+            let waits = |warp: &&Warp| matches!(warp.state, State::Waiting { barrier, .. } if barrier == id);
+            let waiting = warps.iter().filter(waits).fold(0, |set, warp| set | 1_u32 << warp.index);
+            if let Some(race) = &mut self.race {
+                race.clock.join_warps(id, arrivals.warps, waiting);
+            }
             for warp in &mut *warps {
                 let State::Waiting { barrier, mode } = warp.state else { continue };
                 if barrier != id {

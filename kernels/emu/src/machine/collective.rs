@@ -40,6 +40,13 @@ impl Machine<'_> {
             let reason = format!("the members {:#x} name others", members[lane]);
             return stop(lane, Fault::Collective(reason));
         }
+        if let Some(race) = &mut self.race {
+            let mut left = mask;
+            while let Some(lane) = lanes(left).next() {
+                race.clock.join_lanes(warp.index as usize, members[lane], warp.live);
+                left &= !members[lane];
+            }
+        }
         Ok(Some(members))
     }
 
@@ -132,6 +139,9 @@ impl Machine<'_> {
     /// Whether all lanes of a warp are here, as an instruction of the whole warp wants it; otherwise they wait.
     pub(super) fn whole_warp(&mut self, warp: &mut Warp, mask: u32) -> Outcome<bool> {
         if mask == u32::MAX {
+            if let Some(race) = &mut self.race {
+                race.clock.join_lanes(warp.index as usize, mask, mask);
+            }
             return Ok(true);
         }
         if warp.live != u32::MAX {

@@ -75,11 +75,50 @@ fn truncated(convert: &Convert, value: f64) -> i128 {
     (rounded(value, convert.round) as i128).clamp(least, greatest)
 }
 
+/// An integer as f32.
+fn single(value: i128, round: Option<Round>) -> f32 {
+    let nearest = value as f32;
+    let exact = nearest as i128;
+    let (down, up) = (nearest.next_down(), nearest.next_up());
+    match round {
+        None | Some(Round::Nearest) => nearest,
+        _ if exact == value => nearest,
+        Some(Round::Down) => {
+            if exact > value {
+                down
+            } else {
+                nearest
+            }
+        }
+        Some(Round::Up) => {
+            if exact < value {
+                up
+            } else {
+                nearest
+            }
+        }
+        Some(Round::Zero) if value > 0 => {
+            if exact > value {
+                down
+            } else {
+                nearest
+            }
+        }
+        Some(Round::Zero) => {
+            if exact < value {
+                up
+            } else {
+                nearest
+            }
+        }
+    }
+}
+
 /// The bits of a float.
 fn real(convert: &Convert, value: Value) -> u64 {
     let value = match (value, convert.to) {
         // Straight from the integer, so that it rounds once.
-        (Value::Whole(value), Type::F32) => f64::from(value as f32),
+        (Value::Whole(value), Type::F32) => f64::from(single(value, convert.round)),
         (Value::Whole(value), _) => value as f64,
         (Value::Real(value), _) => rounded(value, convert.round),
     };

@@ -2,6 +2,8 @@
 
 use super::{
     Machine, Outcome,
+    clock::Kind,
+    race::{Access, Area},
     registers::{LANES, lanes},
     stop,
     warp::Warp,
@@ -62,7 +64,7 @@ impl Machine<'_> {
         let reading = lanes(mask).filter(|&lane| sizes[lane] != 0).fold(0, |mask, lane| mask | 1_u32 << lane);
         let mut values = [[0; N]; LANES];
         if reading != 0 {
-            let read = self.read::<N>(warp, Space::Global, &from, reading, None)?;
+            let read = self.read::<N>(warp, Space::Global, &from, reading, Access::Read(Kind::Plain))?;
             lanes(reading).for_each(|lane| values[lane] = read[lane]);
         }
         self.counts.shared.add::<N>(&to, mask);
@@ -72,6 +74,7 @@ impl Machine<'_> {
             bytes[..N].copy_from_slice(&values[lane]);
             let group = warp.copies.closed[lane];
             warp.copies.pending.push(Pending { lane, group, to: at, bytes, count: N });
+            self.watch(warp, lane, Area::Shared, (to[lane], at, N), Access::Write(Kind::Flying))?;
             if self.options.copies == When::Eager {
                 self.put_shared(at, &values[lane]);
             }
@@ -90,6 +93,8 @@ impl Machine<'_> {
         warp.copies.pending.retain(|copy| !lands(copy));
         for copy in landing {
             self.put_shared(copy.to, &copy.bytes[..copy.count]);
+            let range = (copy.to as u64, copy.to, copy.count);
+            self.watch(warp, copy.lane, Area::Shared, range, Access::Land)?;
         }
         Ok(())
     }

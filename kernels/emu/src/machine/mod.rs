@@ -4,18 +4,24 @@ mod access;
 mod arith;
 mod atomic;
 mod barrier;
+mod clock;
 mod collective;
 mod convert;
 mod copies;
 mod float;
+mod race;
 mod registers;
 mod tensor;
 mod traffic;
 mod warp;
+mod watch;
+mod wide;
 
 use barrier::Arrivals;
+use race::Race;
 use registers::lanes;
 use warp::{Shape, State, Warp};
+use wide::Isa;
 
 use crate::{
     Counts, Fault, Launch, Memory, Module, Options, Order, Place, Tally, Trap,
@@ -26,6 +32,9 @@ use crate::{
 pub(crate) const SHARED_WINDOW: u64 = 0x7c00_0000_0000;
 /// Those of local memory.
 pub(crate) const LOCAL_WINDOW: u64 = 0x7d00_0000_0000;
+
+/// Those of parameters.
+pub(crate) const PARAM_WINDOW: u64 = 0x7b00_0000_0000;
 
 /// Most shared memory of a block on any card.
 const MAX_SHARED: u32 = 227 << 10;
@@ -67,6 +76,8 @@ struct Machine<'a> {
     /// A bit for each byte of shared memory: whether it was written.
     shared_written: Vec<u64>,
     barriers: [Arrivals; barrier::COUNT],
+    isa: Isa,
+    race: Option<Box<Race>>,
     /// The allocation that was last used.
     recent: usize,
     counts: Counts,
@@ -96,6 +107,8 @@ pub(crate) fn run(
         shared: vec![u8::MAX; bytes],
         shared_written: vec![0; bytes / 64],
         barriers: Default::default(),
+        isa: Isa::detect(),
+        race: options.races.then(|| Box::new(Race::new(bytes))),
         recent: 0,
         counts: Counts::default(),
         tallies: Default::default(),
@@ -221,6 +234,9 @@ impl Machine<'_> {
         self.shared.fill(u8::MAX);
         self.shared_written.fill(0);
         self.barriers = Default::default();
+        if let Some(race) = &mut self.race {
+            race.begin_block(block as u32);
+        }
         for warp in warps {
             warp.restart();
             for &(slot, special) in &self.kernel.specials {
@@ -278,6 +294,7 @@ impl Machine<'_> {
     /// Runs a warp until it ends or waits, or its time is up.
     fn run_warp(&mut self, warp: &mut Warp) -> Outcome<()> {
         let code = &self.kernel.code[..];
+        let isa = self.isa;
         for _ in 0..SLICE {
             if warp.is_meeting() {
                 warp.meet();
@@ -290,7 +307,7 @@ impl Machine<'_> {
             self.tally(inst, mask)?;
             match &inst.op {
                 Op::Arith(op) => {
-                    arith::execute::<false>(&mut warp.registers, op, mask);
+                    isa.execute(&mut warp.registers, op, mask);
                     warp.pc += 1;
                 }
                 Op::Branch(target) => warp.branch(mask, *target),
@@ -343,7 +360,6 @@ impl Machine<'_> {
         match op {
             Op::Load(load) => self.load(warp, load, mask)?,
             Op::Store(store) => self.store(warp, store, mask)?,
-            Op::LoadParam(load) => self.load_param(warp, load, mask)?,
             Op::Copy(copy) => self.copy(warp, copy, mask)?,
             Op::CopyCommit => warp.copies.commit(mask),
             Op::CopyWait(pending) => self.wait_copies(warp, Some(*pending), mask)?,
@@ -359,7 +375,8 @@ impl Machine<'_> {
             Op::LoadMatrix(load) => return self.load_matrix(warp, load, mask),
             Op::MoveMatrix { d, a } => return self.move_matrix(warp, *d, *a, mask),
             Op::Barrier(barrier) => return self.barrier(warp, barrier, mask),
-            Op::Fence(_) | Op::Nothing | Op::Arith(_) | Op::Branch(_) => {}
+            Op::Fence(scope) => self.fence(warp, *scope, mask),
+            Op::Nothing | Op::Arith(_) | Op::Branch(_) => {}
             Op::BranchIndexed(targets, index) => {
                 let index = *warp.registers.w(*index);
                 if let Some(lane) = lanes(mask).find(|&lane| index[lane] as usize >= targets.len()) {
