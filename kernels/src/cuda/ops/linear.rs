@@ -129,15 +129,8 @@ pub fn project(
         (call.params.norm, call.params.next) = (norm, next);
         return vec![call.launch()];
     }
-    let after = norm::Norm {
-        step: step.rows,
-        x: h,
-        faults: step.faults,
-        norm,
-        out: next,
-        layer: step.layer,
-        zero: 0,
-    };
+    let after =
+        norm::Norm { step: step.rows, x: h, faults: step.faults, norm, out: next, layer: step.layer, zero: 0 };
     vec![call.launch(), norm::norm(after, step.bucket)]
 }
 
@@ -159,8 +152,7 @@ pub fn gate_up(
         return vec![call.launch()];
     }
     let mut launches = Vec::new();
-    let apart: &[&[Linear]] =
-        if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
+    let apart: &[&[Linear]] = if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
     for (i, linears) in apart.iter().enumerate() {
         let mut call = Call::new(step, linears, x, scratch);
         call.params.out = scratch.rows;
@@ -182,13 +174,7 @@ pub fn gate_up(
 }
 
 /// q, k and v of each row, and what becomes of them ([`Heads`], which holds the biases too).
-pub fn qkv(
-    step: &Step,
-    matrices: &[Matrix; 3],
-    x: &Activation,
-    heads: &Heads,
-    scratch: &Scratch,
-) -> Vec<Launch> {
+pub fn qkv(step: &Step, matrices: &[Matrix; 3], x: &Activation, heads: &Heads, scratch: &Scratch) -> Vec<Launch> {
     let width = matrices.iter().map(|matrix| matrix.outputs).sum();
     let mut launches = Vec::new();
     let mut placed = true;
@@ -206,9 +192,7 @@ pub fn qkv(
             *column += matrix.outputs;
             Some((*column - matrix.outputs, matrix))
         });
-        for (part, (column, _)) in
-            call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(&matrix)))
-        {
+        for (part, (column, _)) in call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(&matrix))) {
             part.column = column;
         }
         placed &= call.place_heads(heads);
