@@ -18,20 +18,15 @@ struct Shape {
     }
 };
 
-// 16 bytes of K as f32.
-DEV void unpack(const u16* p, float (&v)[8]) {
-    uint4 w = *(const uint4*)p;
-    u32 words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        v[2 * i] = f32_from_f16((u16)words[i]);
-        v[2 * i + 1] = f32_from_f16((u16)(words[i] >> 16));
-    }
+// Values 4 `half` .. of 16 bytes of K as f32.
+DEV void unpack(const uint4& w, int half, float (&v)[4], u16) {
+    u32 low = half ? w.z : w.x, high = half ? w.w : w.y;
+    v[0] = f32_from_f16((u16)low), v[1] = f32_from_f16((u16)(low >> 16));
+    v[2] = f32_from_f16((u16)high), v[3] = f32_from_f16((u16)(high >> 16));
 }
 
-DEV void unpack(const float* p, float (&v)[4]) {
-    float4 w = *(const float4*)p;
-    v[0] = w.x, v[1] = w.y, v[2] = w.z, v[3] = w.w;
+DEV void unpack(const uint4& w, int, float (&v)[4], float) {
+    v[0] = __uint_as_float(w.x), v[1] = __uint_as_float(w.y), v[2] = __uint_as_float(w.z), v[3] = __uint_as_float(w.w);
 }
 
 // Neighbouring values of V as f32.
@@ -39,6 +34,11 @@ DEV void unpack(const u16* p, float (&v)[4]) {
     uint2 w = *(const uint2*)p;
     v[0] = f32_from_f16((u16)w.x), v[1] = f32_from_f16((u16)(w.x >> 16));
     v[2] = f32_from_f16((u16)w.y), v[3] = f32_from_f16((u16)(w.y >> 16));
+}
+
+DEV void unpack(const float* p, float (&v)[4]) {
+    float4 w = *(const float4*)p;
+    v[0] = w.x, v[1] = w.y, v[2] = w.z, v[3] = w.w;
 }
 
 DEV void unpack(const u16* p, float (&v)[2]) {
@@ -84,19 +84,23 @@ DEV void score(const T* k, u32 width, const float* q, float (&s)[Q][2]) {
     const T* mine = k + (threadIdx.x & 31) * C;
 #pragma unroll
     for (int i = 0; i < Q; i++) s[i][0] = s[i][1] = 0.0f;
-#pragma unroll(Q <= 2 ? 4 : 2)
+#pragma unroll(Q <= 2 ? 4 : Q <= 4 ? 2 : 1)
     for (u32 chunk = 0; chunk < width / C; chunk++) {
-        float a[C], b[C];
-        unpack(mine + chunk * (PAGE * C), a);
-        unpack(mine + chunk * (PAGE * C) + 32 * C, b);
+        uint4 first = *(const uint4*)(mine + chunk * (PAGE * C)), second = *(const uint4*)(mine + chunk * (PAGE * C) + 32 * C);
 #pragma unroll
-        for (int i = 0; i < Q; i++) {
-            float x[C];
-            read_floats(q + i * width + chunk * C, x);
+        for (int half = 0; half < C / 4; half++) {
+            float a[4], b[4];
+            unpack(first, half, a, T());
+            unpack(second, half, b, T());
 #pragma unroll
-            for (int d = 0; d < C; d++) {
-                s[i][0] = __fmaf_rn(x[d], a[d], s[i][0]);
-                s[i][1] = __fmaf_rn(x[d], b[d], s[i][1]);
+            for (int i = 0; i < Q; i++) {
+                float x[4];
+                read_floats(q + i * width + chunk * C + 4 * half, x);
+#pragma unroll
+                for (int d = 0; d < 4; d++) {
+                    s[i][0] = __fmaf_rn(x[d], a[d], s[i][0]);
+                    s[i][1] = __fmaf_rn(x[d], b[d], s[i][1]);
+                }
             }
         }
     }
@@ -150,7 +154,7 @@ DEV void weighted_values(const T* v, u32 width, const float* weights, Visible ke
     for (int i = 0; i < Q; i++)
 #pragma unroll
         for (int d = 0; d < PER; d++) o[i][d] = 0.0f;
-#pragma unroll(Q * PER <= 16 ? 8 : 4)
+#pragma unroll(Q * PER <= 16 ? 8 : Q * PER <= 24 ? 4 : 2)
     for (u32 key = keys.from; key <= keys.to; key++) {
         float x[PER], p[Q];
         unpack(v + key * width, x);

@@ -264,15 +264,16 @@ struct Queries {
 template <class T, int Q, int N>
 DEV void tile_weights(Queries<Q, N>& queries, float (&s)[Q][2], Visible mine, u32 seen, float* weights, float& a, float& c) {
     float block_largest = 0.0f, block_sum = 0.0f;
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < Q; i++) {
         float largest, sum;
         Visible visible = {__shfl_sync(ALL_LANES, mine.from, i), __shfl_sync(ALL_LANES, mine.to, i)};
         weigh(s[i], visible, largest, sum);
         if ((threadIdx.x & 31) == i) block_largest = largest, block_sum = sum;
+        float* to = weights + (threadIdx.x & 31) * Shape<Q, N>::STRIDE + i;
+        to[0] = s[i][0], to[32 * Shape<Q, N>::STRIDE] = s[i][1];
     }
-    __syncwarp();
-    store_weights<Q, Shape<Q, N>::STRIDE>(s, weights);
     __syncwarp();
     queries.add(block_largest, block_sum, seen, a, c);
 }
@@ -387,26 +388,38 @@ DEV void prefill(const AttentionParams& p) {
         session = next;
     }
 
+    // By way of shared memory, where the queries are no longer needed: registers cannot be counted off in a loop.
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < Q; i++) {
         float sum = shuffle(queries.sum, i);
-        if (!(queries.started >> i & 1)) continue;
-        u32 index = warp * Q + i;
 #pragma unroll
         for (int part = 0; part < S::PARTS; part++)
 #pragma unroll
-            for (int d = 0; d < S::PER; d++) queries.o[i][part][d] = queries.o[i][part][d] / sum;
-        store_output<Q, N>(p, begin + index / group, kv_head * group + index % group, queries.o[i]);
+            for (int d = 0; d < S::PER; d++)
+                if (S::first(part) + d < width) q[i * width + S::first(part) + d] = queries.o[i][part][d] / sum;
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (u32 i = 0; i < Q; i++) {
+        if (!(queries.started >> i & 1)) continue;
+        float o[S::PARTS][S::PER];
+#pragma unroll
+        for (int part = 0; part < S::PARTS; part++)
+#pragma unroll
+            for (int d = 0; d < S::PER; d++) o[part][d] = S::first(part) + d < width ? q[i * width + S::first(part) + d] : 0.0f;
+        u32 index = warp * Q + i;
+        store_output<Q, N>(p, begin + index / group, kv_head * group + index % group, o);
     }
     if (!heads_apart(p))
         for (u32 row = begin; row < end; row++) finish_row(p, row, &word);
 }
 
-// Registers bound how many blocks a multiprocessor holds: two where a head's values leave room for it.
+// Registers bound how many blocks a multiprocessor holds: two, or one where the values of 8 queries take too many.
 #define DECODE(name, T, Q, N) \
     KERNEL(256, N == 16 ? 1 : 2) name(const AttentionParams p) { decode<T, Q, N>(p); }
 #define PREFILL(name, T, Q, N, staged) \
-    KERNEL(256, N <= 4 ? 2 : 1) name(const AttentionParams p) { prefill<T, Q, N, staged>(p); }
+    KERNEL(256, 1) name(const AttentionParams p) { prefill<T, Q, N, staged>(p); }
 
 DECODE(decode_f16_1_2, u16, 1, 2)
 DECODE(decode_f16_1_4, u16, 1, 4)

@@ -58,17 +58,16 @@ struct Gemm {
     const Linear& p;
     u8* shared;
     u32 rows, first_row, first_tile;
-    const u8* tiles[TILES * F::BYTES_A / 16 / 256];  // of the chunks of weights that this thread copies
+    const u64* tiles;  // where their weights are: in shared memory, for registers are short
     u32 lane, warp_m, warp_n;
 
-    __device__ __forceinline__ Gemm(const Linear& p, u8* shared, u32 rows)
-        : p(p), shared(shared), rows(rows), first_row(blockIdx.x * ROWS), first_tile(blockIdx.y * TILES) {
+    __device__ __forceinline__ Gemm(const Linear& p, u8* shared, u64* tiles, u32 rows)
+        : p(p), shared(shared), rows(rows), first_row(blockIdx.x * ROWS), first_tile(blockIdx.y * TILES), tiles(tiles) {
         lane = threadIdx.x & 31;
         warp_m = threadIdx.x / 32 & 3;
         warp_n = threadIdx.x / 128;
-#pragma unroll
-        for (int i = 0; i < TILES * F::BYTES_A / 16 / 256; i++)
-            tiles[i] = tile_weights<F>(p, first_tile + (threadIdx.x + i * 256) / (F::BYTES_A / 16));
+        if (threadIdx.x < TILES) tiles[threadIdx.x] = (u64)tile_weights<F>(p, first_tile + threadIdx.x);
+        __syncthreads();
     }
 
     __device__ __forceinline__ u8* stage(u32 step) const { return shared + step % STAGES * STAGE; }
@@ -88,8 +87,8 @@ struct Gemm {
 #pragma unroll
         for (int i = 0; i < TILES * F::BYTES_A / 16 / 256; i++) {
             u32 c = threadIdx.x + i * 256, chunk = c % (F::BYTES_A / 16);
-            const u8* from = tiles[i] ? tiles[i] + (u64)segment * F::BYTES + offset(quarter, chunk) : (const u8*)p.x;
-            copy_async(to + c * 16, from, tiles[i]);
+            u64 tile = tiles[c / (F::BYTES_A / 16)];
+            copy_async(to + c * 16, (const u8*)(tile ? tile + (u64)segment * F::BYTES + offset(quarter, chunk) : p.x), tile);
         }
         to += TILES * F::BYTES_A;
 #pragma unroll
@@ -107,9 +106,9 @@ struct Gemm {
         u8* to = scales(segment);
         u32 t = threadIdx.x;
         if (t < TILES * F::SCALES / 16) {
-            const u8* tile = tile_weights<F>(p, first_tile + t / (F::SCALES / 16));
-            const u8* from = tile ? tile + (u64)segment * F::BYTES + F::LOADS * 512 + t % (F::SCALES / 16) * 16 : (const u8*)p.x;
-            copy_async(to + t * 16, from, tile);
+            u64 tile = tiles[t / (F::SCALES / 16)];
+            u64 from = tile + (u64)segment * F::BYTES + F::LOADS * 512 + t % (F::SCALES / 16) * 16;
+            copy_async(to + t * 16, (const u8*)(tile ? from : p.x), tile);
         }
         to += TILES * F::SCALES;
         u32 groups = F::WIDE ? p.stride / 256 : p.stride / 32;
@@ -200,35 +199,32 @@ DEV void step_narrow(const Gemm<F>& gemm, u32 step, Sums& sum) {
     }
 }
 
+// One tile of weights after the other: both at once do not fit the registers.
 DEV void step_wide(const Gemm<GemmQ4K>& gemm, u32 step, Products& acc) {
-    uint4 w[2][Q4K::LOADS];
-    u32 pair[2][2];  // scales of the step's two sub-blocks
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        gemm.weights(w[m], step, m);
+        uint4 w[Q4K::LOADS];
+        u32 pair[2];  // scales of the step's two sub-blocks
+        gemm.weights(w, step, m);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             u32 sc[2], minima[2];
             Q4K::scales(sc, minima, *(const uint4*)gemm.weight_scale(step / 4, m, h, 16));
-            pair[m][h] = (step % 4 < 2 ? sc[0] : sc[1]) >> (step % 2 * 16);
+            pair[h] = (step % 4 < 2 ? sc[0] : sc[1]) >> (step % 2 * 16);
         }
-    }
 #pragma unroll
-    for (int g = 0; g < 2; g++) {
-        u32 a[2][4];
+        for (int g = 0; g < 2; g++) {
+            u32 a[4];
+            Q4K::fragment(a, w, g);
 #pragma unroll
-        for (int m = 0; m < 2; m++) Q4K::fragment(a[m], w[m], g);
-#pragma unroll
-        for (int t = 0; t < 8; t++) {
-            uint2 b = gemm.activations(step, g, t);
-#pragma unroll
-            for (int m = 0; m < 2; m++) {
+            for (int t = 0; t < 8; t++) {
+                uint2 b = gemm.activations(step, g, t);
                 int d[4];
-                mma(d, a[m], b.x, b.y, 0);
+                mma(d, a, b.x, b.y, 0);
 #pragma unroll
-                for (int i = 0; i < 4; i++) acc[m][t][i] += (int)(pair[m][i / 2] >> (8 * g) & 63) * d[i];
+                for (int i = 0; i < 4; i++) acc[m][t][i] += (int)(pair[i / 2] >> (8 * g) & 63) * d[i];
+                hold_back<1>(t);
             }
-            hold_back<1>(t);
         }
     }
     // A thread sums one group of one row, low byte and high byte apart.
@@ -282,10 +278,10 @@ DEV void end_segment(const Gemm<GemmQ4K>& gemm, u32 segment, Products& acc, Sums
                 acc[m][t][i] = 0;
             }
         }
+        hold_back<1>(t);
     }
 }
 
-// One tile of weights after the other: both at once do not fit the registers.
 DEV void step_wide(const Gemm<GemmQ6K>& gemm, u32 step, Products& acc) {
 #pragma unroll
     for (int m = 0; m < 2; m++) {
@@ -332,6 +328,7 @@ DEV void end_segment(const Gemm<GemmQ6K>& gemm, u32 segment, Products& acc, Sums
                 total[m][t][i] += y;
                 acc[m][t][i] = 0;
             }
+        hold_back<1>(t);
     }
 }
 
@@ -404,9 +401,10 @@ DEV void store_sums(const Gemm<F>& gemm, const Sums& total) {
 template <class F>
 DEV void gemm(const Linear& p) {
     extern __shared__ uint4 buffers[];
+    __shared__ u64 tiles[TILES];
     u32 rows = *(const u32*)p.step;
     if (blockIdx.x * ROWS >= rows) return;
-    Gemm<F> gemm(p, (u8*)buffers, rows);
+    Gemm<F> gemm(p, (u8*)buffers, tiles, rows);
     u32 steps = p.segments * 4;
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) gemm.load(i);
@@ -423,7 +421,9 @@ DEV void gemm(const Linear& p) {
         } else {
             copy_commit();
         }
+        __syncwarp();
         segments.step(gemm, step);
+        __syncwarp();
         if (step % 4 == 3) segments.end(gemm, step / 4, total);
     }
     store_sums(gemm, total);
