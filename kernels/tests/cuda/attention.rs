@@ -146,8 +146,10 @@ fn check(card: &mut Card, case: &Case, data: &Data, plan: impl Fn(u32) -> Plan) 
             assert_row(card, &out, row, expected);
         }
         assert_row(card, &out, count, &[]);
-        let faulty = |row: &Vec<f32>| case.profile == Profile::Quantised && row.iter().any(|v| !v.is_finite());
-        let words = data.expected.iter().map(|row| if faulty(row) { fault(8, Operation::Quantise) } else { 0 });
+        let faulty =
+            |row: &Vec<f32>| case.profile == Profile::Quantised && row.iter().any(|v| !v.is_finite());
+        let words =
+            data.expected.iter().map(|row| if faulty(row) { fault(8, Operation::Quantise) } else { 0 });
         assert_eq!(card.download::<u32>(rows.faults, count), words.collect::<Vec<_>>());
         assert!(card.download::<u32>(params.counters, plan.counters()).iter().all(|&count| count == 0));
     }
@@ -238,7 +240,9 @@ fn rows_that_see_what_is_not_finite_are_faulty() {
                 all[at] = bad;
                 data.expected = (0..data.rows.len()).map(|row| data.attend(&case, row)).collect();
                 let limits = Limits { multiprocessors: 4, shared_bytes: LARGE };
-                check(card, &case, &data, |rows| Plan::decode(&case.shape(), case.profile, rows, 320, limits));
+                check(card, &case, &data, |rows| {
+                    Plan::decode(&case.shape(), case.profile, rows, 320, limits)
+                });
                 check(card, &case, &data, |rows| Plan::prefill(&case.shape(), case.profile, rows, limits));
             }
         }

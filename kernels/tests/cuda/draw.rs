@@ -150,7 +150,13 @@ fn draws_from_a_large_vocabulary() {
         let mut rng = Rng(3);
         let vocabulary = 50_257;
         let logits: Vec<f32> = (0..vocabulary).map(|_| 12.0 * rng.value(Flavour::Plain)).collect();
-        let choice = Choice { random: rng.bits(), temperature: 0.8, top_k: 40, min_p: fixed(0.05), top_p: fixed(0.95) };
+        let choice = Choice {
+            random: rng.bits(),
+            temperature: 0.8,
+            top_k: 40,
+            min_p: fixed(0.05),
+            top_p: fixed(0.95),
+        };
         let alike = Choice { top_k: 30_000, min_p: 0, top_p: fixed(0.5), ..choice };
         check(
             card,
@@ -169,8 +175,13 @@ fn greedy_rows_need_the_first_kernel_alone() {
         logits[8999] = 4.0;
         logits[4100] = 4.0;
         let zeros = [-0.0, 0.0, -0.0].repeat(3000);
-        let edits = vec![Edit { token: 5, change: Change::Add(9.0) }, Edit { token: 5, change: Change::Repeat(1.5) }];
-        let row = |logits: &[f32], edits: &[Edit]| Row { logits: logits.to_vec(), choice: GREEDY, edits: edits.to_vec() };
+        let edits =
+            vec![Edit { token: 5, change: Change::Add(9.0) }, Edit { token: 5, change: Change::Repeat(1.5) }];
+        let row = |logits: &[f32], edits: &[Edit]| Row {
+            logits: logits.to_vec(),
+            choice: GREEDY,
+            edits: edits.to_vec(),
+        };
         check(card, &[row(&logits, &[]), row(&zeros, &[]), row(&logits, &edits)]);
     });
 }
@@ -187,6 +198,16 @@ fn logits_that_are_not_finite_are_faults() {
         // An edit that leaves f32 is no fault of the model's.
         let edits = vec![Edit { token: 4999, change: Change::Add(f32::MAX) }];
         let edited = Row { edits, ..with(4999, f32::MAX) };
-        check(card, &[plain, with(4999, f32::NAN), with(0, f32::NAN), with(7, f32::INFINITY), with(4500, f32::NEG_INFINITY), edited]);
+        check(
+            card,
+            &[
+                plain,
+                with(4999, f32::NAN),
+                with(0, f32::NAN),
+                with(7, f32::INFINITY),
+                with(4500, f32::NEG_INFINITY),
+                edited,
+            ],
+        );
     });
 }

@@ -18,7 +18,8 @@ fn rows_of_every_format_are_decoded() {
         for format in Format::ALL {
             let columns = if format.is_wide() { 1280 } else { 1100 };
             let mut rng = Rng(format as u64);
-            let table = WeightMatrix::quantise(format, 5, columns, &rng.values(5 * columns, Flavour::Plain)).unwrap();
+            let table =
+                WeightMatrix::quantise(format, 5, columns, &rng.values(5 * columns, Flavour::Plain)).unwrap();
             for (scale, rounded) in [(None, true), (Some(33.9f32), true), (Some(0.3), false)] {
                 let tokens = [4u32, 0, 3, 3];
                 let rows = Rows::new(card, &[(0, 0); 3], &[0], 4);

@@ -77,7 +77,8 @@ fn check(card: &mut Card, case: &Case) {
     let mut queries = Vec::new();
     for (i, &(position, first)) in rows.iter().enumerate() {
         let page = pages[first as usize + position as usize / PAGE] as usize;
-        let (cos, sin) = (&cos[position as usize * pairs..][..pairs], &sin[position as usize * pairs..][..pairs]);
+        let (cos, sin) =
+            (&cos[position as usize * pairs..][..pairs], &sin[position as usize * pairs..][..pairs]);
         for (head, x) in products[i * all * head_dim..][..all * head_dim].chunks_exact(head_dim).enumerate() {
             let (kind, index) = match head {
                 _ if head < heads => (0, head),
@@ -147,11 +148,9 @@ fn heads_reach_their_places() {
 #[test]
 fn keys_and_values_that_leave_f16_are_faults() {
     on_every_card(|card| {
-        for (poison, profile) in [
-            (f32::NAN, Profile::Quantised),
-            (65520.0, Profile::Quantised),
-            (f32::INFINITY, Profile::F32),
-        ] {
+        for (poison, profile) in
+            [(f32::NAN, Profile::Quantised), (65520.0, Profile::Quantised), (f32::INFINITY, Profile::F32)]
+        {
             let case = Case {
                 heads: 2,
                 kv_heads: 1,

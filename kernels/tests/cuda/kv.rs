@@ -42,7 +42,8 @@ impl Store {
     /// Elements of the store as the card has them: `(element, K of page, head, slot, d)`.
     fn elements(&self) -> Vec<f32> {
         let KvShape { pages, kv_heads, head_dim, profile, .. } = self.shape;
-        let (width, chunk) = (head_dim.next_multiple_of(8), if profile == Profile::Quantised { 8 } else { 4 });
+        let (width, chunk) =
+            (head_dim.next_multiple_of(8), if profile == Profile::Quantised { 8 } else { 4 });
         let mut all = vec![0.0; pages * kv_heads * 2 * PAGE * width];
         for (head, all) in all.chunks_exact_mut(2 * PAGE * width).enumerate() {
             for slot in 0..PAGE {
@@ -60,7 +61,9 @@ impl Store {
     pub(crate) fn upload(&self, card: &mut Card) -> DevicePtr {
         let elements = self.elements();
         let address = match self.shape.profile {
-            Profile::Quantised => card.upload(&elements.iter().map(|&e| f16_from_f32(e)).collect::<Vec<u16>>()),
+            Profile::Quantised => {
+                card.upload(&elements.iter().map(|&e| f16_from_f32(e)).collect::<Vec<u16>>())
+            }
             Profile::F32 => card.upload(&elements),
         };
         let size = if self.shape.profile == Profile::Quantised { 2 } else { 4 };

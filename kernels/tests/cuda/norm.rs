@@ -16,7 +16,14 @@ use crate::{
 /// One more row than is in use has room, and must stay as it is.
 const ROWS: usize = 3;
 
-fn check_norm(card: &mut Card, width: usize, flavour: Flavour, profile: Profile, grouping: Grouping, values: bool) {
+fn check_norm(
+    card: &mut Card,
+    width: usize,
+    flavour: Flavour,
+    profile: Profile,
+    grouping: Grouping,
+    values: bool,
+) {
     let mut rng = Rng(width as u64);
     let x = rng.values((ROWS + 1) * width, flavour);
     let weight = rng.values(width, Flavour::Plain);
@@ -50,10 +57,18 @@ fn rows_are_normed_and_quantised() {
     let both = Grouping { narrow: true, wide: true };
     let narrow = Grouping { narrow: true, wide: false };
     on_every_card(|card| {
-        for (width, flavour) in [(256, Flavour::Plain), (1024, Flavour::Wide), (4096, Flavour::Plain), (2560, Flavour::Tiny)] {
+        for (width, flavour) in
+            [(256, Flavour::Plain), (1024, Flavour::Wide), (4096, Flavour::Plain), (2560, Flavour::Tiny)]
+        {
             check_norm(card, width, flavour, Profile::Quantised, both, width == 1024);
         }
-        for (width, flavour) in [(1, Flavour::Plain), (31, Flavour::Wide), (33, Flavour::Tiny), (300, Flavour::Plain), (2177, Flavour::Wide)] {
+        for (width, flavour) in [
+            (1, Flavour::Plain),
+            (31, Flavour::Wide),
+            (33, Flavour::Tiny),
+            (300, Flavour::Plain),
+            (2177, Flavour::Wide),
+        ] {
             check_norm(card, width, flavour, Profile::Quantised, narrow, true);
             check_norm(card, width, flavour, Profile::F32, Grouping::default(), true);
         }
@@ -73,7 +88,10 @@ fn values_that_are_not_finite_are_faults_of_their_row() {
                 card.write(rows.faults + 12, &[77u32]);
                 let out = activation(card, 4, width, profile, Grouping { narrow: true, wide: false }, false);
                 let x = card.upload(&x);
-                card.launch(&quantise(Quantise { step: rows.step, x, faults: rows.faults, out, layer: 2, zero: 0 }, 4));
+                card.launch(&quantise(
+                    Quantise { step: rows.step, x, faults: rows.faults, out, layer: 2, zero: 0 },
+                    4,
+                ));
                 let word = if profile == Profile::Quantised { fault(2, Operation::Quantise) } else { 0 };
                 assert_eq!(card.download::<u32>(rows.faults, 4), [0, word, 0, 77]);
                 if profile == Profile::Quantised {
@@ -101,7 +119,15 @@ fn layers_end_in_bf16() {
         for rounded in [true, false] {
             let rows = Rows::new(card, &[(0, 0); 4], &[0], 5);
             let at = card.upload(&h);
-            let params = Finish { step: rows.step, h: at, faults: rows.faults, width: width as u32, layer, rounded: rounded.into(), zero: 0 };
+            let params = Finish {
+                step: rows.step,
+                h: at,
+                faults: rows.faults,
+                width: width as u32,
+                layer,
+                rounded: rounded.into(),
+                zero: 0,
+            };
             card.launch(&finish(params, 5));
             let expected = |(i, &h): (usize, &f32)| match rounded && i < 4 * width && !h.is_nan() {
                 true => f32_from_bf16(bf16_from_f32(h)),

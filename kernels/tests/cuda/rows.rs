@@ -103,6 +103,11 @@ pub(crate) fn assert_bits(got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len());
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
-        assert!(same, "value {i} is {got:e} ({:08x}), not {expected:e} ({:08x})", got.to_bits(), expected.to_bits());
+        assert!(
+            same,
+            "value {i} is {got:e} ({:08x}), not {expected:e} ({:08x})",
+            got.to_bits(),
+            expected.to_bits()
+        );
     }
 }
