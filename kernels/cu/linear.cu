@@ -34,7 +34,7 @@ DEV void finish_gate_up(const Linear& p, const Block& b, const float* y, u32 col
     for (u32 c = threadIdx.x / 32; c < columns; c += 8)
         for (u32 unit = 0; unit < b.outputs / 64; unit++) {
             const float* gate = y + c * b.pitch + unit * 64 + (threadIdx.x & 31);
-            finish_gated(p, b.first_row + c, (blockIdx.x * (b.outputs / 64) + unit) * 32, gate[0], gate[32]);
+            finish_gated(p, b.first_row + c, (blockIdx.x * (b.outputs / 64) + unit) * 32, gate, gate + 32);
         }
     if (!p.next.wide) return;
     u32 segment = blockIdx.x * (b.outputs / 2) / SEGMENT;
@@ -51,7 +51,7 @@ DEV void finish_gate_up(const Linear& p, const Block& b, const float* y, u32 col
 template <int OUTPUTS>
 DEV void finish_heads(const Linear& p, const Block& b, u32 columns) {
     Place place = place_of<OUTPUTS>(p, b.first_tile);
-    u32 n = p.heads.head_dim, head = (place.part->column + place.tile * OUTPUTS) / n;
+    u32 n = p.heads.head_dim, head = (place.column + place.tile * OUTPUTS) / n;
     if (!last_of_group(p, blockIdx.y * (p.width / n) + head)) return;
     float* x = sums + threadIdx.x / 32 * n;
     for (u32 c = threadIdx.x / 32; c < columns; c += 8) {
@@ -82,16 +82,17 @@ template <int OUTPUTS>
 DEV void add_block(const Linear& p, const Block& b, const float* from, float* y, u32 columns, u32 distance, u32 count, bool first, bool last, bool fresh) {
     for (u32 o = threadIdx.x; o < b.outputs * columns; o += 256) {
         u32 r = o & (b.outputs - 1), c = o / b.outputs, at = c * b.pitch + r;
-        float sum = add_segments(first ? 0.0f : y[at], from + at, count, distance, first, fresh);
-        if (!last || p.epilogue == GATE_UP) {
-            y[at] = sum;
-            continue;
-        }
         u32 tile = b.first_tile + r / OUTPUTS;
         if (tile >= p.tiles) continue;
         Place place = place_of<OUTPUTS>(p, tile);
         u32 output = place.tile * OUTPUTS + r % OUTPUTS;
-        if (output < place.part->outputs) finish_sum(p, *place.part, b.first_row + c, output, sum);
+        if (output >= place.outputs) continue;
+        float sum = add_segments(first ? 0.0f : y[at], from + at, count, distance, first, fresh);
+        if (!last || p.epilogue == GATE_UP) {
+            y[at] = sum;
+        } else {
+            finish_sum(p, place, b.first_row + c, output, sum);
+        }
     }
 }
 

@@ -48,20 +48,31 @@ struct Linear {
     u32 zero;
 };
 
-// Which output a tile is.
+// Which outputs a tile has.
 struct Place {
-    const Part* part;
-    u32 tile;  // of the part
+    u64 weights, bias;
+    u32 outputs, column;  // of the part
+    u32 tile;             // of the part
 };
+
+// By choice, not by index: parameters have no address.
+DEV Place choose(bool first, const Place& a, const Place& b) {
+    return {first ? a.weights : b.weights, first ? a.bias : b.bias, first ? a.outputs : b.outputs, first ? a.column : b.column,
+            first ? a.tile : b.tile};
+}
+
+DEV Place part_at(const Part& part, u32 tile) { return {part.weights, part.bias, part.outputs, part.column, tile}; }
 
 template <int OUTPUTS>
 DEV Place place_of(const Linear& p, u32 tile) {
     if (p.epilogue == GATE_UP) {
         const u32 unit = 32 / OUTPUTS;
-        return {&p.parts[tile / unit & 1], tile / (2 * unit) * unit + tile % unit};
+        u32 of_part = tile / (2 * unit) * unit + tile % unit;
+        return choose(tile / unit % 2 == 0, part_at(p.parts[0], of_part), part_at(p.parts[1], of_part));
     }
-    int i = p.parts[2].outputs && tile >= p.parts[2].tile ? 2 : p.parts[1].outputs && tile >= p.parts[1].tile ? 1 : 0;
-    return {&p.parts[i], tile - p.parts[i].tile};
+    bool second = p.parts[1].outputs && tile >= p.parts[1].tile, third = p.parts[2].outputs && tile >= p.parts[2].tile;
+    Place later = choose(third, part_at(p.parts[2], tile - p.parts[2].tile), part_at(p.parts[1], tile - p.parts[1].tile));
+    return choose(second, later, part_at(p.parts[0], tile));
 }
 
 // Where a tile's weights are; 0 if the tile lies past its part.
@@ -69,12 +80,12 @@ template <class F>
 DEV const u8* tile_weights(const Linear& p, u32 tile) {
     if (tile >= p.tiles) return 0;
     Place place = place_of<F::OUTPUTS>(p, tile);
-    if (place.tile * F::OUTPUTS >= place.part->outputs) return 0;
-    return (const u8*)place.part->weights + (u64)place.tile * p.segments * F::BYTES;
+    if (place.tile * F::OUTPUTS >= place.outputs) return 0;
+    return (const u8*)place.weights + (u64)place.tile * p.segments * F::BYTES;
 }
 
-// Takes the sum of output `output` of `part` for row `row`.
-DEV void finish_sum(const Linear& p, const Part& part, u32 row, u32 output, float y) {
+// Takes the sum of output `output` of a tile's part for row `row`.
+DEV void finish_sum(const Linear& p, const Place& part, u32 row, u32 output, float y) {
     if (part.bias) y += ((const float*)part.bias)[output];
     float* out = (float*)p.out + (u64)row * p.width + part.column + output;
     if (p.epilogue == RESIDUAL) {
@@ -90,14 +101,15 @@ DEV void finish_sum(const Linear& p, const Part& part, u32 row, u32 output, floa
     *out = y;
 }
 
-// silu(gate) * up for 32 outputs from `first`, one a lane, of row `row`; `next` gets what it wants of them, save the
-// groups of 256: these `rows of out` are for, where they are wanted.
-DEV void finish_gated(const Linear& p, u32 row, u32 first, float gate, float up) {
+// silu(gate) * up for 32 outputs from `first`, one a lane, of row `row`; `next` gets what it wants of them, save
+// groups of 256: where these are wanted the values go to `out`.
+DEV void finish_gated(const Linear& p, u32 row, u32 first, const float* gates, const float* ups) {
     const Activation& next = p.next;
     u32 output = first + (threadIdx.x & 31), padded = (next.width + 255) & ~255u;
     bool inside = output < next.width;
     float v = 0.0f;
     if (inside) {
+        float gate = *gates, up = *ups;
         if (p.parts[0].bias) gate += ((const float*)p.parts[0].bias)[output];
         if (p.parts[1].bias) up += ((const float*)p.parts[1].bias)[output];
         v = silu(gate) * up;

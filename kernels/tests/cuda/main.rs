@@ -8,6 +8,9 @@ mod draw;
 mod embed;
 mod heads;
 mod kv;
+mod linear;
+mod linear_after;
+mod linear_rig;
 mod norm;
 #[path = "../exact/rng.rs"]
 mod rng;

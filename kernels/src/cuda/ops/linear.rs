@@ -28,7 +28,9 @@ const SHARED: u32 = 32 << 10;
 const NORMED_ROWS: u32 = 4;
 
 /// Outputs of a block of `gemm.cu`.
-const GEMM_OUTPUTS: u32 = 128;
+const GEMM_OUTPUTS: u32 = 96;
+/// Threads of a block of `gemm.cu`.
+const GEMM_THREADS: u32 = 384;
 /// Rows of a block of `gemm.cu`.
 const GEMM_ROWS: u32 = 128;
 
@@ -129,8 +131,15 @@ pub fn project(
         (call.params.norm, call.params.next) = (norm, next);
         return vec![call.launch()];
     }
-    let after =
-        norm::Norm { step: step.rows, x: h, faults: step.faults, norm, out: next, layer: step.layer, zero: 0 };
+    let after = norm::Norm {
+        step: step.rows,
+        x: h,
+        faults: step.faults,
+        norm,
+        out: next,
+        layer: step.layer,
+        zero: 0,
+    };
     vec![call.launch(), norm::norm(after, step.bucket)]
 }
 
@@ -152,7 +161,8 @@ pub fn gate_up(
         return vec![call.launch()];
     }
     let mut launches = Vec::new();
-    let apart: &[&[Linear]] = if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
+    let apart: &[&[Linear]] =
+        if gate.matrix.format == up.matrix.format { &[&[*gate, *up]] } else { &[&[*gate], &[*up]] };
     for (i, linears) in apart.iter().enumerate() {
         let mut call = Call::new(step, linears, x, scratch);
         call.params.out = scratch.rows;
@@ -174,7 +184,13 @@ pub fn gate_up(
 }
 
 /// q, k and v of each row, and what becomes of them ([`Heads`], which holds the biases too).
-pub fn qkv(step: &Step, matrices: &[Matrix; 3], x: &Activation, heads: &Heads, scratch: &Scratch) -> Vec<Launch> {
+pub fn qkv(
+    step: &Step,
+    matrices: &[Matrix; 3],
+    x: &Activation,
+    heads: &Heads,
+    scratch: &Scratch,
+) -> Vec<Launch> {
     let width = matrices.iter().map(|matrix| matrix.outputs).sum();
     let mut launches = Vec::new();
     let mut placed = true;
@@ -192,7 +208,9 @@ pub fn qkv(step: &Step, matrices: &[Matrix; 3], x: &Activation, heads: &Heads, s
             *column += matrix.outputs;
             Some((*column - matrix.outputs, matrix))
         });
-        for (part, (column, _)) in call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(&matrix))) {
+        for (part, (column, _)) in
+            call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(&matrix)))
+        {
             part.column = column;
         }
         placed &= call.place_heads(heads);
@@ -393,11 +411,13 @@ impl Call {
             float => panic!("{float} weights have no products of integers"),
         };
         let row_scales = if self.format.is_wide() { 4 } else { 32 };
-        let stage = 8 * step + GEMM_ROWS * 64;
-        let shared = 3 * stage + 2 * (8 * scales + GEMM_ROWS * row_scales) + GEMM_ROWS * sums;
-        let outputs = self.params.tiles.div_ceil(GEMM_OUTPUTS / self.tile());
+        let tiles = GEMM_OUTPUTS / self.tile();
+        let stage = tiles * step + GEMM_ROWS * 64;
+        let held = 3 * stage + 2 * (tiles * scales + GEMM_ROWS * row_scales) + GEMM_ROWS * sums;
+        let shared = held.max(GEMM_THREADS * 20 * 4);
+        let outputs = self.params.tiles.div_ceil(tiles);
         let grid = [self.step.bucket.div_ceil(GEMM_ROWS), outputs, 1];
-        Launch::new(Source::Gemm, name, grid, WARPS * 32, shared, &self.params)
+        Launch::new(Source::Gemm, name, grid, GEMM_THREADS, shared, &self.params)
     }
 
     /// Cuts K where `blocks` do not fill the card; how many blocks share it then.

@@ -162,7 +162,8 @@ fn q6k(block: &[u8; Q6K_BYTES], r: usize, segment: &mut [u8]) {
     for (j, scale) in segment[scales..][..Q6K_PARTS].iter_mut().enumerate() {
         *scale = block.scale(j) as u8;
     }
-    segment[6 * FRAGMENT + 16 * Q6K_PARTS + 2 * by_halves(r)..][..2].copy_from_slice(&block.d().to_le_bytes());
+    segment[6 * FRAGMENT + 16 * Q6K_PARTS + 2 * by_halves(r)..][..2]
+        .copy_from_slice(&block.d().to_le_bytes());
 }
 
 /// Values of `N` bytes, 16 bytes of an output together.
