@@ -50,6 +50,7 @@ const UNSAFE_FILES: [(&str, &str); 10] = [
     ("kernels/emu/driver/src/boundary.rs", "the functions of a C library"),
     ("kernels/emu/driver/src/control.rs", "loading that library"),
     ("kernels/emu/driver/tests/driver/raw.rs", "calls that `cudarc` leaves unsafe"),
+    ("kernels/emu/src/machine/wide.rs", "calls of code for wide vectors"),
     ("kernels/src/cpu/amx.rs", "tile instructions"),
     ("kernels/src/cpu/avx2.rs", "vector instructions"),
     ("kernels/src/cpu/avx512.rs", "vector instructions"),

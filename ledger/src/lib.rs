@@ -1,6 +1,12 @@
-//! Who is paid what. So far the arithmetic of payment alone: cumulative [`voucher`]s, their EIP-712
-//! digests and their division among stages. Contracts, keys and the chain come on top of it.
+//! Who is paid what. So far what needs no chain: cumulative [`voucher`]s and the [`plan`]s that divide them,
+//! and every digest that the contracts in `contracts/` compute too. Keys and the chain come on top of it.
 
 #![forbid(unsafe_code)]
 
+pub mod eip712;
+pub mod merkle;
+pub mod model;
+pub mod node;
+pub mod plan;
+pub mod rewards;
 pub mod voucher;

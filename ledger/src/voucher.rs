@@ -1,18 +1,9 @@
 //! Cumulative vouchers: one signature over the total so far pays every stage of a session. Amounts are
 //! in the token's smallest unit.
 
-use sha3::{Digest, Keccak256};
 use thiserror::Error;
 
-/// The contract that collects, and its chain: part of every digest, so that a voucher is worth nothing
-/// anywhere else (the EIP-712 domain).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Domain {
-    /// EIP-155 id of the chain.
-    pub chain_id: u64,
-    /// Address of the collector contract.
-    pub collector: [u8; 20],
-}
+use crate::eip712::{Domain, keccak, word};
 
 /// What a payer signs. Each voucher of a session replaces the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,36 +20,8 @@ pub struct Voucher {
     pub commitments: [u8; 32],
 }
 
-const DOMAIN_TYPE: &str =
-    "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
 const VOUCHER_TYPE: &str =
     "Voucher(bytes32 session,bytes32 plan,uint256 total,uint64 chunk,bytes32 commitments)";
-
-fn keccak(bytes: &[u8]) -> [u8; 32] {
-    Keccak256::digest(bytes).into()
-}
-
-fn word(value: u128) -> [u8; 32] {
-    let mut word = [0; 32];
-    word[16..].copy_from_slice(&value.to_be_bytes());
-    word
-}
-
-impl Domain {
-    /// The domain separator of EIP-712.
-    pub fn separator(&self) -> [u8; 32] {
-        let mut address = [0; 32];
-        address[12..].copy_from_slice(&self.collector);
-        let parts = [
-            keccak(DOMAIN_TYPE.as_bytes()),
-            keccak(b"Dolphin"),
-            keccak(b"1"),
-            word(self.chain_id.into()),
-            address,
-        ];
-        keccak(parts.as_flattened())
-    }
-}
 
 /// Why a voucher does not follow another.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -85,8 +48,8 @@ pub enum Regression {
 }
 
 impl Voucher {
-    /// The digest to sign: keccak256(0x1901, domain separator, struct hash).
-    pub fn digest(&self, domain: &Domain) -> [u8; 32] {
+    /// The digest to sign.
+    pub fn digest(&self, collector: &Domain) -> [u8; 32] {
         let parts = [
             keccak(VOUCHER_TYPE.as_bytes()),
             self.session,
@@ -95,10 +58,7 @@ impl Voucher {
             word(self.chunk.into()),
             self.commitments,
         ];
-        let mut message = Vec::from([0x19, 0x01]);
-        message.extend_from_slice(&domain.separator());
-        message.extend_from_slice(&keccak(parts.as_flattened()));
-        keccak(&message)
+        collector.digest(&keccak(parts.as_flattened()))
     }
 
     /// Whether `next` may replace this voucher.
@@ -160,7 +120,7 @@ mod tests {
     }
 
     fn domain() -> Domain {
-        Domain { chain_id: 10, collector: [0x11; 20] }
+        Domain { chain_id: 10, contract: [0x11; 20] }
     }
 
     /// The digest that the Python package eth-account computes for the same typed data.
@@ -180,7 +140,7 @@ mod tests {
             Voucher { chunk: 8, ..voucher() }.digest(&domain()),
             Voucher { commitments: [9; 32], ..voucher() }.digest(&domain()),
             voucher().digest(&Domain { chain_id: 11, ..domain() }),
-            voucher().digest(&Domain { collector: [0x12; 20], ..domain() }),
+            voucher().digest(&Domain { contract: [0x12; 20], ..domain() }),
         ];
         let mut all: Vec<_> = others.into_iter().chain([base]).collect();
         all.sort_unstable();

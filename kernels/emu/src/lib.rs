@@ -4,7 +4,7 @@
 //! the card's, and [`run`] executes a launch to its end, to the bit as a card would, or says in a [`Trap`] what is
 //! wrong with it. What a card would let pass by luck is an error here.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod counts;
 mod decode;

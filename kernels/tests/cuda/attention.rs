@@ -77,6 +77,7 @@ impl Data {
         let queries = rng.values(rows.len() * case.heads * case.head_dim, Flavour::Plain);
         let mut data = Self { rows, pages, queries, store, expected: Vec::new() };
         data.expected = (0..data.rows.len()).map(|row| data.attend(case, row)).collect();
+        assert!(data.expected.iter().flatten().all(|value| value.is_finite()), "what is hidden stays hidden");
         data
     }
 

@@ -15,11 +15,13 @@ mod tensor;
 mod traffic;
 mod warp;
 mod watch;
+mod wide;
 
 use barrier::Arrivals;
 use race::Race;
 use registers::lanes;
 use warp::{Shape, State, Warp};
+use wide::Isa;
 
 use crate::{
     Counts, Fault, Launch, Memory, Module, Options, Order, Place, Tally, Trap,
@@ -74,6 +76,7 @@ struct Machine<'a> {
     /// A bit for each byte of shared memory: whether it was written.
     shared_written: Vec<u64>,
     barriers: [Arrivals; barrier::COUNT],
+    isa: Isa,
     race: Option<Box<Race>>,
     /// The allocation that was last used.
     recent: usize,
@@ -104,6 +107,7 @@ pub(crate) fn run(
         shared: vec![u8::MAX; bytes],
         shared_written: vec![0; bytes / 64],
         barriers: Default::default(),
+        isa: Isa::detect(),
         race: options.races.then(|| Box::new(Race::new(bytes))),
         recent: 0,
         counts: Counts::default(),
@@ -290,6 +294,7 @@ impl Machine<'_> {
     /// Runs a warp until it ends or waits, or its time is up.
     fn run_warp(&mut self, warp: &mut Warp) -> Outcome<()> {
         let code = &self.kernel.code[..];
+        let isa = self.isa;
         for _ in 0..SLICE {
             if warp.is_meeting() {
                 warp.meet();
@@ -302,7 +307,7 @@ impl Machine<'_> {
             self.tally(inst, mask)?;
             match &inst.op {
                 Op::Arith(op) => {
-                    arith::execute::<false>(&mut warp.registers, op, mask);
+                    isa.execute(&mut warp.registers, op, mask);
                     warp.pc += 1;
                 }
                 Op::Branch(target) => warp.branch(mask, *target),

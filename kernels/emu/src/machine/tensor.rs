@@ -14,6 +14,12 @@ const ROWS: usize = 16;
 const COLUMNS: usize = 8;
 const LENGTH: usize = 32;
 
+/// A by rows.
+pub(super) type A = [[i16; LENGTH]; ROWS];
+/// B by pairs along k: those of each column.
+pub(super) type B = [[i16; 2 * COLUMNS]; LENGTH / 2];
+pub(super) type Sums = [[i32; COLUMNS]; ROWS];
+
 impl Machine<'_> {
     /// In each register of A and B lie four values along k; lane `4 g + t` holds those of row (column) g from 4 t on.
     /// The further registers of A: row g + 8, then k + 16. Of C and D it holds columns 2 t and 2 t + 1 of row g,
@@ -29,16 +35,18 @@ impl Machine<'_> {
         };
         self.counts.mma_products += (rows * COLUMNS * length) as u64;
         let registers = &mut warp.registers;
-        let (mut a, mut b) = ([[0_i16; LENGTH]; ROWS], [[0_i16; LENGTH]; COLUMNS]);
+        let (mut a, mut b) = ([[0_i16; LENGTH]; ROWS], [[0_i16; 2 * COLUMNS]; LENGTH / 2]);
         let tall = rows / 8;
         for half in 0..length / 16 {
             for upper in 0..tall {
                 let values = registers.w(mma.a[half * tall + upper]);
                 spread(values, mma.signed[0], |g, k, value| a[g + 8 * upper][k + 16 * half] = value);
             }
-            spread(registers.w(mma.b[half]), mma.signed[1], |g, k, value| b[g][k + 16 * half] = value);
+            spread(registers.w(mma.b[half]), mma.signed[1], |g, k, value| {
+                b[k / 2 + 8 * half][2 * g + k % 2] = value;
+            });
         }
-        let sums = products(&a, &b, rows);
+        let sums = self.isa.products(&a, &b, rows);
         for i in 0..2 * tall {
             let c = *registers.w(mma.c[i]);
             let d: Words = std::array::from_fn(|lane| {
@@ -104,11 +112,16 @@ fn spread(values: &Words, signed: bool, mut put: impl FnMut(usize, usize, i16)) 
     }
 }
 
-fn products(a: &[[i16; LENGTH]; ROWS], b: &[[i16; LENGTH]; COLUMNS], rows: usize) -> [[i32; COLUMNS]; ROWS] {
+/// The products of rows of A and columns of B.
+#[inline(always)]
+pub(super) fn products(a: &A, b: &B, rows: usize) -> Sums {
     let mut sums = [[0; COLUMNS]; ROWS];
     for (sums, a) in sums.iter_mut().zip(a).take(rows) {
-        for (sum, b) in sums.iter_mut().zip(b) {
-            *sum = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+        for (a, b) in a.chunks_exact(2).zip(b) {
+            let a = [i32::from(a[0]), i32::from(a[1])];
+            for (sum, b) in sums.iter_mut().zip(b.chunks_exact(2)) {
+                *sum += a[0] * i32::from(b[0]) + a[1] * i32::from(b[1]);
+            }
         }
     }
     sums

@@ -28,7 +28,9 @@ const SHARED: u32 = 32 << 10;
 const NORMED_ROWS: u32 = 4;
 
 /// Outputs of a block of `gemm.cu`.
-const GEMM_OUTPUTS: u32 = 128;
+const GEMM_OUTPUTS: u32 = 96;
+/// Threads of a block of `gemm.cu`.
+const GEMM_THREADS: u32 = 384;
 /// Rows of a block of `gemm.cu`.
 const GEMM_ROWS: u32 = 128;
 
@@ -409,11 +411,13 @@ impl Call {
             float => panic!("{float} weights have no products of integers"),
         };
         let row_scales = if self.format.is_wide() { 4 } else { 32 };
-        let stage = 8 * step + GEMM_ROWS * 64;
-        let shared = 3 * stage + 2 * (8 * scales + GEMM_ROWS * row_scales) + GEMM_ROWS * sums;
-        let outputs = self.params.tiles.div_ceil(GEMM_OUTPUTS / self.tile());
+        let tiles = GEMM_OUTPUTS / self.tile();
+        let stage = tiles * step + GEMM_ROWS * 64;
+        let held = 3 * stage + 2 * (tiles * scales + GEMM_ROWS * row_scales) + GEMM_ROWS * sums;
+        let shared = held.max(GEMM_THREADS * 20 * 4);
+        let outputs = self.params.tiles.div_ceil(tiles);
         let grid = [self.step.bucket.div_ceil(GEMM_ROWS), outputs, 1];
-        Launch::new(Source::Gemm, name, grid, WARPS * 32, shared, &self.params)
+        Launch::new(Source::Gemm, name, grid, GEMM_THREADS, shared, &self.params)
     }
 
     /// Cuts K where `blocks` do not fill the card; how many blocks share it then.

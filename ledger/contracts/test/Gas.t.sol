@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity 0.8.37;
+
+import {vm} from "../script/Vm.sol";
+import {NodeRegistry} from "../src/NodeRegistry.sol";
+import {VoucherCollector} from "../src/VoucherCollector.sol";
+import {Base} from "./Base.sol";
+
+/// Gas of whole transactions, kept in snapshots/gas.json. Only meaningful with `forge test --isolate`.
+contract GasTest is Base {
+    function record(string memory name, uint256 most) internal {
+        uint256 used = vm.lastCallGas().gasTotalUsed;
+        vm.snapshotValue("gas", name, used);
+        vm.assertLe(used, most, name);
+    }
+
+    function test_vouchers() public {
+        VoucherCollector.Plan memory one = plan(keccak256("one"), 1);
+        lockFor(one, 1e21);
+        s.collector.collect(item(one, 1e18, PAYER_KEY));
+        record("voucher, first of a plan, 1 stage never paid", 100_000);
+        s.collector.collect(item(one, 2e18, PAYER_KEY));
+        record("voucher, later, 1 stage", 65_000);
+        VoucherCollector.Plan memory two = plan(keccak256("two"), 3);
+        two.stages[0].payee = address(0x111);
+        two.stages[1].payee = address(0x112);
+        two.stages[2].payee = address(0x113);
+        lockFor(two, 1e21);
+        s.collector.collect(item(two, 1e18, PAYER_KEY));
+        record("voucher, first of a plan, 3 stages never paid", 140_000);
+        s.collector.collect(item(two, 2e18, PAYER_KEY));
+        record("voucher, later, 3 stages", 95_000);
+        two.session = keccak256("three");
+        lockFor(two, 1e21);
+        s.collector.collect(item(two, 2e18, PAYER_KEY));
+        record("voucher, first of a plan, 3 stages paid before", 100_000);
+    }
+
+    function test_batch() public {
+        VoucherCollector.Item[] memory items = new VoucherCollector.Item[](50);
+        for (uint256 i = 0; i < items.length; ++i) {
+            VoucherCollector.Plan memory p = plan(keccak256(abi.encode(i)), 3);
+            lockFor(p, 1e21);
+            items[i] = item(p, 1e18, PAYER_KEY);
+        }
+        s.collector.collectBatch(items);
+        record("batch of 50 vouchers, 3 stages", 50 * 42_000);
+        vm.assertEq(balance(items[0].plan.stages[0].payee), 50 * uint256(uint128(1e18) / 6));
+    }
+
+    function test_stake() public {
+        allowSlasher(NODE);
+        address operator = address(0x0123);
+        address delegator = address(0xDE1E);
+        fund(operator, 1e24, address(s.stake));
+        fund(delegator, 1e24, address(s.stake));
+        vm.warp(START + 1);
+        vm.prank(operator);
+        s.stake.stake(1e23);
+        record("stake, first", 160_000);
+        vm.warp(START + 2);
+        vm.prank(operator);
+        s.stake.provision(NODE, 1e23);
+        record("provision, first", 110_000);
+        vm.prank(delegator);
+        s.stake.delegate(operator, NODE, 1e23, 0);
+        record("delegate, first", 160_000);
+        vm.prank(delegator);
+        uint256 id = s.stake.thaw(operator, NODE, 1e22);
+        record("thaw, first of a pool", 220_000);
+        vm.warp(START + 3);
+        vm.prank(SLASHER);
+        s.stake.slash(operator, NODE, 1e21, REPORTER);
+        record("slash, first ever, reporter never paid", 160_000);
+        vm.warp(START + 4);
+        vm.prank(SLASHER);
+        s.stake.slash(operator, NODE, 1e21, REPORTER);
+        record("slash of active and thawing stake", 95_000);
+        vm.warp(START + 5);
+        vm.prank(SLASHER);
+        s.stake.slash(operator, NODE, 1e21, address(0x99));
+        record("slash of active and thawing stake, reporter never paid", 110_000);
+        vm.warp(START + 30 days);
+        vm.prank(delegator);
+        s.stake.withdraw(id);
+        record("withdraw", 80_000);
+    }
+}
