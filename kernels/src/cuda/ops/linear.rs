@@ -209,7 +209,7 @@ pub fn qkv(
             Some((*column - matrix.outputs, matrix))
         });
         for (part, (column, _)) in
-            call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(&matrix)))
+            call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(matrix)))
         {
             part.column = column;
         }
