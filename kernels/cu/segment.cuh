@@ -203,7 +203,7 @@ struct WideQ6 {
                     for (int i = 0; i < 4; i++) acc[t][i] += scale[i / 2][h] * d[i];
                 }
             }
-            hold_back<NT>(g);
+            if (NT > 1) __syncwarp();
         }
 #pragma unroll
         for (int t = 0; t < NT; t++)

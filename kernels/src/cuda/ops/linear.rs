@@ -137,7 +137,7 @@ pub fn project(
         faults: step.faults,
         norm,
         out: next,
-        layer: step.layer,
+        layer: step.layer + call.params.checked,
         zero: 0,
     };
     vec![call.launch(), norm::norm(after, step.bucket)]
@@ -209,7 +209,7 @@ pub fn qkv(
             Some((*column - matrix.outputs, matrix))
         });
         for (part, (column, _)) in
-            call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(&matrix)))
+            call.params.parts.iter_mut().zip(columns.filter(|(_, matrix)| same(matrix)))
         {
             part.column = column;
         }
