@@ -4,7 +4,7 @@
 use engine::{
     device::{Device, DeviceChoice},
     doctor::examine,
-    message::{Flow, RouteId, Segment, SessionId, Step},
+    message::{RouteId, Segment, SessionId, Step},
     model::{Model, Quantisation, Shard},
     node::worker::{Command, Opening, Output, Worker},
     stage::{Stage, StageLimits},
