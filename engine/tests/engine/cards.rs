@@ -184,5 +184,6 @@ fn a_stage_ends_with_its_card() {
     let body = [1u32, 2, 3].map(u32::to_le_bytes).concat().into();
     worker.submit(Command::Step { step: Step { route, number: 0, segments: vec![segment], body }, shard });
     assert!(outputs.blocking_recv().is_none(), "the worker is through");
-    assert!(matches!(worker.stop(), Err(BackendError::Device(_))));
+    let error = worker.stop().unwrap_err();
+    assert!(matches!(&error, BackendError::Device(reason) if reason.contains("ILLEGAL_ADDRESS")), "{error}");
 }

@@ -256,11 +256,10 @@ impl Stream {
         let function = kernels.function(launch);
         let [x, y, z] = launch.grid;
         let mut params = [launch.params().as_ptr().cast_mut().cast::<c_void>()];
-        let (block, shared) = ((launch.threads, 1, 1), launch.shared);
+        let (grid, block, shared) = ((x, y, z), (launch.threads, 1, 1), launch.shared);
         // SAFETY: the kernel takes one block of parameters, which is copied before the call returns. The addresses
         // in it are of the device, which guards the host's memory by itself.
-        let queued =
-            unsafe { result::launch_kernel(function, (x, y, z), block, shared, self.raw, &mut params) };
+        let queued = unsafe { result::launch_kernel(function, grid, block, shared, self.raw, &mut params) };
         self.context.judge(launch.kernel, queued)
     }
 
@@ -449,8 +448,8 @@ impl Pinned {
         to: &Memory,
         offset: usize,
     ) -> Result<(), BackendError> {
-        let bytes = self.bytes()?;
-        let from: &[u8] = &bytes[part];
+        self.context.enter()?;
+        let from: &[u8] = &self.bytes()?[part];
         let to = to.part(offset, from.len());
         // SAFETY: within both allocations; the host's is left alone until the copy is done.
         let queued = unsafe { result::memcpy_htod_async(to, from, stream.raw) };
@@ -466,6 +465,7 @@ impl Pinned {
         from: &Memory,
         bytes: usize,
     ) -> Result<(), BackendError> {
+        self.context.enter()?;
         let from = from.part(0, bytes);
         let to = &mut self.bytes()?[..bytes];
         // SAFETY: within both allocations; the host's is left alone until the copy is done.
