@@ -14,6 +14,7 @@ mod lex;
 mod machine;
 mod memory;
 mod module;
+mod operand;
 mod program;
 mod trap;
 

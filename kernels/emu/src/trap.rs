@@ -12,7 +12,7 @@ pub struct Trap {
     /// The kernel.
     pub kernel: String,
     /// Where, unless the launch itself is at fault.
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
 }
 
 /// A thread at an instruction.
@@ -103,7 +103,8 @@ pub enum Fault {
 impl fmt::Display for Trap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "kernel `{}`: {}", self.kernel, self.fault)?;
-        if let Some(Place { block, thread, line, text }) = &self.place {
+        if let Some(place) = &self.place {
+            let Place { block, thread, line, text } = &**place;
             write!(f, " (block {block:?}, thread {thread:?}, PTX line {line}: `{text}`)")?;
         }
         Ok(())

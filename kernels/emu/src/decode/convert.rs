@@ -2,8 +2,9 @@
 
 use super::{Decoded, Mods, exactly};
 use crate::{
-    function::{Function, Operand},
+    function::Function,
     machine::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW},
+    operand::Operand,
     program::{AnyReg, Arith, Bin, Class, Convert, LongBin, LongUn, Narrow, Op, Round, Type, Un, Widen},
 };
 

@@ -2,7 +2,8 @@
 
 use super::{Decoded, Mods, exactly};
 use crate::{
-    function::{Function, Operand},
+    function::Function,
+    operand::Operand,
     program::{Arith, Bin, Class, LongBin, LongTri, LongUn, Narrow, Op, Tri, Type, Un},
 };
 

@@ -2,9 +2,10 @@
 
 use super::{Decoded, Mods, exactly};
 use crate::{
-    function::{Function, Operand, Reg},
+    function::{Function, Reg},
+    operand::Operand,
     program::{
-        Arith, Bin, Class, Compare, Less, Logic, LongBin, LongShift, LongTest, LongUn, Op, Test, TestTo,
+        Arith, Bin, Class, Compare, Logic, LongBin, LongShift, LongTest, LongUn, Op, Order, Test, TestTo,
         Type, Un, W,
     },
 };
@@ -188,18 +189,18 @@ fn comparison(mods: &mut Mods<'_>) -> Result<(Comparison, Type), String> {
     Ok((test, ty))
 }
 
-fn integer_order(name: &str, ty: Type) -> Option<Less> {
+fn integer_order(name: &str, ty: Type) -> Option<Order> {
     let bits = matches!(ty, Type::B16 | Type::B32 | Type::B64);
     let unsigned = !ty.is_signed() && !bits;
     Some(match name {
-        "lt" if !bits => Less::Less,
-        "le" if !bits => Less::LessEqual,
-        "gt" if !bits => Less::Greater,
-        "ge" if !bits => Less::GreaterEqual,
-        "lo" if unsigned => Less::Less,
-        "ls" if unsigned => Less::LessEqual,
-        "hi" if unsigned => Less::Greater,
-        "hs" if unsigned => Less::GreaterEqual,
+        "lt" if !bits => Order::Less,
+        "le" if !bits => Order::LessEqual,
+        "gt" if !bits => Order::Greater,
+        "ge" if !bits => Order::GreaterEqual,
+        "lo" if unsigned => Order::Less,
+        "ls" if unsigned => Order::LessEqual,
+        "hi" if unsigned => Order::Greater,
+        "hs" if unsigned => Order::GreaterEqual,
         _ => return None,
     })
 }
@@ -211,14 +212,14 @@ fn float_comparison(name: &str) -> Option<Compare> {
         "equ" => Compare::Equal { or_nan: true },
         "ne" => Compare::NotEqual { or_nan: false },
         "neu" => Compare::NotEqual { or_nan: true },
-        "lt" => order(Less::Less, false),
-        "ltu" => order(Less::Less, true),
-        "le" => order(Less::LessEqual, false),
-        "leu" => order(Less::LessEqual, true),
-        "gt" => order(Less::Greater, false),
-        "gtu" => order(Less::Greater, true),
-        "ge" => order(Less::GreaterEqual, false),
-        "geu" => order(Less::GreaterEqual, true),
+        "lt" => order(Order::Less, false),
+        "ltu" => order(Order::Less, true),
+        "le" => order(Order::LessEqual, false),
+        "leu" => order(Order::LessEqual, true),
+        "gt" => order(Order::Greater, false),
+        "gtu" => order(Order::Greater, true),
+        "ge" => order(Order::GreaterEqual, false),
+        "geu" => order(Order::GreaterEqual, true),
         "num" => Compare::Numbers,
         "nan" => Compare::Nan,
         _ => return None,

@@ -2,7 +2,8 @@
 
 use super::{Decoded, Mods, exactly};
 use crate::{
-    function::{Function, Operand},
+    function::Function,
+    operand::Operand,
     program::{Address, AsyncCopy, Atomic, AtomicOp, Class, Extend, Load, Op, Scope, Space, Store, Type},
 };
 

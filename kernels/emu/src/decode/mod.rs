@@ -9,7 +9,8 @@ mod tensor;
 mod warp;
 
 use crate::{
-    function::{Function, Operand},
+    function::Function,
+    operand::Operand,
     program::{Class, Op, Type},
 };
 

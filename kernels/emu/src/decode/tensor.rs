@@ -2,7 +2,8 @@
 
 use super::{Decoded, Mods, exactly};
 use crate::{
-    function::{Function, Operand},
+    function::Function,
+    operand::Operand,
     program::{Class, LoadMatrix, Mma, MmaShape, Op, Type, W},
 };
 

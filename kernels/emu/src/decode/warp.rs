@@ -2,7 +2,8 @@
 
 use super::{Decoded, Mods, exactly};
 use crate::{
-    function::{Function, Operand},
+    function::Function,
+    operand::Operand,
     program::{
         AtomicOp, Barrier, BarrierMode, Class, Match, Op, Redux, Scope, Shuffle, ShuffleMode, Type, Vote,
         VoteMode,

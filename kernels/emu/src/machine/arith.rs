@@ -1,12 +1,12 @@
 //! Arithmetic: from registers to registers, lane by lane.
 
 use super::{
-    convert,
     float::{self, bits, fma, long_bits},
+    rare,
     registers::{LANES, Registers, join},
 };
 use crate::program::{
-    Arith, Bin, Compare, D, Less, LongBin, LongShift, LongTest, LongTri, LongUn, Narrow, Test, Tri, Un, W,
+    Arith, Bin, Compare, D, LongBin, LongShift, LongTest, LongTri, LongUn, Narrow, Order, Test, Tri, Un, W,
     Widen,
 };
 
@@ -61,134 +61,20 @@ pub(super) fn execute<const FUSED: bool>(r: &mut Registers, op: &Arith, mask: u3
             r.set_d(d, &values, mask);
         }
         Arith::Pack16(d, low, high) => r.bin(d, [low, high], mask, |x, y| x & 0xffff | y << 16),
-        ref other => rare(r, other, mask),
+        ref other => rare::execute(r, other, mask),
     }
 }
 
-/// What is seldom met, kept out of the way.
-#[inline(never)]
-fn rare(r: &mut Registers, op: &Arith, mask: u32) {
-    match *op {
-        Arith::Insert { d, a, b, at, count } => {
-            let (x, y, at, count) = (*r.w(a), *r.w(b), *r.w(at), *r.w(count));
-            let values =
-                std::array::from_fn(|i| insert(x[i].into(), y[i].into(), at[i], count[i], 32) as u32);
-            r.set_w(d, &values, mask);
-        }
-        Arith::LongInsert { d, a, b, at, count } => {
-            let (x, y, at, count) = (*r.d(a), *r.d(b), *r.w(at), *r.w(count));
-            let values = std::array::from_fn(|lane| insert(x[lane], y[lane], at[lane], count[lane], 64));
-            r.set_d(d, &values, mask);
-        }
-        Arith::LongExtract { signed, d, a, at, count } => {
-            let (x, at, count) = (*r.d(a), *r.w(at), *r.w(count));
-            let values = std::array::from_fn(|lane| extract(x[lane], at[lane], count[lane], 64, signed));
-            r.set_d(d, &values, mask);
-        }
-        Arith::Set { test, holds, d, a, b } => {
-            let mask_of = compare(r, test, a, b);
-            let values = std::array::from_fn(|lane| if mask_of >> lane & 1 == 1 { holds } else { 0 });
-            r.set_w(d, &values, mask);
-        }
-        Arith::SelectBySign { float, d, a, b, c } => r.tri(d, [a, b, c], mask, |x, y, z| {
-            let first = if float { f32::from_bits(z) >= 0.0 } else { z as i32 >= 0 };
-            if first { x } else { y }
-        }),
-        Arith::Carry { subtract, take, leave, d, a, b } => {
-            let (x, y) = (*r.w(a), *r.w(b));
-            let wide = |x: u32| u64::from(x);
-            let sums =
-                |lane: usize| carry(subtract, take, r.carry >> lane & 1, wide(x[lane]), wide(y[lane]), 32);
-            let results: [(u64, bool); LANES] = std::array::from_fn(sums);
-            r.set_w(d, &results.map(|(value, _)| value as u32), mask);
-            leave_carry(r, leave, &results, mask);
-        }
-        Arith::LongCarry { subtract, take, leave, d, a, b } => {
-            let (x, y) = (*r.d(a), *r.d(b));
-            let sums = |lane: usize| carry(subtract, take, r.carry >> lane & 1, x[lane], y[lane], 64);
-            let results: [(u64, bool); LANES] = std::array::from_fn(sums);
-            r.set_d(d, &results.map(|(value, _)| value), mask);
-            leave_carry(r, leave, &results, mask);
-        }
-        Arith::MadCarry { high, signed, take, leave, d, a, b, c } => {
-            let (x, y, z) = (*r.w(a), *r.w(b), *r.w(c));
-            let part = |lane: usize| product_part(x[lane], y[lane], high, signed);
-            let sums = |i: usize| carry(false, take, r.carry >> i & 1, part(i).into(), z[i].into(), 32);
-            let results: [(u64, bool); LANES] = std::array::from_fn(sums);
-            r.set_w(d, &results.map(|(value, _)| value as u32), mask);
-            leave_carry(r, leave, &results, mask);
-        }
-        Arith::Unpack(parts, a) => {
-            let a = *r.d(a);
-            for (i, part) in parts.into_iter().enumerate() {
-                if let Some(part) = part {
-                    r.set_w(part, &a.map(|x| (x >> (32 * i)) as u32), mask);
-                }
-            }
-        }
-        Arith::Unpack16(parts, a) => {
-            let a = *r.w(a);
-            for (i, part) in parts.into_iter().enumerate() {
-                if let Some(part) = part {
-                    r.set_w(part, &a.map(|x| x >> (16 * i) & 0xffff), mask);
-                }
-            }
-        }
-        Arith::PackFour(d, parts) => {
-            let parts = parts.map(|part| *r.w(part));
-            let values = std::array::from_fn(|lane| {
-                (0..4).fold(0, |value, i| value | u64::from(parts[i][lane] & 0xffff) << (16 * i))
-            });
-            r.set_d(d, &values, mask);
-        }
-        Arith::UnpackFour(parts, a) => {
-            let a = *r.d(a);
-            for (i, part) in parts.into_iter().enumerate() {
-                if let Some(part) = part {
-                    r.set_w(part, &a.map(|x| (x >> (16 * i)) as u32 & 0xffff), mask);
-                }
-            }
-        }
-        Arith::Convert(convert, d, a) => convert::execute(r, &convert, d, a, mask),
-        _ => {}
-    }
-}
-
-fn leave_carry(r: &mut Registers, leave: bool, results: &[(u64, bool); LANES], mask: u32) {
-    if leave {
-        let flags = (0..LANES).fold(0, |flags, lane| flags | u32::from(results[lane].1) << lane);
-        r.carry = r.carry & !mask | flags & mask;
-    }
-}
-
-/// A sum or difference, with what is carried or borrowed.
-fn carry(subtract: bool, take: bool, flag: u32, a: u64, b: u64, bits: u32) -> (u64, bool) {
-    let flag = u128::from(take && flag == 1);
-    let (a, b) = (u128::from(a), u128::from(b));
-    let result = if subtract { a.wrapping_sub(b).wrapping_sub(flag) } else { a + b + flag };
-    (result as u64, result >> bits & 1 == 1)
-}
-
-fn product_part(a: u32, b: u32, high: bool, signed: bool) -> u32 {
+/// The lower or upper half of a product.
+pub(super) fn product_part(a: u32, b: u32, high: bool, signed: bool) -> u32 {
     let product =
         if signed { (i64::from(a as i32) * i64::from(b as i32)) as u64 } else { u64::from(a) * u64::from(b) };
     (if high { product >> 32 } else { product }) as u32
 }
 
-/// Puts the low bits of a into b.
-fn insert(a: u64, b: u64, at: u32, count: u32, width: u32) -> u64 {
-    let (at, count) = (at & 0xff, (count & 0xff).min(width));
-    if at >= width || count == 0 {
-        return b;
-    }
-    let field = (u64::MAX >> (64 - count)) << at;
-    let kept = u64::MAX >> (64 - width);
-    (b & !field | (a << at) & field) & kept
-}
-
 /// Takes a field out; past the top, the sign or zeros.
 #[inline(always)]
-fn extract(a: u64, at: u32, count: u32, width: u32, signed: bool) -> u64 {
+pub(super) fn extract(a: u64, at: u32, count: u32, width: u32, signed: bool) -> u64 {
     let (at, count) = (at & 0xff, count & 0xff);
     if count == 0 {
         return 0;
@@ -271,7 +157,7 @@ fn bin(r: &mut Registers, op: Bin, d: W, ab: [W; 2], mask: u32) {
         Bin::Sub => r.bin(d, ab, mask, u32::wrapping_sub),
         Bin::Mul => r.bin(d, ab, mask, u32::wrapping_mul),
         Bin::MulHighSigned => r.bin(d, ab, mask, |x, y| product_part(x, y, true, true)),
-        Bin::MulHighUnsigned => r.bin(d, ab, mask, |x, y| (wide(x) * wide(y) >> 32) as u32),
+        Bin::MulHighUnsigned => r.bin(d, ab, mask, |x, y| ((wide(x) * wide(y)) >> 32) as u32),
         Bin::MinSigned => r.bin(d, ab, mask, |x, y| (x as i32).min(y as i32) as u32),
         Bin::MinUnsigned => r.bin(d, ab, mask, Ord::min),
         Bin::MaxSigned => r.bin(d, ab, mask, |x, y| (x as i32).max(y as i32) as u32),
@@ -446,9 +332,9 @@ fn long_bin(r: &mut Registers, op: LongBin, d: D, ab: [D; 2], mask: u32) {
 #[inline(always)]
 fn long_high(x: u64, y: u64, signed: bool) -> u64 {
     if signed {
-        (i128::from(x as i64) * i128::from(y as i64) >> 64) as u64
+        ((i128::from(x as i64) * i128::from(y as i64)) >> 64) as u64
     } else {
-        (u128::from(x) * u128::from(y) >> 64) as u64
+        ((u128::from(x) * u128::from(y)) >> 64) as u64
     }
 }
 
@@ -520,12 +406,12 @@ fn wide_product(r: &mut Registers, signed: bool, d: D, [a, b]: [W; 2], c: Option
 }
 
 #[inline(always)]
-fn less<T: PartialOrd>(less: Less, x: T, y: T) -> bool {
+fn less<T: PartialOrd>(less: Order, x: T, y: T) -> bool {
     match less {
-        Less::Less => x < y,
-        Less::LessEqual => x <= y,
-        Less::Greater => x > y,
-        Less::GreaterEqual => x >= y,
+        Order::Less => x < y,
+        Order::LessEqual => x <= y,
+        Order::Greater => x > y,
+        Order::GreaterEqual => x >= y,
     }
 }
 
@@ -533,16 +419,16 @@ fn less<T: PartialOrd>(less: Less, x: T, y: T) -> bool {
 macro_rules! by_order {
     ($order:expr, $compare:expr) => {
         match $order {
-            Less::Less => $compare(Less::Less),
-            Less::LessEqual => $compare(Less::LessEqual),
-            Less::Greater => $compare(Less::Greater),
-            Less::GreaterEqual => $compare(Less::GreaterEqual),
+            Order::Less => $compare(Order::Less),
+            Order::LessEqual => $compare(Order::LessEqual),
+            Order::Greater => $compare(Order::Greater),
+            Order::GreaterEqual => $compare(Order::GreaterEqual),
         }
     };
 }
 
 #[inline(always)]
-fn compare(r: &Registers, test: Test, a: W, b: W) -> u32 {
+pub(super) fn compare(r: &Registers, test: Test, a: W, b: W) -> u32 {
     match test {
         Test::Equal => r.where_words(a, b, |x, y| x == y),
         Test::NotEqual => r.where_words(a, b, |x, y| x != y),

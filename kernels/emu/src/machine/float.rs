@@ -29,7 +29,7 @@ pub(super) fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     let back = sum - product;
     let error = (product - (sum - back)) + (c - back);
     // Not where the sum is exact, infinite or a NaN.
-    let inexact = error > 0.0 || error < 0.0;
+    let inexact = error.abs() > 0.0;
     let bits = sum.to_bits();
     let away = (error > 0.0) == (sum > 0.0);
     let odd = if bits & 1 == 1 || away { bits | 1 } else { bits.wrapping_sub(1) };

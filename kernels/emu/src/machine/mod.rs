@@ -10,6 +10,7 @@ mod convert;
 mod copies;
 mod float;
 mod race;
+mod rare;
 mod registers;
 mod tensor;
 mod traffic;
@@ -276,7 +277,7 @@ impl Machine<'_> {
             line,
             text: self.module.line(line).to_owned(),
         };
-        Trap { fault: stop.fault, kernel: self.kernel.name.clone(), place: Some(place) }
+        Trap { fault: stop.fault, kernel: self.kernel.name.clone(), place: Some(Box::new(place)) }
     }
 
     fn deadlock(&self, warps: &[Warp]) -> Trap {

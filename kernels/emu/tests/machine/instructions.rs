@@ -96,10 +96,12 @@ fn words() {
     check32("add.s32 %r10, %r3, %r4;", |a, b, _| a.wrapping_add(b));
     check32("sub.s32 %r10, %r3, %r4;", |a, b, _| a.wrapping_sub(b));
     check32("mul.lo.s32 %r10, %r3, %r4;", |a, b, _| a.wrapping_mul(b));
-    check32("mul.hi.u32 %r10, %r3, %r4;", |a, b, _| (u64::from(a) * u64::from(b) >> 32) as u32);
-    check32("mul.hi.s32 %r10, %r3, %r4;", |a, b, _| (i64::from(a as i32) * i64::from(b as i32) >> 32) as u32);
+    check32("mul.hi.u32 %r10, %r3, %r4;", |a, b, _| ((u64::from(a) * u64::from(b)) >> 32) as u32);
+    check32("mul.hi.s32 %r10, %r3, %r4;", |a, b, _| {
+        ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32
+    });
     check32("mad.lo.s32 %r10, %r3, %r4, %r5;", |a, b, c| a.wrapping_mul(b).wrapping_add(c));
-    check32("div.u32 %r10, %r3, %r4;", |a, b, _| if b == 0 { u32::MAX } else { a / b });
+    check32("div.u32 %r10, %r3, %r4;", |a, b, _| a.checked_div(b).unwrap_or(u32::MAX));
     check32("rem.s32 %r10, %r3, 7;", |a, _, _| (a as i32 % 7) as u32);
     check32("min.s32 %r10, %r3, %r4;", |a, b, _| (a as i32).min(b as i32) as u32);
     check32("max.u32 %r10, %r3, %r4;", |a, b, _| a.max(b));
@@ -173,7 +175,7 @@ fn doubles() {
     check("add.s64 %rd10, %rd8, %rd9;", |a, b, c| pair(a, b).wrapping_add(pair(b, c)));
     check("mul.lo.s64 %rd10, %rd8, %rd9;", |a, b, c| pair(a, b).wrapping_mul(pair(b, c)));
     check("mul.hi.u64 %rd10, %rd8, %rd9;", |a, b, c| {
-        (u128::from(pair(a, b)) * u128::from(pair(b, c)) >> 64) as u64
+        ((u128::from(pair(a, b)) * u128::from(pair(b, c))) >> 64) as u64
     });
     check("mul.wide.s32 %rd10, %r3, %r4;", |a, b, _| (i64::from(a as i32) * i64::from(b as i32)) as u64);
     check("mul.wide.u32 %rd10, %r3, %r4;", |a, b, _| u64::from(a) * u64::from(b));
