@@ -202,8 +202,9 @@ struct WideQ6 {
 #pragma unroll
                     for (int i = 0; i < 4; i++) acc[t][i] += scale[i / 2][h] * d[i];
                 }
+                if (NT > 2) __syncwarp();
             }
-            hold_back<NT>(g);
+            if (NT > 1) __syncwarp();
         }
 #pragma unroll
         for (int t = 0; t < NT; t++)

@@ -172,3 +172,72 @@ fn float<const N: usize>(values: &[u8], r: usize, segment: &mut [u8]) {
         segment[(chunk * 32 + r) * 16..][..bytes.len()].copy_from_slice(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tensor::kquants::{q4k_value, q6k_value};
+
+    /// Value (`output`, `k`) as a kernel reads it from a packed matrix of `inputs` columns.
+    fn value(format: Format, packed: &[u8], inputs: usize, output: usize, k: usize) -> f32 {
+        let tile = &packed[output / tile_outputs(format) * tile_bytes(format, inputs)..];
+        let s = &tile[k / SEGMENT * segment_bytes(format)..][..segment_bytes(format)];
+        let (r, k) = (output % tile_outputs(format), k % SEGMENT);
+        let (g, half) = (k / GROUP, by_halves(r));
+        let f16 = |at: usize| crate::round::f32_from_f16(u16::from_le_bytes([s[at], s[at + 1]]));
+        let nibble = |at: usize| s[g / 2 * FRAGMENT + at] >> (g % 2 * 4) & 15;
+        match format {
+            Format::Q8 => {
+                f32::from(s[g * FRAGMENT + place::<8>(r, k % 32)] as i8) * f16(8 * FRAGMENT + half * 16 + 2 * g)
+            }
+            Format::Q4 => {
+                let q = (nibble(place::<8>(r, k % 32)) << 4) as i8 / 16;
+                f32::from(q) * f16(4 * FRAGMENT + half * 16 + 2 * g)
+            }
+            Format::Q4K => {
+                let mut block = [0; Q4K_BYTES];
+                block[..16].copy_from_slice(&s[4 * FRAGMENT + half * 16..][..16]);
+                let head = Q4K(&block);
+                q4k_value(head.d(), head.dmin(), head.scale(g), head.min(g), nibble(place::<8>(r, k % 32)))
+            }
+            Format::Q6K => {
+                let at = place::<4>(r, k % 32);
+                let high = s[(4 + g / 4) * FRAGMENT + at] >> (g % 4 * 2) & 3;
+                let scale = s[6 * FRAGMENT + half * 16 + k / 16] as i8;
+                let d = 6 * FRAGMENT + 256 + 2 * half;
+                q6k_value(u16::from_le_bytes([s[d], s[d + 1]]), scale, (nibble(at) | high << 4) ^ 32)
+            }
+            Format::Bf16 => {
+                let at = (k / 8 * 32 + r) * 16 + k % 8 * 2;
+                crate::round::f32_from_bf16(u16::from_le_bytes([s[at], s[at + 1]]))
+            }
+            Format::F32 => {
+                let at = (k / 4 * 32 + r) * 16 + k % 4 * 4;
+                f32::from_le_bytes(s[at..at + 4].try_into().unwrap())
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn unpacking_gives_the_values(f in 0..Format::ALL.len(), outputs in 1..50_usize, inputs in 1..600_usize, seed: u32) {
+            let format = Format::ALL[f];
+            let inputs = if format.fits(inputs) { inputs } else { inputs.next_multiple_of(SEGMENT) };
+            let scattered = |i: usize| (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) as i32 as f32 / 1e9;
+            let values: Vec<f32> = (0..outputs * inputs).map(scattered).collect();
+            let weights = WeightMatrix::quantise(format, outputs, inputs, &values).unwrap();
+            let packed = pack(&weights);
+            prop_assert_eq!(packed.len(), packed_bytes(format, outputs, inputs));
+            let mut row = vec![0.0; inputs];
+            for output in 0..outputs {
+                weights.decode_row(output, &mut row);
+                for (k, &expected) in row.iter().enumerate() {
+                    prop_assert_eq!(value(format, &packed, inputs, output, k).to_bits(), expected.to_bits());
+                }
+            }
+        }
+    }
+}
