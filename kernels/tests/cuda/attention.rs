@@ -56,7 +56,7 @@ impl Data {
         let lengths = case.sessions.iter().map(|rows| *rows.iter().max().unwrap() as usize + 1);
         let count: usize = lengths.clone().map(|length| length.div_ceil(PAGE)).sum();
         let pages: Vec<u32> = (0..count as u32).map(|page| (page * 7 + 3) % count as u32).collect();
-        let pages = if count % 7 == 0 { (0..count as u32).rev().collect() } else { pages };
+        let pages = if count.is_multiple_of(7) { (0..count as u32).rev().collect() } else { pages };
         let mut store = Store::new(count, case.kv_heads, case.head_dim, case.profile);
         store.keys.fill(f32::NAN);
         store.values.fill(f32::INFINITY);

@@ -3,7 +3,7 @@
 use kernels::{
     backend::Operation,
     cuda::ops::draw::{self, Draw, scratch_bytes},
-    reference::{Change, Choice, Edit, draw, edit, fixed},
+    reference::{Change, Choice, Edit, draw, edit, exp, fixed},
 };
 
 use crate::{
@@ -164,6 +164,33 @@ fn draws_from_a_large_vocabulary() {
                 Row { logits, choice, edits: Vec::new() },
                 Row { logits: vec![0.25; vocabulary], choice: alike, edits: Vec::new() },
             ],
+        );
+    });
+}
+
+/// Random bits on either side of where the draw goes from one token to the next: the least unit of a weight shows.
+#[test]
+fn draws_turn_at_the_exact_weight() {
+    on_every_card(|card| {
+        let mut rng = Rng(17);
+        let temperature = 0.7;
+        let mut rows = Vec::new();
+        for _ in 0..20 {
+            let logits: Vec<f32> = (0..700).map(|_| 5.0 * rng.value(Flavour::Plain)).collect();
+            let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| max.max(l / temperature));
+            let weight = |l: &f32| u128::from((exp(l / temperature - max) * 2f32.powi(40)) as u64);
+            let total: u128 = logits.iter().map(weight).sum();
+            let before: u128 = logits[..1 + rng.below(698)].iter().map(weight).sum();
+            let turn = ((before << 64).div_ceil(total)) as u64;
+            for random in [turn - 1, turn] {
+                let choice = Choice { random, temperature, ..GREEDY };
+                rows.push(Row { logits: logits.clone(), choice, edits: Vec::new() });
+            }
+        }
+        check(card, &rows);
+        assert!(
+            rows.chunks_exact(2)
+                .all(|two| draw(&two[0].logits, &two[0].choice) < draw(&two[1].logits, &two[1].choice))
         );
     });
 }
