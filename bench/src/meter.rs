@@ -105,8 +105,16 @@ impl<B: Backend> Backend for Metered<B> {
         self.inner.describe()
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>, BackendError> {
+        self.inner.free_bytes()
+    }
+
     fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<B::Linear, BackendError> {
         self.inner.load_linear(weights)
+    }
+
+    fn load_embedding(&self, weights: WeightMatrix, tied: bool) -> Result<B::Linear, BackendError> {
+        self.inner.load_embedding(weights, tied)
     }
 
     fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<B::Qkv, BackendError> {

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::future::select_all;
 use kernels::backend::{Backend, KvShape, PAGE, Profile};
 use shard_planner::{SplitError, split};
 use thiserror::Error;
@@ -274,6 +275,16 @@ impl Local {
     /// Where further nodes may join.
     pub fn join(&self) -> &GatewayAddress {
         &self.join
+    }
+
+    /// Waits until one of its nodes fails, and says how; for ever if none does.
+    pub async fn failed(&mut self) -> NodeError {
+        let nodes = self.nodes.iter_mut().map(|node| Box::pin(node.finished()));
+        match select_all(nodes).await {
+            (Err(error), ..) => error,
+            // A node that ends by itself has nothing to say.
+            (Ok(()), ..) => std::future::pending().await,
+        }
     }
 
     /// Lets running replies finish, then stops everything.

@@ -57,6 +57,7 @@ const UNSAFE_FILES: [(&str, &str); 10] = [
     ("kernels/src/cpu/memory.rs", "slices of shared mappings"),
     ("kernels/src/cpu/parts.rs", "disjoint parts of one slice"),
     ("kernels/src/cpu/pool.rs", "borrowed tasks on long-lived threads"),
+    ("kernels/src/cuda/driver.rs", "calls of the NVIDIA driver"),
 ];
 
 /// Files with a test that only runs when asked for, and where it is covered instead.

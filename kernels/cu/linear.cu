@@ -63,7 +63,7 @@ DEV void finish_heads(const Linear& p, const Block& b, u32 columns) {
 DEV void finish_norm(const Linear& p, const Block& b) {
     if (!p.norm.weight || !last_of_group(p, 0)) return;
     for (u32 row = 0; row < b.rows; row++) {
-        norm_row((const float*)p.out + (u64)row * p.width, p.norm, p.next, row, p.faults, p.layer, sums);
+        norm_row((const float*)p.out + (u64)row * p.width, p.norm, p.next, row, p.faults, p.layer + p.checked, sums);
         __syncthreads();
     }
 }

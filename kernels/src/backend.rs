@@ -36,6 +36,8 @@ pub struct Grouping {
     pub narrow: bool,
     /// Groups of 256, for `q4_k` and `q6_k`.
     pub wide: bool,
+    /// The f32 values beside them, for float formats.
+    pub float: bool,
 }
 
 impl Grouping {
@@ -44,12 +46,17 @@ impl Grouping {
         formats.into_iter().fold(Self::default(), |grouping, format| Self {
             narrow: grouping.narrow || !format.is_float() && !format.is_wide(),
             wide: grouping.wide || format.is_wide(),
+            float: grouping.float || format.is_float(),
         })
     }
 
     /// Whether a matrix of `format` finds what it reads.
     pub fn serves(self, format: Format) -> bool {
-        format.is_float() || if format.is_wide() { self.wide } else { self.narrow }
+        match (format.is_float(), format.is_wide()) {
+            (true, _) => self.float,
+            (_, true) => self.wide,
+            _ => self.narrow,
+        }
     }
 }
 
@@ -131,7 +138,7 @@ pub struct Batch<'a> {
 }
 
 /// Bounds of the passes that go with one [`Backend::Step`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepShape {
     /// Most rows.
     pub rows: usize,
@@ -141,6 +148,8 @@ pub struct StepShape {
     pub positions: usize,
     /// How activations are held.
     pub profile: Profile,
+    /// Heads of the layers, if the passes have any.
+    pub attention: Option<AttentionShape>,
 }
 
 /// Which operations a pass consists of. Passes with one step that are equal here issue the same operations
@@ -366,8 +375,15 @@ pub trait Backend: Send + Sync + 'static {
     /// One phrase for people: instruction set and threads, or card and memory.
     fn describe(&self) -> String;
 
+    /// Bytes that may still be taken of the device's own memory; none if it uses the host's.
+    fn free_bytes(&self) -> Result<Option<usize>, BackendError> {
+        Ok(None)
+    }
+
     /// Repacks canonical weights.
     fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<Self::Linear, BackendError>;
+    /// Takes over an embedding; `tied` says that it is the head's matrix, too.
+    fn load_embedding(&self, weights: WeightMatrix, tied: bool) -> Result<Self::Linear, BackendError>;
     /// Repacks canonical weights.
     fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<Self::Qkv, BackendError>;
     /// Repacks canonical weights.

@@ -1,6 +1,7 @@
 //! Commands and their options. Every option can stand on the command line, in the environment
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
+mod doctor;
 mod file;
 mod node;
 mod options;
@@ -48,6 +49,8 @@ enum Command {
     Inspect(tools::Inspect),
     /// Download a model from a hub
     Pull(tools::PullCommand),
+    /// Look for cards, and test and measure what this machine computes on
+    Doctor(doctor::Doctor),
 }
 
 /// Parses the command line and does what it says.
@@ -65,6 +68,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
             Command::Pull(command) => command.run().await,
+            Command::Doctor(command) => command.run(),
         }
     })
 }

@@ -10,8 +10,8 @@ use engine::{
     message::Ask,
     model::{Model, Shard},
     node::{GatewayAddress, Node, NodeConfig, ask},
+    on_device,
 };
-use kernels::backend::Backend;
 use transport::{Limits, Transport, quic::Endpoint};
 
 use super::{
@@ -101,17 +101,13 @@ impl NodeCommand {
         let fingerprint = model.fingerprint(self.model.quant);
         let shard = self.shard(&model, &endpoint, fingerprint).await?;
 
-        let backend = self.stage.backend()?;
-        let device = backend.describe();
+        let chosen = self.stage.device()?;
+        let device = chosen.describe();
         let weight_bytes = shard_bytes(&model, &shard, self.model.quant);
         let bar = byte_bar("loading");
-        let (budget, quantisation, progress) = (self.stage.budget()?, self.model.quant, follow(&bar));
+        let (budget, quantisation, progress) =
+            (self.stage.whole_budget(&chosen)?, self.model.quant, follow(&bar));
         let (source, part) = (model.clone(), shard.clone());
-        let stage = tokio::task::spawn_blocking(move || {
-            load_stage(&source, &part, quantisation, &budget, backend, &progress)
-        })
-        .await??;
-        bar.finish_and_clear();
         let config = NodeConfig {
             gateways: self.join.clone(),
             advertise: advertise.clone(),
@@ -120,7 +116,11 @@ impl NodeCommand {
             weight_bytes,
             device: device.clone(),
         };
-        let mut node = Node::start(stage, Arc::new(endpoint), config)?;
+        let mut node = on_device!(chosen, backend => {
+            let load = move || load_stage(&source, &part, quantisation, &budget, backend, &progress);
+            Node::start(tokio::task::spawn_blocking(load).await??, Arc::new(endpoint), config)
+        })?;
+        bar.finish_and_clear();
         if self.json {
             let line = serde_json::json!({
                 "id": id.to_string(), "address": advertise, "from": shard.layers.start, "to": shard.layers.end,

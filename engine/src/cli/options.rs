@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engine::{
+    device::{Device, DeviceChoice},
     front::FrontConfig,
     gateway::GatewayConfig,
     local::StageBudget,
@@ -49,24 +50,38 @@ pub(super) fn open_model(path: Option<&Path>) -> anyhow::Result<Model> {
     Ok(model.with_cache(ShardCache::of_user()))
 }
 
-/// What a stage computes on, and how much it takes.
+/// How the CPU computes.
 #[derive(Args, Debug)]
-pub(super) struct StageArgs {
+pub(super) struct CpuArgs {
     /// Threads that compute [default: one per core]
     #[arg(long, env = "DOLPHIN_THREADS", value_name = "N")]
     pub threads: Option<usize>,
     /// Instruction set; every one gives the same bytes
     #[arg(long, env = "DOLPHIN_ISA", default_value = "auto", value_name = "SET")]
     pub isa: IsaChoice,
+}
+
+/// What a stage computes on, and how much it takes.
+#[derive(Args, Debug)]
+pub(super) struct StageArgs {
+    /// What stages compute on: auto (the first card that can be used, else the CPU), cpu, cuda, or cuda:N for
+    /// card N; every one gives the same bytes
+    #[arg(long, env = "DOLPHIN_DEVICE", default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    #[command(flatten)]
+    pub cpu: CpuArgs,
     /// Longest session in tokens, prompt and reply together; at most the model's own limit
     #[arg(long, env = "DOLPHIN_CONTEXT", default_value_t = 8192, value_name = "TOKENS")]
     pub context: u32,
     /// Most sessions a stage serves at once
     #[arg(long, env = "DOLPHIN_SESSIONS", default_value_t = 64, value_name = "N")]
     pub sessions: usize,
-    /// Memory a stage may use for the KV cache
-    #[arg(long, env = "DOLPHIN_KV_MEMORY", default_value = "1GiB", value_name = "BYTES")]
-    pub kv_memory: ByteSize,
+    /// Memory a stage may use for the KV cache [default: 1GiB; for a node on a card, what is free]
+    #[arg(long, env = "DOLPHIN_KV_MEMORY", value_name = "BYTES")]
+    pub kv_memory: Option<ByteSize>,
+    /// Memory of a card that stays free
+    #[arg(long, env = "DOLPHIN_LEAVE_MEMORY", default_value = "512MiB", value_name = "BYTES")]
+    pub leave_memory: ByteSize,
     /// Most rows of one step: larger prefills faster, smaller lets replies wait less
     #[arg(long, env = "DOLPHIN_ROWS", default_value_t = 256, value_name = "N")]
     pub rows: usize,
@@ -84,9 +99,9 @@ pub(super) enum IsaChoice {
     Amx,
 }
 
-impl StageArgs {
-    /// The CPU backend as asked for.
-    pub(super) fn backend(&self) -> anyhow::Result<Cpu> {
+impl CpuArgs {
+    /// The CPU as asked for.
+    pub(super) fn cpu(&self) -> anyhow::Result<Cpu> {
         let isa = match self.isa {
             IsaChoice::Auto => Isa::detect(),
             IsaChoice::Portable => Isa::Portable,
@@ -99,6 +114,16 @@ impl StageArgs {
             self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         Ok(Cpu::new(threads, isa)?)
     }
+}
+
+impl StageArgs {
+    /// The device as asked for.
+    pub(super) fn device(&self) -> anyhow::Result<Device> {
+        let device = Device::choose(self.device, self.cpu.cpu()?)
+            .with_context(|| format!("--device {}", self.device))?;
+        tracing::info!(device = device.describe(), "computing");
+        Ok(device.leaving(self.leave_memory.as_u64()))
+    }
 
     /// Bounds of a stage.
     pub(super) fn budget(&self) -> anyhow::Result<StageBudget> {
@@ -110,8 +135,15 @@ impl StageArgs {
             chunk: self.rows,
             sessions: self.sessions,
             context: self.context,
-            kv_bytes: self.kv_memory.as_u64(),
+            kv_bytes: self.kv_memory.unwrap_or(ByteSize::gib(1)).as_u64(),
         })
+    }
+
+    /// Bounds of a stage that has `device` for itself.
+    pub(super) fn whole_budget(&self, device: &Device) -> anyhow::Result<StageBudget> {
+        let budget = self.budget()?;
+        let all = device.is_card() && self.kv_memory.is_none();
+        Ok(if all { StageBudget { kv_bytes: u64::MAX, ..budget } } else { budget })
     }
 }
 

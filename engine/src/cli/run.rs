@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use engine::local::{Links, Local, LocalConfig, loopback};
+use engine::{
+    local::{Links, Local, LocalConfig, loopback},
+    on_device,
+};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -85,7 +88,8 @@ impl Run {
             draft: None,
         };
         let bar = byte_bar("loading");
-        let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;
+        let device = self.stage.device()?;
+        let local = on_device!(device, backend => Local::start(model, backend, config, follow(&bar)).await)?;
         bar.finish_and_clear();
         Ok(local)
     }

@@ -13,6 +13,7 @@ use engine::{
     local::{PrivateEnds, start_drafter},
     model::Model,
     node::GatewayAddress,
+    on_device,
 };
 use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
@@ -72,8 +73,8 @@ impl Serve {
         }
         let drafting = match self.gateway.draft()? {
             Some(draft) => {
-                let (backend, context) = (self.stage.backend()?, self.stage.context);
-                Some(start_drafter(model.clone(), draft, backend, context).await?)
+                let (device, context, target) = (self.stage.device()?, self.stage.context, model.clone());
+                Some(on_device!(device, backend => start_drafter(target, draft, backend, context).await)?)
             }
             None => None,
         };
@@ -83,9 +84,10 @@ impl Serve {
             let inside = GatewayAddress { id: join.id, address: reachable_inside(bound).to_string() };
             let bar = byte_bar("loading embedding and head");
             let budget = self.stage.budget()?;
-            let backend = self.stage.backend()?;
-            nodes =
-                ends.start(model.clone(), self.model.quant, budget, backend, inside, follow(&bar)).await?;
+            let (device, quantisation, source) = (self.stage.device()?, self.model.quant, model.clone());
+            nodes = on_device!(device, backend => {
+                ends.start(source, quantisation, budget, backend, inside, follow(&bar)).await
+            })?;
             bar.finish_and_clear();
         }
         self.announce(&front, &join, &model);

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use engine::local::{Links, Local, LocalConfig};
+use engine::{
+    local::{Links, Local, LocalConfig},
+    on_device,
+};
 
 use super::{
     interrupted,
@@ -50,12 +53,17 @@ impl Up {
             draft: self.gateway.draft()?,
         };
         let bar = byte_bar("loading");
-        let local = Local::start(model, self.stage.backend()?, config, follow(&bar)).await?;
+        let device = self.stage.device()?;
+        let mut local =
+            on_device!(device, backend => Local::start(model, backend, config, follow(&bar)).await)?;
         bar.finish_and_clear();
         self.announce(&local);
-        interrupted().await;
+        let outcome = tokio::select! {
+            () = interrupted() => Ok(()),
+            error = local.failed() => Err(error.into()),
+        };
         local.stop().await;
-        Ok(())
+        outcome
     }
 
     fn announce(&self, local: &Local) {

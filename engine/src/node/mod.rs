@@ -201,7 +201,10 @@ impl Node {
     /// Tells the peers and stops.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
-        let _ = self.task.await;
+        // One that ended by itself has told its end.
+        if !self.task.is_finished() {
+            let _ = self.task.await;
+        }
     }
 }
 

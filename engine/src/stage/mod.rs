@@ -195,7 +195,8 @@ pub struct Stage<B: Backend> {
 }
 
 impl<B: Backend> Stage<B> {
-    /// Uploads a shard and plans every buffer.
+    /// Uploads a shard and plans every buffer. A device with memory of its own has as many of the KV pages as
+    /// there is room for.
     pub fn new(
         backend: B,
         config: &ModelConfig,
@@ -210,25 +211,20 @@ impl<B: Backend> Stage<B> {
         let groupings = Groupings::of(&weights);
         let Ends { embedding, head } =
             upload_ends(&backend, weights.embedding, weights.final_norm, weights.head)?;
-        let shape = AttentionShape {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            scale: config.attention_scale,
-            window: None,
-        };
         let windows = &config.windows[shard.layers.clone()];
         let layers = (weights.layers.into_iter().zip(windows))
-            .map(|(layer, &window)| upload_layer(&backend, layer, AttentionShape { window, ..shape }))
+            .map(|(layer, &window)| upload_layer(&backend, layer, attention_shape(config, window)))
             .collect::<Result<Vec<_>, BackendError>>()?;
-        let kv = backend.kv(KvShape {
+        let workspace = Workspace::plan(&backend, config, &limits, profile, &groupings, head.is_some())?;
+        let shape = KvShape {
             layers: layers.len(),
             pages: limits.pages,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             profile,
-        })?;
-        let workspace = Workspace::plan(&backend, config, &limits, profile, &groupings, head.is_some())?;
+        };
+        let limits = StageLimits { pages: affordable(&backend, &shape)?, ..limits };
+        let kv = backend.kv(KvShape { pages: limits.pages, ..shape })?;
         Ok(Self {
             backend,
             config: config.clone(),
@@ -394,8 +390,24 @@ impl<B: Backend> Stage<B> {
     }
 }
 
+fn attention_shape(config: &ModelConfig, window: Option<u32>) -> AttentionShape {
+    let &ModelConfig { heads, kv_heads, head_dim, attention_scale: scale, .. } = config;
+    AttentionShape { heads, kv_heads, head_dim, scale, window }
+}
+
 fn draw_rows(limits: &StageLimits) -> usize {
     limits.rows.min(MAX_DRAWS)
+}
+
+/// As many of the pages as the device has room for, one at least.
+fn affordable<B: Backend>(backend: &B, shape: &KvShape) -> Result<usize, BackendError> {
+    let (Some(free), bytes @ 1..) = (backend.free_bytes()?, shape.page_bytes()) else {
+        return Ok(shape.pages);
+    };
+    match shape.pages.min(free / bytes) {
+        0 if shape.pages > 0 => Err(BackendError::OutOfMemory { what: "a KV page", bytes }),
+        pages => Ok(pages),
+    }
 }
 
 /// How the activations of a workspace are quantised: as all the matrices that read them ask for.
@@ -435,11 +447,17 @@ impl<B: Backend> Workspace<B> {
         let rows = limits.rows;
         let attended = config.heads * config.head_dim;
         let table = pages_for(limits.positions).min(limits.pages);
-        let positions = limits.positions as usize;
+        let shape = StepShape {
+            rows,
+            pages: rows.saturating_mul(table),
+            positions: limits.positions as usize,
+            profile,
+            attention: Some(attention_shape(config, None)),
+        };
         let drawing =
             head.then(|| Drawing::plan(backend, config, draw_rows(limits), profile, groupings.head));
         Ok(Self {
-            step: backend.step(StepShape { rows, pages: rows * table, positions, profile })?,
+            step: backend.step(shape)?,
             hidden: backend.buffer(rows, config.hidden)?,
             normed: backend.activation(rows, config.hidden, profile, groupings.normed)?,
             query: backend.buffer(rows, attended)?,
@@ -461,7 +479,7 @@ impl<B: Backend> Drawing<B> {
         grouping: Grouping,
     ) -> Result<Self, BackendError> {
         Ok(Self {
-            step: backend.step(StepShape { rows, pages: 0, positions: 0, profile })?,
+            step: backend.step(StepShape { rows, pages: 0, positions: 0, profile, attention: None })?,
             hidden: backend.buffer(rows, config.hidden)?,
             normed: backend.activation(rows, config.hidden, profile, grouping)?,
             logits: backend.buffer(rows, config.vocabulary)?,
@@ -499,10 +517,10 @@ fn upload_ends<B: Backend>(
     final_norm: Option<RmsNorm>,
     head: Option<Linear<WeightMatrix>>,
 ) -> Result<Ends<B>, BackendError> {
-    let upload = |linear| backend.load_linear(linear).map(Arc::new);
-    let embedding = embedding.map(|weight| upload(Linear { weight, bias: None })).transpose()?;
+    let tied = final_norm.is_some() && head.is_none();
+    let embedding = embedding.map(|weights| backend.load_embedding(weights, tied)).transpose()?.map(Arc::new);
     let weight = match head {
-        Some(head) => Some(upload(head)?),
+        Some(head) => Some(Arc::new(backend.load_linear(head)?)),
         None => embedding.clone(),
     };
     let head = match final_norm.zip(weight) {

@@ -61,7 +61,8 @@ impl Cpu {
                     let rows = first..first + out.rows().len();
                     x.faulty_rows(rows).for_each(|row| fault(row, Operation::FloatLinear));
                 }
-                assert!(x.grouping.serves(format), "the activation has the groups that the weights take");
+                let served = format.is_float() || x.grouping.serves(format);
+                assert!(served, "the activation has the groups that the weights take");
             }
             assert_eq!(pair[0].matrix.rows, pair[1].matrix.rows, "gate and up have one shape");
         }
@@ -99,7 +100,7 @@ impl Cpu {
                 ready(row, Ready { values, width, to: Groups::Wide(to) });
             });
         }
-        if out.grouping == Grouping::default() {
+        if !narrow && !out.grouping.wide {
             let parts = Indexed(Runs::new(values, stride));
             self.pool().split(parts, parallel, |(row, values)| {
                 filled(row, values);
@@ -261,6 +262,10 @@ impl Backend for Cpu {
 
     fn load_linear(&self, weights: Linear<WeightMatrix>) -> Result<Linear<Matrix>, BackendError> {
         weights.try_map(|matrix| self.pack(&matrix))
+    }
+
+    fn load_embedding(&self, weight: WeightMatrix, _tied: bool) -> Result<Linear<Matrix>, BackendError> {
+        self.load_linear(Linear { weight, bias: None })
     }
 
     fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<Qkv<Matrix>, BackendError> {

@@ -18,6 +18,14 @@ pub enum Level {
 }
 
 impl Level {
+    /// What the compiler calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Turing => "compute_75",
+            Self::Ampere => "compute_80",
+        }
+    }
+
     /// Every level.
     pub const ALL: [Self; 2] = [Self::Turing, Self::Ampere];
 

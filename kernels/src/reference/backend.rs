@@ -204,6 +204,14 @@ impl Backend for Reference {
         Ok(weights)
     }
 
+    fn load_embedding(
+        &self,
+        weight: WeightMatrix,
+        _tied: bool,
+    ) -> Result<Linear<WeightMatrix>, BackendError> {
+        self.load_linear(Linear { weight, bias: None })
+    }
+
     fn load_qkv(&self, weights: Qkv<WeightMatrix>) -> Result<Qkv<WeightMatrix>, BackendError> {
         Ok(weights)
     }

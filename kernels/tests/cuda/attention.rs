@@ -25,7 +25,7 @@ struct Case {
     sessions: Vec<Vec<u32>>,
 }
 
-const NARROW: Grouping = Grouping { narrow: true, wide: false };
+const NARROW: Grouping = Grouping { narrow: true, wide: false, float: false };
 
 impl Case {
     fn new(heads: usize, kv_heads: usize, head_dim: usize, sessions: &[&[u32]]) -> Self {
@@ -187,7 +187,7 @@ fn few_rows_see_their_keys() {
 
 #[test]
 fn few_rows_of_other_shapes() {
-    let both = Grouping { narrow: true, wide: true };
+    let both = Grouping { narrow: true, wide: true, float: false };
     on_every_card(|card| {
         check_few(card, &Case { grouping: both, ..Case::new(2, 1, 128, &[&[66], &[2]]) }, 1);
         check_few(card, &Case { grouping: both, ..Case::new(4, 2, 64, &[&[130]]) }, 64);
@@ -214,7 +214,7 @@ fn many_rows_see_their_keys() {
 
 #[test]
 fn many_rows_of_other_shapes() {
-    let wide = Grouping { narrow: false, wide: true };
+    let wide = Grouping { narrow: false, wide: true, float: false };
     on_every_card(|card| {
         check_many(card, &Case::new(3, 1, 96, &[&[62, 63, 64]]), LARGE);
         check_many(card, &Case { grouping: wide, ..Case::new(4, 2, 64, &[&[62, 63, 64, 65], &[7]]) }, LARGE);

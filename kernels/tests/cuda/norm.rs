@@ -54,8 +54,8 @@ fn check_norm(
 
 #[test]
 fn rows_are_normed_and_quantised() {
-    let both = Grouping { narrow: true, wide: true };
-    let narrow = Grouping { narrow: true, wide: false };
+    let both = Grouping { narrow: true, wide: true, float: false };
+    let narrow = Grouping { narrow: true, wide: false, float: false };
     on_every_card(|card| {
         for (width, flavour) in
             [(256, Flavour::Plain), (1024, Flavour::Wide), (4096, Flavour::Plain), (2560, Flavour::Tiny)]
@@ -86,7 +86,7 @@ fn values_that_are_not_finite_are_faults_of_their_row() {
                 x[3 * width] = bad;
                 let rows = Rows::new(card, &[(0, 0); 4], &[0], 4);
                 card.write(rows.faults + 12, &[77u32]);
-                let out = activation(card, 4, width, profile, Grouping { narrow: true, wide: false }, false);
+                let out = activation(card, 4, width, profile, Grouping { narrow: true, wide: false, float: false }, false);
                 let x = card.upload(&x);
                 card.launch(&quantise(
                     Quantise { step: rows.step, x, faults: rows.faults, out, layer: 2, zero: 0 },

@@ -119,6 +119,7 @@ impl Case {
             pages: self.sessions() * self.session_pages(),
             positions: self.positions(),
             profile: self.profile,
+            attention: Some(self.shape()),
         }
     }
 
@@ -160,7 +161,8 @@ impl Case {
             Linear { weight, bias }
         };
         let linear = |weights: Linear<WeightMatrix>| backend.load_linear(weights).unwrap();
-        let embedding = linear(Linear { bias: None, ..matrix(vocabulary, hidden, self.format) });
+        let embedding = matrix(vocabulary, hidden, self.format).weight;
+        let embedding = backend.load_embedding(embedding, false).unwrap();
         let (q, k, v) = (
             matrix(heads * head_dim, hidden, self.format),
             matrix(kv_heads * head_dim, hidden, self.format),

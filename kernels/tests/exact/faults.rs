@@ -12,9 +12,9 @@ use kernels::{
 use crate::{
     begin,
     case::Case,
-    cpus,
+    check, cpus,
     rng::{Flavour, Rng},
-    trace::{check, trace},
+    trace::trace,
 };
 
 #[test]
@@ -105,7 +105,7 @@ fn loud<B: Backend>(backend: &B, loudness: f32, profile: Profile) -> (B::Activat
     let mut weight = vec![1.0; 32];
     weight[0] = loudness;
     let norm = backend.load_norm(RmsNorm { weight, eps: 1e-6 }).unwrap();
-    let mut normed = backend.activation(2, 32, profile, Grouping::of([Format::Q8])).unwrap();
+    let mut normed = backend.activation(2, 32, profile, Grouping::of([Format::Q8, Format::F32])).unwrap();
     let mut step = begin(backend, 2, &[], profile);
     backend.norm(&norm, &x, &mut step, &mut normed);
     (normed, step)

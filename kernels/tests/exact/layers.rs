@@ -4,8 +4,8 @@ use kernels::{backend::Profile, tensor::Format};
 
 use crate::{
     case::Case,
+    check, check_sound,
     rng::{Flavour, Rng},
-    trace::{check, check_sound},
 };
 
 #[test]

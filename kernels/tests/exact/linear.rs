@@ -134,7 +134,7 @@ fn rows_come_back_out_of_the_packed_form() {
             let values = rng.values(rows * columns, Flavour::Wide);
             let weights = WeightMatrix::quantise(format, rows, columns, &values).unwrap();
             for cpu in cpus() {
-                let table = cpu.load_linear(Linear { weight: weights.clone(), bias: None }).unwrap();
+                let table = cpu.load_embedding(weights.clone(), false).unwrap();
                 let mut out = cpu.buffer(rows, columns).unwrap();
                 let tokens: Vec<u32> = (0..rows as u32).rev().collect();
                 let mut step = begin(&cpu, rows, &tokens, Profile::F32);

@@ -11,11 +11,15 @@ mod trace;
 use kernels::{
     backend::{Backend, Batch, Profile, Row, StepShape},
     cpu::{Cpu, Isa},
+    reference::Reference,
 };
+
+use case::Case;
+use trace::{Stage, assert_equal, trace};
 
 /// A pass over `rows` rows at position 0 with a page each, in the middle of its beginning and its end.
 fn begin<B: Backend>(backend: &B, rows: usize, sources: &[u32], profile: Profile) -> B::Step {
-    let shape = StepShape { rows, pages: rows, positions: 1, profile };
+    let shape = StepShape { rows, pages: rows, positions: 1, profile, attention: None };
     let mut step = backend.step(shape).expect("a small step");
     let pages: Vec<u32> = (0..rows as u32).rev().collect();
     let rows: Vec<Row> = (0..rows).map(|row| Row { position: 0, pages: row..row + 1 }).collect();
@@ -27,6 +31,22 @@ fn begin<B: Backend>(backend: &B, rows: usize, sources: &[u32], profile: Profile
 fn cpus() -> Vec<Cpu> {
     let cpu = |isa, threads| Cpu::new(threads, isa).expect("an available instruction set");
     Isa::available().into_iter().flat_map(|isa| [1, 2].map(|threads| cpu(isa, threads))).collect()
+}
+
+/// Runs `case` on the reference and on every CPU backend.
+fn check(case: &Case) {
+    let expected = trace(&Reference, case);
+    for cpu in cpus() {
+        assert_equal(&format!("{cpu:?}"), case, &expected, &trace(&cpu, case));
+    }
+}
+
+/// [`check`], and that no row is faulty.
+fn check_sound(case: &Case) {
+    let faulty = |stage: &Stage| stage.faults.iter().any(Option::is_some);
+    let stages = trace(&Reference, case);
+    assert!(!stages.iter().any(faulty), "a fault in {case:?}");
+    check(case);
 }
 
 #[test]

@@ -1,13 +1,9 @@
 //! What a backend computes for a case, stage by stage.
 
-use kernels::{
-    backend::{Backend, Batch, KvShape, RowFault, Then},
-    reference::Reference,
-};
+use kernels::backend::{Backend, Batch, KvShape, RowFault, Then};
 
 use crate::{
     case::{Case, Layer},
-    cpus,
     rng::Rng,
 };
 
@@ -154,20 +150,4 @@ pub(crate) fn assert_equal(who: &str, case: &Case, expected: &[Stage], actual: &
             }
         }
     }
-}
-
-/// Runs `case` on the reference and on every CPU backend.
-pub(crate) fn check(case: &Case) {
-    let expected = trace(&Reference, case);
-    for cpu in cpus() {
-        assert_equal(&format!("{cpu:?}"), case, &expected, &trace(&cpu, case));
-    }
-}
-
-/// [`check`], and that no row is faulty.
-pub(crate) fn check_sound(case: &Case) {
-    let faulty = |stage: &Stage| stage.faults.iter().any(Option::is_some);
-    let stages = trace(&Reference, case);
-    assert!(!stages.iter().any(faulty), "a fault in {case:?}");
-    check(case);
 }

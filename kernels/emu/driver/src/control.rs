@@ -10,7 +10,7 @@ use std::{
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use libloading::{Library, Symbol};
+use libloading::Library;
 
 /// What is alive in the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,16 +110,16 @@ impl StandIn {
     fn tell(&self, function: &str, settings: &str) {
         let text = CString::new(settings).expect("settings are text");
         // SAFETY: the library exports its functions of this kind with this signature.
-        let function: Symbol<'_, extern "C" fn(*const c_char) -> u32> =
-            unsafe { self.library.get(function) }.expect("the library is this package's");
+        let function = unsafe { self.library.get::<extern "C" fn(*const c_char) -> u32>(function) };
+        let function = function.expect("the library is this package's");
         assert_eq!(function(text.as_ptr()), 0, "settings `{settings}`");
     }
 
     fn ask<T: Default>(&self, function: &str) -> T {
         let mut answer = T::default();
         // SAFETY: the library exports its functions of this kind with this signature, each for one type.
-        let function: Symbol<'_, extern "C" fn(*mut T) -> u32> =
-            unsafe { self.library.get(function) }.expect("the library is this package's");
+        let function = unsafe { self.library.get::<extern "C" fn(*mut T) -> u32>(function) };
+        let function = function.expect("the library is this package's");
         assert_eq!(function(&mut answer), 0, "the driver answers");
         answer
     }

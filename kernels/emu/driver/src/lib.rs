@@ -1,8 +1,10 @@
 //! A stand-in for the NVIDIA driver over the PTX machine, so that the real host code runs without a card.
 //!
 //! The shared library of this package answers to the names of `libcuda.so.1`. Tests load it into their process
-//! with [`StandIn::fresh`] before the host code asks for the driver; other programs find it with [`folder`] at the head
-//! of `LD_LIBRARY_PATH`. [`StandIn`] also sets faults and asks what is left alive; [`mod@settings`] has the list.
+//! with [`StandIn::fresh`] before the host code asks for the driver. Other programs find it with [`folder`] at the head
+//! of `LD_LIBRARY_PATH`, or with any folder in which `libcuda.so` and `libcuda.so.1` are links to
+//! `target/debug/deps/libstand_in_driver.so`. [`StandIn`] also sets faults and asks what is left alive; the variable
+//! `DOLPHIN_STANDIN` sets them from outside; [`mod@settings`] has the list.
 //!
 //! It is as strict as a driver may be. Work on a stream waits until something synchronises with it, the
 //! contents of fresh memory are loud, streams are ordered by events alone, and what is not supported

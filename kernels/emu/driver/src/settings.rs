@@ -18,6 +18,8 @@
 //! | `resume` | hanging launches go on |
 //! | `lose=0` | card 0 is gone |
 //! | `trace` | every call is reported on stderr |
+//!
+//! Compute capabilities are 6.1, 7.0, 7.5, 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0.
 
 use ptx_machine::{Copies, Options, Order};
 

@@ -137,7 +137,7 @@ pub fn project(
         faults: step.faults,
         norm,
         out: next,
-        layer: step.layer,
+        layer: step.layer + call.params.checked,
         zero: 0,
     };
     vec![call.launch(), norm::norm(after, step.bucket)]

@@ -9,8 +9,8 @@ use cudarc::driver::{
 use stand_in_driver::{Alive, StandIn, folder};
 
 use crate::{
-    assert_fails,
-    raw::{can_access_peer, driver_is_present, driver_version},
+    COPY, assert_fails,
+    raw::{Module, can_access_peer, driver_is_present, driver_version},
 };
 
 #[test]
@@ -36,6 +36,14 @@ fn cards_are_found() {
     assert_eq!(stand_in.alive().contexts, 2);
     drop((first, second));
     assert_eq!(stand_in.alive(), Alive::default());
+}
+
+#[test]
+fn a_card_may_be_old() {
+    let _stand_in = StandIn::fresh("cards=6.1");
+    let context = CudaContext::new(0).unwrap();
+    assert_eq!(context.compute_capability().unwrap(), (6, 1));
+    assert_fails(Module::load(&context, COPY), CUDA_ERROR_NO_BINARY_FOR_GPU);
 }
 
 #[test]
