@@ -51,14 +51,18 @@ DEV void unpack(const float* p, float (&v)[2]) {
     v[0] = w.x, v[1] = w.y;
 }
 
-// Q consecutive floats of shared memory.
+// Q consecutive floats of shared memory. Written out, because the compiler splits such a load now one way and now
+// another: its output must be the same in every run.
 template <int Q>
 DEV void read_floats(const float* p, float (&v)[Q]) {
     if constexpr (Q % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < Q; i += 4) {
-            float4 w = *(const float4*)(p + i);
-            v[i] = w.x, v[i + 1] = w.y, v[i + 2] = w.z, v[i + 3] = w.w;
+            u32 at = (u32)__cvta_generic_to_shared(p + i);
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(v[i]), "=f"(v[i + 1]), "=f"(v[i + 2]), "=f"(v[i + 3])
+                         : "r"(at)
+                         : "memory");
         }
     } else {
 #pragma unroll
