@@ -86,7 +86,14 @@ fn values_that_are_not_finite_are_faults_of_their_row() {
                 x[3 * width] = bad;
                 let rows = Rows::new(card, &[(0, 0); 4], &[0], 4);
                 card.write(rows.faults + 12, &[77u32]);
-                let out = activation(card, 4, width, profile, Grouping { narrow: true, wide: false, float: false }, false);
+                let out = activation(
+                    card,
+                    4,
+                    width,
+                    profile,
+                    Grouping { narrow: true, wide: false, float: false },
+                    false,
+                );
                 let x = card.upload(&x);
                 card.launch(&quantise(
                     Quantise { step: rows.step, x, faults: rows.faults, out, layer: 2, zero: 0 },

@@ -190,7 +190,8 @@ mod tests {
         let nibble = |at: usize| s[g / 2 * FRAGMENT + at] >> (g % 2 * 4) & 15;
         match format {
             Format::Q8 => {
-                f32::from(s[g * FRAGMENT + place::<8>(r, k % 32)] as i8) * f16(8 * FRAGMENT + half * 16 + 2 * g)
+                f32::from(s[g * FRAGMENT + place::<8>(r, k % 32)] as i8)
+                    * f16(8 * FRAGMENT + half * 16 + 2 * g)
             }
             Format::Q4 => {
                 let q = (nibble(place::<8>(r, k % 32)) << 4) as i8 / 16;
