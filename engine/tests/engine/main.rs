@@ -2,6 +2,8 @@
 //! model is cut and batched, and a swarm that serves over real links.
 
 mod bits;
+#[cfg(feature = "cuda")]
+mod cards;
 mod kquants;
 mod pages;
 mod parity;

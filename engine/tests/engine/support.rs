@@ -56,30 +56,82 @@ impl Golden {
 
 pub(crate) const LIMITS: StageLimits = StageLimits { rows: 64, pages: 128, sessions: 64, positions: 256 };
 
+/// A stage on any device.
+pub(crate) trait AnyStage {
+    fn open(&mut self, session: SessionId, positions: u32);
+    /// Takes rows through all layers; the rows that come out.
+    fn run(&mut self, segments: &[Segment], input: Input<'_>) -> Vec<f32>;
+    fn logits(&mut self, segments: &[Segment], rows: &[u32]) -> Vec<f32>;
+}
+
+impl<B: Backend> AnyStage for Stage<B> {
+    fn open(&mut self, session: SessionId, positions: u32) {
+        Stage::open(self, session, RouteId(1), positions, Prompt::default()).unwrap();
+    }
+
+    fn run(&mut self, segments: &[Segment], input: Input<'_>) -> Vec<f32> {
+        let (mut short, mut faults, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        self.reserve(segments, &mut short);
+        assert_eq!(short, []);
+        self.step(self.shard().layers.clone(), segments, input, &mut faults).unwrap();
+        assert_eq!(faults, Vec::<Fault>::new());
+        let rows = segments.iter().map(|segment| segment.rows as usize).sum();
+        self.read_rows(0..rows, &mut out).unwrap();
+        let (wire, mut received) = (encode_rows(&out, self.profile()), Vec::new());
+        decode_rows(&wire, self.profile(), &mut received).unwrap();
+        assert_eq!(received, out, "what crosses a boundary is what goes on inside a stage");
+        received
+    }
+
+    fn logits(&mut self, segments: &[Segment], rows: &[u32]) -> Vec<f32> {
+        let (mut faults, mut logits) = (Vec::new(), Vec::new());
+        Stage::logits(self, segments, rows, &mut logits, &mut faults).unwrap();
+        assert_eq!(faults, Vec::<Fault>::new());
+        logits
+    }
+}
+
+/// Part `index` of a model that is cut at the layers `cuts`, at which new stages begin.
+pub(crate) fn part<B: Backend>(
+    model: &Model,
+    backend: B,
+    quantisation: Quantisation,
+    cuts: &[usize],
+    index: usize,
+) -> Box<dyn AnyStage> {
+    let layers = model.config().layers;
+    let bounds: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
+    let range = bounds[index]..bounds[index + 1];
+    let shard = Shard { embedding: range.start == 0, head: range.end == layers, layers: range };
+    let weights = model.load(&shard, quantisation, &|_| {}).unwrap();
+    let profile = quantisation.profile();
+    Box::new(Stage::new(backend, model.config(), &shard, weights, profile, LIMITS).unwrap())
+}
+
 /// Stages in a row; rows travel between them as they would over a link.
-pub(crate) struct Pipeline<B: Backend> {
-    stages: Vec<Stage<B>>,
+pub(crate) struct Pipeline {
+    stages: Vec<Box<dyn AnyStage>>,
     held: HashMap<SessionId, u32>,
 }
 
-impl<B: Backend + Clone> Pipeline<B> {
+impl Pipeline {
     /// `cuts` are the layers at which a new stage begins.
-    pub(crate) fn new(model: &Model, backend: &B, quantisation: Quantisation, cuts: &[usize]) -> Self {
-        let layers = model.config().layers;
-        let bounds: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
-        let stage = |pair: &[usize]| {
-            let shard = Shard { layers: pair[0]..pair[1], embedding: pair[0] == 0, head: pair[1] == layers };
-            let weights = model.load(&shard, quantisation, &|_| {}).unwrap();
-            Stage::new(backend.clone(), model.config(), &shard, weights, quantisation.profile(), LIMITS)
-                .unwrap()
-        };
-        Self { stages: bounds.windows(2).map(stage).collect(), held: HashMap::new() }
+    pub(crate) fn new<B: Backend + Clone>(
+        model: &Model,
+        backend: &B,
+        quantisation: Quantisation,
+        cuts: &[usize],
+    ) -> Self {
+        let stage = |index| part(model, backend.clone(), quantisation, cuts, index);
+        Self::of((0..=cuts.len()).map(stage).collect())
+    }
+
+    pub(crate) fn of(stages: Vec<Box<dyn AnyStage>>) -> Self {
+        Self { stages, held: HashMap::new() }
     }
 
     pub(crate) fn open(&mut self, session: SessionId, positions: u32) {
-        for stage in &mut self.stages {
-            stage.open(session, RouteId(1), positions, Prompt::default()).unwrap();
-        }
+        self.stages.iter_mut().for_each(|stage| stage.open(session, positions));
         self.held.insert(session, 0);
     }
 
@@ -101,27 +153,11 @@ impl<B: Backend + Clone> Pipeline<B> {
         }
         let tokens: Vec<u32> = batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
         let mut rows = Vec::new();
-        let mut faults = Vec::new();
         for (index, stage) in self.stages.iter_mut().enumerate() {
-            let layers = stage.shard().layers.clone();
-            let received = rows.clone();
-            let input = if index == 0 { Input::Tokens(&tokens) } else { Input::Rows(&received) };
-            let mut short = Vec::new();
-            stage.reserve(&segments, &mut short);
-            assert_eq!(short, []);
-            stage.step(layers, &segments, input, &mut faults).unwrap();
-            assert_eq!(faults, Vec::<Fault>::new());
-            let mut out = Vec::new();
-            stage.read_rows(0..tokens.len(), &mut out).unwrap();
-            let wire = encode_rows(&out, stage.profile());
-            decode_rows(&wire, stage.profile(), &mut rows).unwrap();
-            assert_eq!(rows, out, "what crosses a boundary is what goes on inside a stage");
+            rows = stage.run(&segments, if index == 0 { Input::Tokens(&tokens) } else { Input::Rows(&rows) });
         }
-        let mut logits = Vec::new();
         let all: Vec<u32> = (0..tokens.len() as u32).collect();
-        let last = self.stages.last_mut().unwrap();
-        last.logits(&segments, &all, &mut logits, &mut faults).unwrap();
-        assert_eq!(faults, Vec::<Fault>::new());
+        let logits = self.stages.last_mut().unwrap().logits(&segments, &all);
         Outcome { hidden: rows, logits, rows: tokens.len() }
     }
 }

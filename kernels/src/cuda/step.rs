@@ -232,6 +232,9 @@ impl Places {
 
 impl Size {
     fn of(rows: &[Row], shape: &StepShape) -> Self {
+        if shape.attention.is_none() {
+            return Self { bucket: narrow(bucket(rows.len())), context: 0, sharing: false };
+        }
         let last = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(1);
         let context = last.next_power_of_two().max(PAGE).min(shape.positions.max(last));
         let sessions = 1 + rows.windows(2).filter(|pair| pair[0].pages != pair[1].pages).count();

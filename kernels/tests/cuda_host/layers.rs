@@ -78,7 +78,9 @@ fn long_prompts() {
 
 #[test]
 fn faults() {
-    for (value, flavour) in [(f32::NAN, Flavour::Plain), (f32::MAX, Flavour::Plain), (1.0, Flavour::Wide)] {
+    for (value, flavour) in
+        [(f32::NAN, Flavour::Plain), (f32::MAX, Flavour::Plain), (1.0, Flavour::Wide), (1.0, Flavour::Tiny)]
+    {
         let poison = Some((1, value));
         check(&Case { flavour, poison, batches: vec![vec![3, 5, 2], vec![1, 1, 1]], ..Case::default() });
     }

@@ -74,7 +74,7 @@ fn lost(stand_in: &StandIn, what: &str, cuda: &Cuda, setting: &str) {
 fn a_kernel_that_strays_loses_the_card() {
     let stand_in = StandIn::fresh("");
     let cuda = Cuda::open(0).expect("a card");
-    lost(&stand_in, "illegal", &cuda, "fault-at=1");
+    lost(&stand_in, "ILLEGAL_ADDRESS", &cuda, "fault-at=1");
 }
 
 #[test]
