@@ -12,7 +12,7 @@ use std::{
 use kernels::{
     backend::{
         AttentionShape, Backend, BackendError, Batch, Faults, GateUp, Grouping, KvShape, Linear, Pass,
-        Profile, Qkv, RmsNorm, StepShape, Then,
+        Profile, Qkv, Question, RmsNorm, StepShape, Then,
     },
     rope::RopeTable,
     tensor::WeightMatrix,
@@ -169,6 +169,18 @@ impl<B: Backend> Backend for Metered<B> {
 
     fn end<'a>(&self, step: &'a mut B::Step) -> Result<&'a Faults, BackendError> {
         self.inner.end(step)
+    }
+
+    fn draws(&self) -> bool {
+        self.inner.draws()
+    }
+
+    fn draw(&self, logits: &mut B::Buffer, step: &mut B::Step, questions: &[Question]) {
+        self.inner.draw(logits, step, questions);
+    }
+
+    fn drawn(&self, step: &mut B::Step, tokens: &mut Vec<u32>) -> Result<(), BackendError> {
+        self.inner.drawn(step, tokens)
     }
 
     fn download(&self, buffer: &B::Buffer, rows: Range<usize>, out: &mut [f32]) -> Result<(), BackendError> {

@@ -237,7 +237,8 @@ fn fastest<B: Backend>(backend: &B, head: &B::Linear, rows: usize) -> Result<f64
     let profile = Profile::Quantised;
     let x = backend.activation(rows, INPUTS, profile, Grouping::of([Format::Q8]))?;
     let mut out = backend.buffer(rows, OUTPUTS)?;
-    let mut step = backend.step(StepShape { rows, pages: 0, positions: 0, profile, attention: None })?;
+    let mut step =
+        backend.step(StepShape { rows, pages: 0, positions: 0, profile, attention: None, vocabulary: 0 })?;
     let list: Vec<Row> = (0..rows).map(|_| Row { position: 0, pages: 0..0 }).collect();
     let mut fastest = f64::INFINITY;
     // The first pass does not count: it is recorded, and reads what no cache has yet.

@@ -6,7 +6,10 @@ use std::{
     collections::{HashMap, hash_map::Entry},
 };
 
-use kernels::reference::exp;
+use kernels::{
+    backend::Question,
+    reference::{self, Change, Choice, Edit, exp},
+};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
@@ -80,6 +83,47 @@ impl Sampler {
     pub fn peek(&mut self, logits: &mut [f32], position: u32) -> u32 {
         self.penalise(logits);
         self.choose(logits, position)
+    }
+
+    /// What a device is asked that is to draw the token at `position`, `ahead` being the tokens between those
+    /// counted as seen and it. None if the request wants what only the logits tell.
+    pub fn question(&mut self, ahead: &[u32], position: u32) -> Option<Question> {
+        if self.sampling.logprobs.is_some() {
+            return None;
+        }
+        ahead.iter().for_each(|&token| self.accept(token));
+        let edits = self.edits();
+        ahead.iter().for_each(|&token| self.retract(token));
+        let &Sampling { temperature, top_k, min_p, top_p, .. } = &self.sampling;
+        let choice = Choice {
+            random: self.random(position),
+            temperature,
+            top_k,
+            min_p: reference::fixed(min_p),
+            top_p: reference::fixed(top_p),
+        };
+        Some(Question { choice, edits })
+    }
+
+    /// What [`Self::penalise`] does, in ascending order of tokens.
+    fn edits(&self) -> Vec<Edit> {
+        let p = &self.sampling;
+        let mut edits = Vec::new();
+        if p.repetition_penalty != 1.0 {
+            let fresh = self.in_reply.keys().filter(|id| self.in_prompt.binary_search(id).is_err());
+            let change = Change::Repeat(p.repetition_penalty);
+            edits.extend(self.in_prompt.iter().chain(fresh).map(|&token| Edit { token, change }));
+        }
+        if p.frequency_penalty != 0.0 || p.presence_penalty != 0.0 {
+            edits.extend(self.in_reply.iter().flat_map(|(&token, &count)| {
+                let changes = [p.frequency_penalty * count as f32, p.presence_penalty];
+                changes.map(|change| Edit { token, change: Change::Add(-change) })
+            }));
+        }
+        edits.extend(p.logit_bias.iter().map(|&(token, bias)| Edit { token, change: Change::Add(bias) }));
+        // Stable: the edits of a token stay in their order.
+        edits.sort_by_key(|edit| edit.token);
+        edits
     }
 
     /// Counts a token of the reply as seen, whoever drew it.
@@ -345,6 +389,31 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_device_is_asked_for_the_same_token(
+            logits in prop::collection::vec(-9f32..9.0, 1..60),
+            temperature in 0.0f32..2.0, top_k in 0u32..20, top_p in 0.0f32..=1.0, min_p in 0.0f32..=1.0,
+            repetition_penalty in prop::sample::select(vec![1.0f32, 1.3]),
+            penalties in prop::sample::select(vec![(0.0f32, 0.0f32), (0.5, -0.25)]),
+            bias in prop::collection::vec((0u32..70, -2f32..2.0), 0..5),
+            seen in prop::collection::vec(0u32..60, 0..9), ahead in 0usize..4, seed: u64, position: u32,
+        ) {
+            let sampling = Sampling {
+                temperature, top_k, top_p, min_p, seed, repetition_penalty, logit_bias: bias,
+                frequency_penalty: penalties.0, presence_penalty: penalties.1, ..Sampling::default()
+            };
+            let (prompt, reply) = seen.split_at(seen.len() / 3);
+            let (known, ahead) = reply.split_at(reply.len().saturating_sub(ahead));
+            let mut sampler = Sampler::new(sampling, prompt);
+            known.iter().for_each(|&token| sampler.accept(token));
+            let Question { choice, edits } = sampler.question(ahead, position).unwrap();
+            ahead.iter().for_each(|&token| sampler.accept(token));
+            let mut edited = logits.clone();
+            reference::edit(&mut edited, &edits);
+            prop_assert!(edits.is_sorted_by_key(|edit| edit.token));
+            prop_assert_eq!(reference::draw(&edited, &choice), sampler.peek(&mut logits.clone(), position));
+        }
+
         #[test]
         fn any_finite_logits_and_parameters_draw_a_token(
             logits in prop::collection::vec(-1e30f32..1e30, 1..200),

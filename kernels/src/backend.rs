@@ -13,6 +13,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::{
+    reference::{Choice, Edit},
     rope::RopeTable,
     tensor::{Format, WeightMatrix},
 };
@@ -150,6 +151,17 @@ pub struct StepShape {
     pub profile: Profile,
     /// Heads of the layers, if the passes have any.
     pub attention: Option<AttentionShape>,
+    /// Values of a row of logits, if tokens are drawn.
+    pub vocabulary: usize,
+}
+
+/// What is asked of one row of logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// How its token is drawn.
+    pub choice: Choice,
+    /// What happens to the logits before, in ascending order of tokens.
+    pub edits: Vec<Edit>,
 }
 
 /// Which operations a pass consists of. Passes with one step that are equal here issue the same operations
@@ -419,6 +431,18 @@ pub trait Backend: Send + Sync + 'static {
     fn run(&self, step: &mut Self::Step, pass: Pass, issue: impl FnOnce(&mut Self::Step));
     /// Waits until the pass is done.
     fn end<'a>(&self, step: &'a mut Self::Step) -> Result<&'a Faults, BackendError>;
+    /// Whether the device draws tokens; where it does not, the caller reads the logits and draws.
+    fn draws(&self) -> bool {
+        false
+    }
+    /// Draws a token from each of the step's rows of `logits`, after [`Backend::run`]; the logits are edited in
+    /// place.
+    fn draw(&self, _logits: &mut Self::Buffer, _step: &mut Self::Step, _questions: &[Question]) {}
+    /// The tokens that were drawn, after [`Backend::end`].
+    fn drawn(&self, _step: &mut Self::Step, tokens: &mut Vec<u32>) -> Result<(), BackendError> {
+        tokens.clear();
+        Ok(())
+    }
     /// Copies rows out, `[rows.len()][width]`, after [`Backend::end`].
     fn download(
         &self,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use kernels::backend::{Backend, BackendError, Batch, Faults, Pass, Row, Then};
+use kernels::backend::{Backend, BackendError, Batch, Faults, Pass, Question, Row, Then};
 
 use super::{Drawing, Fault, Input, Layer, Stage, Workspace};
 use crate::message::Segment;
@@ -68,21 +68,57 @@ impl<B: Backend> Stage<B> {
         out: &mut Vec<f32>,
         faults: &mut Vec<Fault>,
     ) -> Result<(), BackendError> {
+        self.drawing_pass(rows, None);
+        let Self { backend, config, workspace, .. } = self;
+        let Some(drawing) = &mut workspace.drawing else { return Ok(()) };
+        collect(backend.end(&mut drawing.step)?, rows.iter().copied(), segments, faults);
+        out.resize(rows.len() * config.vocabulary, 0.0);
+        backend.download(&drawing.logits, 0..rows.len(), out)
+    }
+
+    /// Draws from the logits of the listed rows of the last step, one token for each question, if the device
+    /// does that; where it does not, nothing is computed, and [`Stage::logits`] is there. The token of a
+    /// faulty row means nothing.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn draw(
+        &mut self,
+        segments: &[Segment],
+        rows: &[u32],
+        questions: &[Question],
+        tokens: &mut Vec<u32>,
+        faults: &mut Vec<Fault>,
+    ) -> Result<bool, BackendError> {
+        if !self.backend.draws() {
+            return Ok(false);
+        }
+        self.drawing_pass(rows, Some(questions));
+        let Self { backend, workspace, .. } = self;
+        let Some(drawing) = &mut workspace.drawing else { return Ok(false) };
+        collect(backend.end(&mut drawing.step)?, rows.iter().copied(), segments, faults);
+        backend.drawn(&mut drawing.step, tokens)?;
+        Ok(true)
+    }
+
+    /// Begins a pass of the head over the listed rows, and the draws from it.
+    fn drawing_pass(&mut self, rows: &[u32], questions: Option<&[Question]>) {
         let Self { backend, config, head, workspace, .. } = self;
-        let (Some(head), Some(drawing)) = (head, &mut workspace.drawing) else { return Ok(()) };
+        let (Some(head), Some(drawing)) = (head, &mut workspace.drawing) else { return };
         let Drawing { step, hidden, normed, logits, rows: drawn } = drawing;
         drawn.clear();
         drawn.extend(rows.iter().map(|&row| Row { pages: 0..0, ..workspace.rows[row as usize] }));
         backend.begin(step, Batch { rows: drawn, pages: &[], sources: rows });
+        backend.enter(step, config.layers);
         backend.run(step, Pass::Head, |step| {
             backend.enter(step, config.layers);
             backend.gather(&workspace.hidden, step, hidden);
             backend.norm(&head.norm, hidden, step, normed);
             backend.logits(&head.weight, normed, step, logits);
         });
-        collect(backend.end(step)?, rows.iter().copied(), segments, faults);
-        out.resize(rows.len() * config.vocabulary, 0.0);
-        backend.download(logits, 0..rows.len(), out)
+        if let Some(questions) = questions {
+            backend.draw(logits, step, questions);
+        }
     }
 }
 

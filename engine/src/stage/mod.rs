@@ -453,6 +453,7 @@ impl<B: Backend> Workspace<B> {
             positions: limits.positions as usize,
             profile,
             attention: Some(attention_shape(config, None)),
+            vocabulary: 0,
         };
         let drawing =
             head.then(|| Drawing::plan(backend, config, draw_rows(limits), profile, groupings.head));
@@ -479,7 +480,14 @@ impl<B: Backend> Drawing<B> {
         grouping: Grouping,
     ) -> Result<Self, BackendError> {
         Ok(Self {
-            step: backend.step(StepShape { rows, pages: 0, positions: 0, profile, attention: None })?,
+            step: backend.step(StepShape {
+                rows,
+                pages: 0,
+                positions: 0,
+                profile,
+                attention: None,
+                vocabulary: config.vocabulary,
+            })?,
             hidden: backend.buffer(rows, config.hidden)?,
             normed: backend.activation(rows, config.hidden, profile, grouping)?,
             logits: backend.buffer(rows, config.vocabulary)?,

@@ -7,6 +7,7 @@ use engine::{
     message::{RouteId, Segment, SessionId, Step},
     model::{Model, Quantisation, Shard},
     node::worker::{Command, Opening, Output, Worker},
+    request::{Request, Sampling},
     stage::{Stage, StageLimits},
 };
 use kernels::{
@@ -16,7 +17,10 @@ use kernels::{
 };
 use stand_in_driver::StandIn;
 
-use crate::support::{Golden, LIMITS, Pipeline, open, part};
+use crate::{
+    support::{Golden, LIMITS, Pipeline, open, part},
+    swarm::{World, reply, request},
+};
 
 const QUANTISATIONS: [Quantisation; 3] = [Quantisation::Q8, Quantisation::Q4, Quantisation::F32];
 
@@ -120,6 +124,40 @@ fn pages_are_what_the_card_has_room_for() {
     assert!(0 < pages && pages < limits.pages, "{pages}");
     let free = cuda.free_bytes().unwrap().unwrap();
     assert!(free > 0);
+}
+
+/// Greedy, sampled and penalised replies, and such as want more than a token.
+#[tokio::test]
+async fn replies_from_cards_are_those_of_the_cpu() {
+    let asked = |index: usize| {
+        let prompt: Vec<u32> = (0..9).map(|i| (i * 5 + index as u32) % 60).collect();
+        let sampling = Sampling {
+            temperature: if index == 0 { 0.0 } else { 1.0 },
+            seed: index as u64,
+            top_p: 0.9,
+            repetition_penalty: if index == 2 { 1.3 } else { 1.0 },
+            presence_penalty: if index == 2 { 0.5 } else { 0.0 },
+            logprobs: (index == 3).then_some(2),
+            ..Sampling::default()
+        };
+        Request { sampling, ..request(&prompt, 7) }
+    };
+    let replies = async |device: Option<Device>| {
+        let mut world = World::new("llama", 1, |_| ());
+        world.device = device.unwrap_or(world.device);
+        let nodes = world.pipeline(&[0, 2]);
+        world.ready().await;
+        let mut replies = Vec::new();
+        for index in 0..4 {
+            replies.push(reply(&world, asked(index)).await);
+        }
+        world.stop(nodes).await;
+        replies
+    };
+    let expected = replies(None).await;
+    let _stand_in = StandIn::fresh("");
+    let device = Device::Cuda(Cuda::open(0).unwrap());
+    assert_eq!(replies(Some(device)).await, expected);
 }
 
 /// The worker's end tells why, and nobody waits for it.

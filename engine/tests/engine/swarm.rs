@@ -4,17 +4,19 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use engine::{
+    device::Device,
     front::costs,
     local::{StageBudget, load_stage},
     message::Priority,
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
+    on_device,
     request::{Event, Failure, Finish, Generation, Refusal, Request, Sampling, Submitter},
     speculation::drafter::Drafting,
     swarm::{Swarm, SwarmConfig, SwarmStatus},
 };
 use kernels::{
-    backend::{Backend, KvShape},
+    backend::KvShape,
     cpu::{Cpu, Isa},
 };
 use tokio::time::Instant;
@@ -30,7 +32,8 @@ const BUDGET: StageBudget =
 pub(crate) struct World {
     pub(crate) network: Network,
     pub(crate) model: Arc<Model>,
-    cpu: Cpu,
+    /// What nodes compute on.
+    pub(crate) device: Device,
     swarm: Swarm,
     pub(crate) submitter: Submitter,
     gateway: GatewayAddress,
@@ -70,8 +73,8 @@ impl World {
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
         let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, drafting, submissions);
-        let cpu = Cpu::new(1, Isa::detect()).unwrap();
-        Self { network, model, cpu, swarm, submitter, gateway, pages: None }
+        let device = Device::Cpu(Cpu::new(1, Isa::detect()).unwrap());
+        Self { network, model, device, swarm, submitter, gateway, pages: None }
     }
 
     fn node(&self, seed: u8, shard: Shard) -> Node {
@@ -90,17 +93,18 @@ impl World {
         };
         let kv_bytes = self.pages.map_or(BUDGET.kv_bytes, |pages| (pages * shape.page_bytes()) as u64);
         let budget = StageBudget { kv_bytes, ..BUDGET };
-        let stage =
-            load_stage(&self.model, &shard, QUANTISATION, &budget, self.cpu.clone(), &|_| {}).unwrap();
         let config = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
             fingerprint,
             chunk: BUDGET.chunk,
             weight_bytes: 1,
-            device: self.cpu.describe(),
+            device: self.device.describe(),
         };
-        Node::start(stage, Arc::new(endpoint), config).unwrap()
+        on_device!(self.device.clone(), backend => {
+            let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();
+            Node::start(stage, Arc::new(endpoint), config).unwrap()
+        })
     }
 
     /// Nodes that begin at `cuts`, the first at layer 0.

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backend::{
         self, AttentionShape, Backend, BackendError, Batch, Faults, Grouping, KvShape, Pass, Profile,
-        RmsNorm, StepShape, Then,
+        Question, RmsNorm, StepShape, Then,
     },
     rope::RopeTable,
     tensor::WeightMatrix,
@@ -242,6 +242,23 @@ impl Backend for Cuda {
 
     fn end<'a>(&self, step: &'a mut Step) -> Result<&'a Faults, BackendError> {
         step.end(self.stream()?)
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn draw(&self, logits: &mut Buffer, step: &mut Step, questions: &[Question]) {
+        if step.rows > 0 {
+            self.queue(|stream| {
+                let launches = step.draw(stream, logits.address(), questions)?;
+                launches.iter().try_for_each(|launch| stream.launch(&self.card.kernels, launch))
+            });
+        }
+    }
+
+    fn drawn(&self, step: &mut Step, tokens: &mut Vec<u32>) -> Result<(), BackendError> {
+        step.drawn(self.stream()?, tokens)
     }
 
     fn download(&self, buffer: &Buffer, rows: Range<usize>, out: &mut [f32]) -> Result<(), BackendError> {

@@ -29,7 +29,7 @@ use crate::backend::BackendError;
 /// Longest that a card may be at work without an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a wait spins before it sleeps between looks.
-const SPIN: Duration = Duration::from_micros(200);
+const SPIN: Duration = Duration::from_millis(5);
 /// Between two looks of a long wait.
 const NAP: Duration = Duration::from_micros(20);
 /// Room for what the driver's compiler has to say.
@@ -69,6 +69,13 @@ fn words(error: DriverError) -> String {
         text.map_or_else(|_| "unknown error".to_owned(), |text| text.to_string_lossy().into_owned())
     };
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
+}
+
+/// Waits for what was asked of the current card without naming a stream. The card as a whole must not be waited
+/// for: another thread may be recording a graph.
+fn settle() -> Result<(), DriverError> {
+    // SAFETY: the stream that every context has.
+    unsafe { result::stream::synchronize(result::stream::null()) }
 }
 
 /// A card that is in use.
@@ -179,7 +186,7 @@ impl Memory {
         let memory = Self::new(context, bytes, what)?;
         // SAFETY: within the allocation.
         let zeroed = unsafe { result::memset_d8_sync(memory.address, 0, bytes) };
-        context.judge(what, zeroed.and_then(|()| result::ctx::synchronize()))?;
+        context.judge(what, zeroed.and_then(|()| settle()))?;
         Ok(memory)
     }
 
@@ -190,9 +197,9 @@ impl Memory {
         what: &'static str,
     ) -> Result<Self, BackendError> {
         let memory = Self::new(context, size_of_val(values), what)?;
-        // SAFETY: within the allocation; the call returns when all is copied.
+        // SAFETY: within the allocation; the driver takes the values over before the call returns.
         let copied = unsafe { result::memcpy_htod_sync(memory.address, values) };
-        context.judge(what, copied.and_then(|()| result::ctx::synchronize()))?;
+        context.judge(what, copied.and_then(|()| settle()))?;
         Ok(memory)
     }
 

@@ -5,14 +5,20 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     device::CardInfo,
     driver::{Context, Graph, Memory, Pinned, Stream},
-    launch::DevicePtr,
+    launch::{DevicePtr, Launch},
     memory::{bucket, narrow},
     ops::{
         attention::{Card, Plan},
+        draw,
         linear::{self, COUNTERS, SUMS},
     },
 };
-use crate::backend::{AttentionShape, BackendError, Batch, Faults, Operation, PAGE, Pass, Row, StepShape};
+use crate::{
+    backend::{
+        AttentionShape, BackendError, Batch, Faults, Operation, PAGE, Pass, Profile, Question, Row, StepShape,
+    },
+    reference::{Change, Choice, Edit, LEAST_TEMPERATURE},
+};
 
 /// Bytes before the fault words: the number of rows, and three words of nothing.
 const HEADER: usize = 16;
@@ -22,6 +28,8 @@ const MAX_GRAPHS: usize = 128;
 const MAX_PARTIALS: usize = 256 << 20;
 /// Rows of a session from which on they share its keys.
 const SHARING_ROWS: usize = 4;
+/// Edits of a draw that there is room for from the start.
+const FIRST_EDITS: usize = 4096;
 /// What a fault word counts up to.
 const OPERATIONS: [Operation; 5] = [
     Operation::Quantise,
@@ -63,6 +71,7 @@ pub struct Step {
     staging: Pinned,
     read: Pinned,
     scratch: Scratch,
+    drawing: Option<Drawing>,
     graphs: HashMap<(Pass, Size), Graph>,
     faults: Faults,
     /// Of the pass that was begun.
@@ -88,6 +97,9 @@ impl Step {
             staging: Pinned::new(context, bytes, "the rows of a step")?,
             read: Pinned::new(context, HEADER + bucket(shape.rows) * 4, "the faults of a step")?,
             scratch: Scratch::new(context, &shape, card, widest)?,
+            drawing: (shape.vocabulary > 0)
+                .then(|| Drawing::new(context, bucket(shape.rows), shape.vocabulary))
+                .transpose()?,
             graphs: HashMap::new(),
             faults: Faults::default(),
             rows: 0,
@@ -162,7 +174,38 @@ impl Step {
         Ok(&self.faults)
     }
 
-    pub(super) fn profile(&self) -> crate::backend::Profile {
+    /// Queues the questions of a draw from `logits`, and gives its launches.
+    pub(super) fn draw(
+        &mut self,
+        stream: &Stream,
+        logits: DevicePtr,
+        questions: &[Question],
+    ) -> Result<Vec<Launch>, BackendError> {
+        assert_eq!(questions.len(), self.rows, "one question for each row");
+        let (count, faults) = (self.count(), self.fault_words());
+        let (bucket, layer) = (self.size.bucket, self.layer);
+        let drawing = self.drawing.as_mut().expect("the step was made for draws");
+        let params = draw::Draw { count, logits, faults, layer, ..drawing.ask(stream, questions)? };
+        let greedy = questions.iter().all(|question| question.choice.temperature < LEAST_TEMPERATURE);
+        Ok(draw::draw(params, bucket, greedy))
+    }
+
+    /// The tokens drawn in a pass that is over.
+    pub(super) fn drawn(&mut self, stream: &Stream, tokens: &mut Vec<u32>) -> Result<(), BackendError> {
+        tokens.clear();
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let drawing = self.drawing.as_mut().expect("the step was made for draws");
+        let bytes = 4 * self.rows;
+        drawing.read.copy_out(stream, &drawing.tokens, bytes)?;
+        tokens.extend(
+            drawing.read.bytes()?[..bytes].as_chunks().0.iter().map(|&word| u32::from_ne_bytes(word)),
+        );
+        Ok(())
+    }
+
+    pub(super) fn profile(&self) -> Profile {
         self.shape.profile
     }
 
@@ -211,6 +254,83 @@ impl Step {
         let scratch = [partials, attention_counters, raw].map(Memory::address);
         (self.size.plan(shape, &self.shape, self.card), scratch)
     }
+}
+
+/// What draws need beside the logits.
+#[derive(Debug)]
+struct Drawing {
+    context: Arc<Context>,
+    vocabulary: usize,
+    rows: usize,
+    /// Questions, then edits.
+    asked: Memory,
+    staging: Pinned,
+    scratch: Memory,
+    tokens: Memory,
+    read: Pinned,
+}
+
+impl Drawing {
+    fn new(context: &Arc<Context>, rows: usize, vocabulary: usize) -> Result<Self, BackendError> {
+        let (what, asked_bytes) = ("a draw", Self::asked_bytes(rows, FIRST_EDITS));
+        Ok(Self {
+            context: context.clone(),
+            vocabulary,
+            rows,
+            asked: Memory::zeroed(context, asked_bytes, what)?,
+            staging: Pinned::new(context, asked_bytes, what)?,
+            scratch: Memory::zeroed(context, draw::scratch_bytes(rows, vocabulary), what)?,
+            tokens: Memory::zeroed(context, rows * 4, what)?,
+            read: Pinned::new(context, rows * 4, what)?,
+        })
+    }
+
+    const fn asked_bytes(rows: usize, edits: usize) -> usize {
+        rows * size_of::<draw::Choice>() + edits * size_of::<draw::Edit>()
+    }
+
+    /// Queues the questions; the parameters that go with them.
+    fn ask(&mut self, stream: &Stream, questions: &[Question]) -> Result<draw::Draw, BackendError> {
+        let edits: Vec<draw::Edit> = questions.iter().flat_map(|one| one.edits.iter().map(edit_of)).collect();
+        let needed = Self::asked_bytes(self.rows, edits.len());
+        if self.staging.bytes()?.len() < needed {
+            let (what, bytes) = ("the edits of a draw", needed.next_power_of_two());
+            self.asked = Memory::zeroed(&self.context, bytes, what)?;
+            self.staging = Pinned::new(&self.context, bytes, what)?;
+        }
+        let mut first_edit = 0;
+        let choices = questions.iter().enumerate().map(|(row, Question { choice, edits })| {
+            let &Choice { random, temperature, top_k, min_p, top_p } = choice;
+            let (row, edits) = (narrow(row), narrow(edits.len()));
+            first_edit += edits;
+            let first_edit = first_edit - edits;
+            draw::Choice { random, min_p, top_p, temperature, top_k, first_edit, edits, row, zero: 0 }
+        });
+        let choices: Vec<draw::Choice> = choices.collect();
+        let (choices, edits) = (bytemuck::cast_slice(&choices), bytemuck::cast_slice(&edits));
+        let at = Self::asked_bytes(self.rows, 0);
+        let bytes = self.staging.bytes()?;
+        bytes[..choices.len()].copy_from_slice(choices);
+        bytes[at..at + edits.len()].copy_from_slice(edits);
+        self.staging.copy_in(stream, 0..at + edits.len(), &self.asked, 0)?;
+        Ok(draw::Draw {
+            choices: self.asked.address(),
+            edits: self.asked.address() + at as u64,
+            scratch: self.scratch.address(),
+            tokens: self.tokens.address(),
+            vocabulary: narrow(self.vocabulary),
+            rows: narrow(self.rows),
+            ..draw::Draw::default()
+        })
+    }
+}
+
+fn edit_of(edit: &Edit) -> draw::Edit {
+    let (repeats, value) = match edit.change {
+        Change::Add(value) => (0, value),
+        Change::Repeat(value) => (1, value),
+    };
+    draw::Edit { token: edit.token, repeats, value }
 }
 
 /// Offsets of the parts of a step's memory.

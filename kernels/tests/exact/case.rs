@@ -120,6 +120,7 @@ impl Case {
             positions: self.positions(),
             profile: self.profile,
             attention: Some(self.shape()),
+            vocabulary: 0,
         }
     }
 

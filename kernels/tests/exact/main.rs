@@ -19,7 +19,7 @@ use trace::{Stage, assert_equal, trace};
 
 /// A pass over `rows` rows at position 0 with a page each, in the middle of its beginning and its end.
 fn begin<B: Backend>(backend: &B, rows: usize, sources: &[u32], profile: Profile) -> B::Step {
-    let shape = StepShape { rows, pages: rows, positions: 1, profile, attention: None };
+    let shape = StepShape { rows, pages: rows, positions: 1, profile, attention: None, vocabulary: 0 };
     let mut step = backend.step(shape).expect("a small step");
     let pages: Vec<u32> = (0..rows as u32).rev().collect();
     let rows: Vec<Row> = (0..rows).map(|row| Row { position: 0, pages: row..row + 1 }).collect();

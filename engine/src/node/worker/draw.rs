@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use kernels::backend::{Backend, BackendError};
+use kernels::backend::{Backend, BackendError, Question};
 
 use super::{Desk, Output, Reply, fault_of};
 use crate::{
     message::{Draws, Segment, SessionId, Step, TokenReport, UNTOLD},
     request::Finish,
-    sampler::Sampler,
+    sampler::{Draw, Sampler},
 };
 
 /// A reply being drawn.
@@ -90,8 +90,28 @@ impl Drawing {
         position + 1 == self.position() && self.check(position, told)
     }
 
+    /// What a device is asked for the token after drawing row `draw` of a segment. The rows before it are
+    /// taken to hold the session's own tokens; if one does not, nobody asks for the answer.
+    fn question(&mut self, segment: &Segment, draw: usize) -> Option<Question> {
+        let first = segment.to() as usize - segment.drawn.len();
+        let known = self.position().checked_sub(first)?;
+        let ahead = segment.drawn.get(known..=draw).unwrap_or(&[]);
+        self.sampler.question(ahead, (first + draw + 1) as u32)
+    }
+
+    /// Draws the next token.
     fn next(&mut self, session: SessionId, logits: &mut [f32]) -> TokenReport {
         let draw = self.sampler.draw(logits, self.position() as u32);
+        self.take(session, draw)
+    }
+
+    /// Takes the next token, which a device drew.
+    fn next_is(&mut self, session: SessionId, token: u32) -> TokenReport {
+        self.sampler.accept(token);
+        self.take(session, Draw { token, logprobs: None })
+    }
+
+    fn take(&mut self, session: SessionId, draw: Draw) -> TokenReport {
         self.left -= 1;
         self.reply.push(draw.token);
         let finish = if self.stop_tokens.contains(&draw.token) {
@@ -152,6 +172,11 @@ impl<B: Backend> Desk<B> {
         Ok((draws.into_iter().flatten().collect(), reports))
     }
 
+    fn question(&mut self, step: &Step, wanted: &Wanted) -> Option<Question> {
+        let segment = &step.segments[wanted.segment];
+        self.drawing.get_mut(&segment.session)?.question(segment, wanted.draw)
+    }
+
     fn draw_batch(
         &mut self,
         step: &Step,
@@ -161,10 +186,20 @@ impl<B: Backend> Desk<B> {
     ) -> Result<(), BackendError> {
         let rows: Vec<u32> = batch.iter().map(|wanted| wanted.row).collect();
         self.faults.clear();
-        self.stage.logits(&step.segments, &rows, &mut self.logits, &mut self.faults)?;
-        let width = self.logits.len() / rows.len();
+        let asked: Option<Vec<Question>> = batch.iter().map(|wanted| self.question(step, wanted)).collect();
+        let mut tokens = Vec::new();
+        let drawn = match asked {
+            Some(questions) => {
+                self.stage.draw(&step.segments, &rows, &questions, &mut tokens, &mut self.faults)?
+            }
+            None => false,
+        };
+        if !drawn {
+            self.stage.logits(&step.segments, &rows, &mut self.logits, &mut self.faults)?;
+        }
+        let width = self.stage.vocabulary();
         let mut failed = Vec::new();
-        for (wanted, logits) in batch.iter().zip(self.logits.chunks_exact_mut(width)) {
+        for (index, wanted) in batch.iter().enumerate() {
             let segment = &step.segments[wanted.segment];
             let (Some(out), Some(drawing)) =
                 (&mut draws[wanted.segment], self.drawing.get_mut(&segment.session))
@@ -182,7 +217,10 @@ impl<B: Backend> Desk<B> {
                 out.ended = true;
                 continue;
             }
-            let report = drawing.next(segment.session, logits);
+            let report = match tokens.get(index) {
+                Some(&token) => drawing.next_is(segment.session, token),
+                None => drawing.next(segment.session, &mut self.logits[index * width..][..width]),
+            };
             out.tokens.push(report.token);
             out.ended = report.finish.is_some();
             reports.push(report);
