@@ -27,9 +27,11 @@ pub(crate) fn filled(problem: &Problem, stages: Vec<Stage>, most: u64) -> Option
         let figures = steady(problem, &stages, sessions as f64);
         keeps(&figures, limits).then_some((sessions, figures))
     };
-    let (sessions, figures) = match at(most.max(1)).filter(|_| most > 0) {
+    if most == 0 {
+        return None;
+    }
+    let (sessions, figures) = match at(most) {
         Some(found) => found,
-        None if most == 0 => return None,
         None => {
             let (mut low, mut high) = (0, most);
             while high - low > 1 {
@@ -67,7 +69,7 @@ pub(crate) fn cut(problem: &Problem, order: &[usize], most: u64) -> Option<Line>
         for _ in 0..2 {
             let Some(line) = at_batch(problem, order, sessions, batch, most) else { break };
             batch = f64::midpoint(batch, line.figures.batch);
-            if best.as_ref().is_none_or(|b| line.figures.tokens_per_s > b.figures.tokens_per_s) {
+            if best.as_ref().is_none_or(|best| line.figures.tokens_per_s > best.figures.tokens_per_s) {
                 best = Some(line);
                 worse = 0;
             }
@@ -79,7 +81,17 @@ pub(crate) fn cut(problem: &Problem, order: &[usize], most: u64) -> Option<Line>
 
 /// The best cut for a number of sessions and a batch.
 fn at_batch(problem: &Problem, order: &[usize], sessions: u64, batch: f64, most: u64) -> Option<Line> {
-    let (balanced, least_s) = quickest_slowest(problem, order, sessions, batch)?;
+    let whole = 0..problem.layers();
+    let (balanced, least_s) = quickest_slowest(problem, order, &whole, sessions, batch)?;
+    let fastest = by_speed(problem, order, batch);
+    let loosened =
+        SLACKS.iter().filter_map(|slack| spread(problem, order, &whole, &fastest, sessions, least_s * slack));
+    let lines = std::iter::once(balanced).chain(loosened).filter_map(|stages| filled(problem, stages, most));
+    lines.max_by(|a, b| a.figures.tokens_per_s.total_cmp(&b.figures.tokens_per_s))
+}
+
+/// Nodes with their seconds for a mean layer at `batch`, the fastest first.
+pub(crate) fn by_speed(problem: &Problem, order: &[usize], batch: f64) -> Vec<(f64, usize)> {
     let whole = 0..problem.layers();
     let layer_s = |node: usize| {
         let (decode, prefill) = problem.unit_s(node, batch);
@@ -89,43 +101,48 @@ fn at_batch(problem: &Problem, order: &[usize], sessions: u64, batch: f64, most:
     };
     let mut fastest: Vec<(f64, usize)> = order.iter().map(|&node| (layer_s(node), node)).collect();
     fastest.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let loosened =
-        SLACKS.iter().filter_map(|slack| spread(problem, order, &fastest, sessions, least_s * slack));
-    let lines = std::iter::once(balanced).chain(loosened).filter_map(|stages| filled(problem, stages, most));
-    lines.max_by(|a, b| a.figures.tokens_per_s.total_cmp(&b.figures.tokens_per_s))
+    fastest
 }
 
-/// The cut in which the fastest nodes take as many layers as they can within `limit` seconds.
-fn spread(
+/// The cut of `span` in which the fastest nodes take as many layers as they can within `limit` seconds.
+pub(crate) fn spread(
     problem: &Problem,
     order: &[usize],
+    span: &Range<usize>,
     fastest: &[(f64, usize)],
     sessions: u64,
     limit: f64,
 ) -> Option<Vec<Stage>> {
-    let layers = problem.layers();
-    let middle = layers / 2;
-    // One more than was reckoned for each, where ends or unequal layers leave no room.
-    (0..=layers.min(3)).find_map(|more| {
-        let mut left = layers;
+    // More than was reckoned for each, where ends or unequal layers leave no room.
+    (0..=span.len().min(3)).find_map(|more| {
+        let mut left = span.len();
         let mut share = vec![0; problem.cluster.len()];
         for &(layer_s, node) in fastest {
-            let room = problem.reach(middle, |range| problem.fits(node, range, sessions)) - middle;
-            // The middle of a short model ends before the node is full.
-            let room = if middle + room == layers { layers } else { room };
-            let quick = (limit / layer_s).floor() as usize;
-            share[node] = room.min(quick).min(left);
+            let room = room(problem, node, span, sessions);
+            share[node] = room.min((limit / layer_s) as usize).min(left);
             left -= share[node];
             share[node] += if share[node] > 0 { more } else { 0 };
         }
-        fill(problem, order, |node, range| range.len() <= share[node] && problem.fits(node, range, sessions))
+        fill(problem, order, span, |_, node, range| {
+            range.len() <= share[node] && problem.fits(node, range, sessions)
+        })
     })
+}
+
+/// Layers of `span` that a node holds: from its first, or in its middle, where no end is.
+fn room(problem: &Problem, node: usize, span: &Range<usize>, sessions: u64) -> usize {
+    let from =
+        |start: usize| problem.reach(start, span.end, |range| problem.fits(node, range, sessions)) - start;
+    let inside = (span.start + 1).min(span.end - 1);
+    from(span.start).max(from(inside))
 }
 
 /// Most sessions that the nodes can hold beside the whole model, by filling each as far as it goes.
 fn most_sessions(problem: &Problem, order: &[usize], most: u64) -> Option<u64> {
-    let holds =
-        |sessions: u64| fill(problem, order, |node, range| problem.fits(node, range, sessions)).is_some();
+    let whole = 0..problem.layers();
+    let holds = |sessions: u64| {
+        fill(problem, order, &whole, |_, node, range| problem.fits(node, range, sessions)).is_some()
+    };
     if !holds(1) {
         return None;
     }
@@ -143,26 +160,24 @@ fn most_sessions(problem: &Problem, order: &[usize], most: u64) -> Option<u64> {
     Some(low)
 }
 
-/// Least possible time of the slowest stage for `batch`, and a cut that has it.
+/// Least possible time of the slowest stage for `batch`, and a cut of `span` that has it.
 pub(crate) fn quickest_slowest(
     problem: &Problem,
     order: &[usize],
+    span: &Range<usize>,
     sessions: u64,
     batch: f64,
 ) -> Option<(Vec<Stage>, f64)> {
     let units: Vec<(f64, f64)> = order.iter().map(|&node| problem.unit_s(node, batch)).collect();
+    let seconds = |(decode, prefill): (f64, f64), node: usize, range: &Range<usize>| {
+        problem.decode_weight(node, range) * decode + problem.prefill_weight(node, range) * prefill
+    };
     let within = |limit: f64| {
-        fill_at(problem, order, |index, node, range| {
-            let (decode, prefill) = units[index];
-            let taken =
-                problem.decode_weight(node, range) * decode + problem.prefill_weight(node, range) * prefill;
-            taken <= limit && problem.fits(node, range, sessions)
+        fill(problem, order, span, |index, node, range| {
+            seconds(units[index], node, range) <= limit && problem.fits(node, range, sessions)
         })
     };
-    let whole = 0..problem.layers();
-    let slowest = order.iter().zip(&units).map(|(&node, (decode, prefill))| {
-        problem.decode_weight(node, &whole) * decode + problem.prefill_weight(node, &whole) * prefill
-    });
+    let slowest = order.iter().zip(&units).map(|(&node, &unit)| seconds(unit, node, &(0..problem.layers())));
     let high = slowest.fold(0.0, f64::max);
     let (mut low, mut high) = (high * 1e-6, high);
     let mut best = within(high)?;
@@ -176,32 +191,25 @@ pub(crate) fn quickest_slowest(
     Some((best, high))
 }
 
-/// Ranges when each node in turn takes as many layers as `fits` allows.
+/// Ranges of `span` when each node in turn takes as many layers as `fits` allows.
 pub(crate) fn fill(
     problem: &Problem,
     order: &[usize],
-    mut fits: impl FnMut(usize, &Range<usize>) -> bool,
-) -> Option<Vec<Stage>> {
-    fill_at(problem, order, |_, node, range| fits(node, range))
-}
-
-fn fill_at(
-    problem: &Problem,
-    order: &[usize],
+    span: &Range<usize>,
     mut fits: impl FnMut(usize, usize, &Range<usize>) -> bool,
 ) -> Option<Vec<Stage>> {
     let mut stages: Vec<Stage> = Vec::with_capacity(order.len());
-    let mut at = 0;
+    let mut at = span.start;
     for (index, &node) in order.iter().enumerate() {
-        if at == problem.layers() {
+        if at == span.end {
             break;
         }
         let up = stages.last().is_none_or(|last| problem.cluster.hop(last.node, node).is_up());
-        let to = if up { problem.reach(at, |range| fits(index, node, range)) } else { at };
+        let to = if up { problem.reach(at, span.end, |range| fits(index, node, range)) } else { at };
         if to > at {
             stages.push(Stage { node, layers: at..to });
             at = to;
         }
     }
-    (at == problem.layers()).then_some(stages)
+    (at == span.end).then_some(stages)
 }

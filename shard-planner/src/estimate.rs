@@ -4,7 +4,7 @@
 use crate::problem::Problem;
 
 /// Batches for which times are kept; between them, the next lower is used.
-const BATCHES: [f64; 16] =
+pub(crate) const BATCHES: [f64; 16] =
     [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0];
 
 /// What is kept of each node.
@@ -18,6 +18,8 @@ pub(crate) struct Estimates<'a> {
     layer_bytes: f64,
     session_bytes: f64,
     layers: f64,
+    /// What times on links are multiplied with.
+    caution: f64,
 }
 
 /// A pipeline's estimate.
@@ -30,7 +32,8 @@ pub(crate) struct Estimate {
 }
 
 impl<'a> Estimates<'a> {
-    pub(crate) fn new(problem: &'a Problem<'a>) -> Self {
+    /// Estimates that take links for so many times as slow as they are.
+    pub(crate) fn new(problem: &'a Problem<'a>, caution: f64) -> Self {
         let nodes = problem.cluster.nodes();
         let layers = problem.layers();
         let mean = |node: usize, (decode, prefill): (f64, f64)| {
@@ -46,12 +49,13 @@ impl<'a> Estimates<'a> {
             layer_bytes: problem.weights.total() as f64 / layers as f64,
             session_bytes: problem.session_bytes(&(0..layers)) as f64 / layers as f64,
             layers: layers as f64,
+            caution,
             problem,
         }
     }
 
     /// Layers that a node holds beside KV for `sessions`.
-    fn room(&self, node: usize, sessions: f64) -> f64 {
+    pub(crate) fn room(&self, node: usize, sessions: f64) -> f64 {
         let each = self.layer_bytes + sessions * self.session_bytes;
         (self.memory[node] / each).floor().min(self.most_layers[node])
     }
@@ -75,8 +79,7 @@ impl<'a> Estimates<'a> {
         };
         let way = self.way(order);
         let price = order.iter().map(|&node| self.problem.cluster.nodes()[node].price).sum();
-        let mut fastest = order.to_vec();
-        fastest.sort_by(|&a, &b| self.units[a][MIDDLE].total_cmp(&self.units[b][MIDDLE]).then(a.cmp(&b)));
+        let fastest = self.by_speed(order);
         let mut best = Estimate { price, ..Estimate::default() };
         let mut sessions = if near > 0.0 { ceiling.min(near * 1.5) } else { ceiling };
         let mut worse = 0;
@@ -91,12 +94,25 @@ impl<'a> Estimates<'a> {
         best
     }
 
+    /// The fastest first.
+    pub(crate) fn by_speed(&self, order: &[usize]) -> Vec<usize> {
+        let mut fastest = order.to_vec();
+        fastest.sort_by(|&a, &b| self.units[a][MIDDLE].total_cmp(&self.units[b][MIDDLE]).then(a.cmp(&b)));
+        fastest
+    }
+
+    /// Seconds on a link for one sequence's part of a step, and its latency.
+    pub(crate) fn hop(&self, from: usize, to: usize) -> (f64, f64) {
+        let hop = self.problem.cluster.hop(from, to);
+        (self.problem.step_bytes(1.0) * self.caution / hop.rate, hop.latency_s)
+    }
+
     /// Links around the pipeline.
     fn way(&self, order: &[usize]) -> Way {
         let cluster = self.problem.cluster;
         let hops = || order.windows(2).map(|pair| cluster.hop(pair[0], pair[1]));
         let back = cluster.back_s(order[order.len() - 1], order[0]);
-        let bytes = self.problem.step_bytes(1.0);
+        let bytes = self.problem.step_bytes(1.0) * self.caution;
         Way {
             latency_s: hops().map(|hop| hop.latency_s).sum::<f64>() + back,
             each_s: hops().map(|hop| bytes / hop.rate).sum(),
@@ -112,10 +128,10 @@ impl<'a> Estimates<'a> {
             if batch > sessions || worse > 2 {
                 break;
             }
-            let Some(least) = self.balance(fastest, at, sessions) else { break };
+            let Some(least) = self.balance(fastest, self.layers, at, sessions) else { break };
             let others = (sessions / batch - 1.0).max(0.0);
             let round = |limit: f64| {
-                let (work, slowest) = self.spread(fastest, at, sessions, limit);
+                let (work, slowest) = self.spread(fastest, self.layers, at, sessions, limit);
                 let slowest = slowest.max(batch * way.narrowest_s);
                 work + way.latency_s + batch * way.each_s + others * slowest
             };
@@ -128,30 +144,36 @@ impl<'a> Estimates<'a> {
         sessions / shortest
     }
 
-    /// Least time that no stage has to pass for the nodes to hold the model.
-    fn balance(&self, order: &[usize], batch: usize, sessions: f64) -> Option<f64> {
+    /// Least time that no stage has to pass for the nodes to hold so many layers.
+    pub(crate) fn balance(&self, order: &[usize], layers: f64, batch: usize, sessions: f64) -> Option<f64> {
         let unit = |node: usize| self.units[node][batch];
         let held = |limit: f64| -> f64 {
-            let layers =
-                order.iter().map(|&node| (limit / unit(node)).floor().min(self.room(node, sessions)));
-            layers.sum()
+            let held = |&node: &usize| (limit / unit(node)).floor().min(self.room(node, sessions));
+            order.iter().map(held).sum()
         };
         let speed: f64 = order.iter().map(|&node| 1.0 / unit(node)).sum();
         let slowest = order.iter().map(|&node| unit(node)).fold(0.0, f64::max);
-        let (mut low, mut high) = (0.5 * self.layers / speed, self.layers * slowest);
-        if held(high) < self.layers {
+        let (mut low, mut high) = (0.5 * layers / speed, layers * slowest);
+        if held(high) < layers {
             return None;
         }
         while high - low > 0.02 * high {
             let middle = f64::midpoint(low, high);
-            if held(middle) >= self.layers { high = middle } else { low = middle }
+            if held(middle) >= layers { high = middle } else { low = middle }
         }
         Some(high)
     }
 
     /// The work of all and of the slowest stage when the fastest nodes take what they can within `limit`.
-    fn spread(&self, fastest: &[usize], batch: usize, sessions: f64, limit: f64) -> (f64, f64) {
-        let (mut left, mut work, mut slowest) = (self.layers, 0.0, 0.0f64);
+    pub(crate) fn spread(
+        &self,
+        fastest: &[usize],
+        layers: f64,
+        batch: usize,
+        sessions: f64,
+        limit: f64,
+    ) -> (f64, f64) {
+        let (mut left, mut work, mut slowest) = (layers, 0.0, 0.0f64);
         for &node in fastest {
             let unit = self.units[node][batch];
             let taken = (limit / unit).floor().min(self.room(node, sessions)).min(left);

@@ -36,8 +36,8 @@ pub(crate) fn best_set(problem: &Problem, score: impl Fn(f64, f64) -> f64) -> Op
         if value > best.0 {
             best = (value, chosen.clone());
         }
-        for set in from..1 << nodes {
-            if set & used == 0 && alone[set].is_some() {
+        for (set, line) in alone.iter().enumerate().skip(from) {
+            if set & used == 0 && line.is_some() {
                 let mut more = chosen.clone();
                 more.push(set);
                 stack.push((used | set, set + 1, more));

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod branches;
 pub mod cluster;
 mod cover;
 pub mod curve;
@@ -24,6 +25,7 @@ pub mod plan;
 mod predict;
 mod problem;
 mod quickest;
+pub mod rehearse;
 mod search;
 mod shortage;
 pub mod simulate;
@@ -39,6 +41,7 @@ pub use curve::Curve;
 pub use demand::{Demand, Objective};
 pub use model::{Model, Weights};
 pub use plan::{Plan, PlanError};
+pub use rehearse::plan_rehearsed;
 pub use search::Effort;
 pub use solve::{assess, plan, plan_with};
 pub use split::{Costs, SplitError, split, vacancy};

@@ -192,14 +192,7 @@ impl Plan {
         pipelines: Vec<(Vec<Stage>, u64, Figures)>,
         bound: Bound,
     ) -> Result<Self, PlanError> {
-        let rate: f64 = pipelines.iter().map(|(.., figures)| figures.tokens_per_s).sum();
-        let pipelines: Vec<Pipeline> = pipelines
-            .into_iter()
-            .map(|(stages, sessions, figures)| {
-                let weight = if rate > 0.0 { figures.tokens_per_s / rate } else { 1.0 };
-                Pipeline { stages, weight, sessions, figures }
-            })
-            .collect();
+        let pipelines = weighted(pipelines);
         let held = held(&pipelines);
         let price = held.iter().map(|stage| problem.cluster.nodes()[stage.node].price).sum();
         let plan = Self {
@@ -251,6 +244,16 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Pipelines weighted by their rates.
+pub(crate) fn weighted(pipelines: Vec<(Vec<Stage>, u64, Figures)>) -> Vec<Pipeline> {
+    let rate: f64 = pipelines.iter().map(|(.., figures)| figures.tokens_per_s).sum();
+    let weigh = |(stages, sessions, figures): (Vec<Stage>, u64, Figures)| {
+        let weight = if rate > 0.0 { figures.tokens_per_s / rate } else { 1.0 };
+        Pipeline { stages, weight, sessions, figures }
+    };
+    pipelines.into_iter().map(weigh).collect()
 }
 
 /// What each node holds: the hull of its stages.

@@ -71,6 +71,48 @@ pub(crate) fn steady(problem: &Problem, stages: &[Stage], sessions: f64) -> Figu
     Figures { ttft_s, tpot_s, tokens_per_s: sessions / tpot_s, batch, bottleneck }
 }
 
+/// The same for routes that share nodes, each with its part of the steps. A group waits for another as long as
+/// that takes the node or link that most of all steps take longest.
+pub(crate) fn steady_together(
+    problem: &Problem,
+    routes: &[(Vec<Stage>, f64)],
+    sessions: f64,
+) -> Vec<Figures> {
+    let nodes = routes.iter().flat_map(|(stages, _)| stages).map(|stage| problem.max_batch(stage.node));
+    let most = nodes.fold(sessions.max(1.0), f64::min);
+    let busiest = |batch: f64| {
+        let mut taken: Vec<(f64, Bottleneck)> = Vec::new();
+        for (stages, part) in routes {
+            for (seconds, what) in resources(problem, stages, batch) {
+                match taken.iter_mut().find(|(_, known)| *known == what) {
+                    Some((sum, _)) => *sum += part * seconds,
+                    None => taken.push((part * seconds, what)),
+                }
+            }
+        }
+        longest(taken.into_iter())
+    };
+    let around = |stages: &[Stage], batch: f64| {
+        let work: f64 = stages.iter().map(|stage| problem.stage_s(stage, batch)).sum();
+        work + hops_s(problem, stages, problem.step_bytes(batch))
+    };
+    let mean = |batch: f64| {
+        let (busy, bottleneck) = busiest(batch);
+        let own: f64 = routes.iter().map(|(stages, part)| part * around(stages, batch)).sum();
+        (own + (sessions / batch - 1.0).max(0.0) * busy, batch, busy, bottleneck)
+    };
+    let start = (f64::INFINITY, 1.0, 0.0, Bottleneck::Node(0));
+    let (_, batch, busy, bottleneck) =
+        batches(most).map(mean).fold(start, |best, next| if next.0 < best.0 { next } else { best });
+    let figures = |(stages, part): &(Vec<Stage>, f64)| {
+        let tpot_s = around(stages, batch) + (sessions / batch - 1.0).max(0.0) * busy;
+        let wait: f64 = stages.iter().map(|stage| problem.stage_s(stage, batch) / 2.0).sum();
+        let ttft_s = first_token_s(problem, stages) + wait;
+        Figures { ttft_s, tpot_s, tokens_per_s: part * sessions / tpot_s, batch, bottleneck }
+    };
+    routes.iter().map(figures).collect()
+}
+
 /// Batches to choose from: 1 up to `most`, an eighth more each time.
 fn batches(most: f64) -> impl Iterator<Item = f64> {
     let next = move |batch: &f64| (*batch < most).then(|| (batch * 1.125).ceil().min(most));

@@ -140,14 +140,18 @@ impl<'a> Problem<'a> {
         batch * self.model.row_bytes as f64
     }
 
-    /// Furthest layer that a node reaches from `from` while every range up to there passes `fits`, which must
-    /// not hold again for more once it fails, the head's step up to the end aside.
-    pub(crate) fn reach(&self, from: usize, mut fits: impl FnMut(&Range<usize>) -> bool) -> usize {
-        let layers = self.layers();
-        if fits(&(from..layers)) {
-            return layers;
+    /// Furthest layer, up to `end`, that a node reaches from `from` while every range up to there passes `fits`,
+    /// which must not hold again for more once it fails.
+    pub(crate) fn reach(
+        &self,
+        from: usize,
+        end: usize,
+        mut fits: impl FnMut(&Range<usize>) -> bool,
+    ) -> usize {
+        if fits(&(from..end)) {
+            return end;
         }
-        let (mut low, mut high) = (from, layers);
+        let (mut low, mut high) = (from, end);
         while high - low > 1 {
             let middle = usize::midpoint(low, high);
             match fits(&(from..middle)) {

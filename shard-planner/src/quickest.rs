@@ -102,7 +102,7 @@ impl<'a> Search<'a> {
         let usable = |node: usize| (problem.max_batch(node) >= batch).then_some(node);
         let fits = |node: usize, range: &Range<usize>| problem.fits(node, range, sessions);
         let reach = |node: usize| -> Vec<usize> {
-            (0..layers).map(|from| problem.reach(from, |range| fits(node, range))).collect()
+            (0..layers).map(|from| problem.reach(from, problem.layers(), |range| fits(node, range))).collect()
         };
         let mut known: Vec<(usize, f64, usize, Vec<usize>)> = (0..problem.cluster.len())
             .filter_map(usable)
@@ -179,9 +179,9 @@ impl<'a> Search<'a> {
                             ends.map(|(work, rest)| work + rest).fold(f64::INFINITY, f64::min)
                         })
                         .collect();
-                    for last in 0..count {
+                    for (last, rest) in rest.iter_mut().enumerate() {
                         let others = (0..count).filter(|&next| next != last);
-                        rest[last][cut] = others
+                        rest[cut] = others
                             .map(|next| self.hop[last][next] + from[next])
                             .fold(f64::INFINITY, f64::min);
                     }

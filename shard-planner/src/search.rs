@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    branches::{Routes, branched},
     cut::{Line, cut, filled},
     demand::Objective,
     draw::Draw,
@@ -27,23 +28,29 @@ impl Default for Effort {
 
 /// The best pipelines found; empty if none was.
 pub(crate) fn best_lines(problem: &Problem, effort: Effort) -> Vec<Line> {
-    let search = Search::new(problem);
-    let most = search.most_pipelines();
-    let mut best: (f64, Vec<Line>) = (0.0, Vec::new());
-    let mut worse = 0;
-    for count in 1..=most {
-        let groups = search.anneal(count, effort.moves);
-        let lines = search.lines(&groups);
-        let score = search.score(lines.iter().map(|line| search.worth(line)));
-        match score > best.0 {
-            true => (best, worse) = ((score, lines), 0),
-            false => worse += 1,
-        }
-        if worse > 2 || search.is_cost() {
-            break;
-        }
+    let search = Search::new(problem, 1.0);
+    let rate = |lines: &[Line]| search.score(lines.iter().map(|line| search.worth(line)));
+    let sets = search.sets(effort).into_iter();
+    sets.max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap_or_default()
+}
+
+/// Good sets of pipelines of different kinds: of one pipeline, two, …, and of such that share nodes; each also
+/// for links taken to be slower than they are.
+pub(crate) fn kinds(problem: &Problem, effort: Effort) -> Vec<Routes> {
+    const CAUTIONS: [f64; 2] = [1.0, 3.0];
+    let all: Vec<usize> = (0..problem.cluster.len()).collect();
+    let cautions = if is_uniform(problem, &all) { &CAUTIONS[..1] } else { &CAUTIONS[..] };
+    let mut kinds = Vec::new();
+    for &caution in cautions {
+        let search = Search::new(problem, caution);
+        kinds.extend(search.sets(effort).into_iter().map(routes));
+        kinds.extend(branched(problem, &search.tour, caution, effort.moves / 2));
     }
-    best.1
+    kinds
+}
+
+pub(crate) fn routes(lines: Vec<Line>) -> Routes {
+    lines.into_iter().map(|line| (line.stages, line.sessions, line.figures)).collect()
 }
 
 struct Search<'a> {
@@ -56,13 +63,33 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(problem: &'a Problem<'a>) -> Self {
+    fn new(problem: &'a Problem<'a>, caution: f64) -> Self {
         let tour = tour(problem);
         let mut place = vec![0; tour.len()];
         for (at, &node) in tour.iter().enumerate() {
             place[node] = at;
         }
-        Self { problem, estimates: Estimates::new(problem), tour, place }
+        Self { problem, estimates: Estimates::new(problem, caution), tour, place }
+    }
+
+    /// Sets of one pipeline, two, …, while more are not clearly worse.
+    fn sets(&self, effort: Effort) -> Vec<Vec<Line>> {
+        let mut sets: Vec<Vec<Line>> = Vec::new();
+        let mut best = 0.0f64;
+        let mut worse = 0;
+        for count in 1..=self.most_pipelines() {
+            let lines = self.lines(&self.anneal(count, effort.moves));
+            let score = self.score(lines.iter().map(|line| self.worth(line)));
+            worse = if score > best { 0 } else { worse + 1 };
+            best = best.max(score);
+            if !lines.is_empty() {
+                sets.push(lines);
+            }
+            if worse > 2 || self.is_cost() {
+                break;
+            }
+        }
+        sets
     }
 
     fn is_cost(&self) -> bool {
@@ -196,7 +223,7 @@ impl<'a> Search<'a> {
         }
         let straight = cut(self.problem, &order, most);
         order.reverse();
-        let reverse = if self.is_uniform(&order) { None } else { cut(self.problem, &order, most) };
+        let reverse = if is_uniform(self.problem, &order) { None } else { cut(self.problem, &order, most) };
         let rate = |line: &Option<Line>| line.as_ref().map_or(0.0, |line| line.figures.tokens_per_s);
         if rate(&reverse) > rate(&straight) { reverse } else { straight }
     }
@@ -211,13 +238,13 @@ impl<'a> Search<'a> {
         let narrowest = hops().map(|hop| bytes / hop.rate).fold(0.0, f64::max);
         hops().map(|hop| hop.seconds(bytes)).sum::<f64>() + back + narrowest * order.len() as f64
     }
+}
 
-    /// Whether every link between these nodes is the same.
-    fn is_uniform(&self, members: &[usize]) -> bool {
-        let cluster = self.problem.cluster;
-        let mut hops = members.windows(2).flat_map(|pair| [(pair[0], pair[1]), (pair[1], pair[0])]);
-        hops.next().is_none_or(|(a, b)| hops.all(|(c, d)| cluster.hop(a, b) == cluster.hop(c, d)))
-    }
+/// Whether every link between these nodes is the same.
+fn is_uniform(problem: &Problem, members: &[usize]) -> bool {
+    let cluster = problem.cluster;
+    let mut hops = members.windows(2).flat_map(|pair| [(pair[0], pair[1]), (pair[1], pair[0])]);
+    hops.next().is_none_or(|(a, b)| hops.all(|(c, d)| cluster.hop(a, b) == cluster.hop(c, d)))
 }
 
 fn exchange(groups: &mut [Vec<usize>], from: usize, to: usize, node: usize, swapped: Option<usize>) {

@@ -48,7 +48,9 @@ fn layer_that_fits_nowhere(problem: &Problem, sessions: u64) -> Option<PlanError
 fn held(problem: &Problem, sessions: u64) -> usize {
     let most = |node: usize| {
         (0..problem.layers())
-            .map(|from| problem.reach(from, |range| problem.fits(node, range, sessions)) - from)
+            .map(|from| {
+                problem.reach(from, problem.layers(), |range| problem.fits(node, range, sessions)) - from
+            })
             .max()
             .unwrap_or(0)
     };

@@ -101,6 +101,17 @@ pub fn simulate(
     Ok(Simulation::new(&problem, &plan.pipelines, engine, window).run(arrivals))
 }
 
+/// The same for pipelines that are not a plan yet.
+pub(crate) fn rehearse(
+    problem: &Problem,
+    pipelines: &[Pipeline],
+    engine: Engine,
+    arrivals: &[Arrival],
+    window: Window,
+) -> Outcome {
+    Simulation::new(problem, pipelines, engine, window).run(arrivals)
+}
+
 #[derive(Clone, Debug)]
 struct Session {
     line: usize,
