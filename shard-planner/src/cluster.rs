@@ -422,57 +422,60 @@ fn check_link(from: &str, to: &str, latency_s: f64, rate: f64) -> Result<(), Clu
 }
 
 /// What was measured, by node and by site.
-struct Known<'a> {
-    nodes: &'a [Node],
-    measured: HashMap<(&'a str, &'a str), Hop>,
+struct Known {
+    /// Sites of nodes; ends of links are nodes by their index, and after them sites.
+    sites: Vec<Option<usize>>,
+    measured: HashMap<(usize, usize), Hop>,
     /// Medians of what was measured within and between sites.
     near: Hop,
     far: Hop,
 }
 
-impl<'a> Known<'a> {
-    fn new(nodes: &'a [Node], links: &'a [Link]) -> Result<Self, ClusterError> {
-        let sites = nodes.iter().filter_map(|node| node.site.as_deref());
-        let ends: HashSet<&str> = nodes.iter().map(|node| node.id.as_str()).chain(sites).collect();
+impl Known {
+    fn new(nodes: &[Node], links: &[Link]) -> Result<Self, ClusterError> {
+        let mut ends: HashMap<&str, usize> =
+            nodes.iter().enumerate().map(|(at, n)| (n.id.as_str(), at)).collect();
+        let mut named: HashMap<&str, usize> = HashMap::new();
+        let mut sites = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let next = nodes.len() + named.len();
+            sites.push(node.site.as_deref().map(|site| *named.entry(site).or_insert(next)));
+        }
+        for (name, at) in named {
+            ends.entry(name).or_insert(at);
+        }
         let mut measured = HashMap::new();
         for link in links {
-            if let Some(end) = [&link.from, &link.to].into_iter().find(|end| !ends.contains(end.as_str())) {
-                return Err(ClusterError::UnknownEnd(end.clone()));
-            }
+            let end = |name: &String| {
+                ends.get(name.as_str()).copied().ok_or_else(|| ClusterError::UnknownEnd(name.clone()))
+            };
             let hop = Hop::new(link.rtt_ms / 2000.0, link.mbit * 125_000.0);
             check_link(&link.from, &link.to, hop.latency_s, hop.rate)?;
-            measured.insert((link.from.as_str(), link.to.as_str()), hop);
+            measured.insert((end(&link.from)?, end(&link.to)?), hop);
         }
-        let site: HashMap<&str, &str> =
-            nodes.iter().map(|node| (node.id.as_str(), node.site.as_deref().unwrap_or(""))).collect();
-        let place = |end: &'a str| site.get(end).copied().unwrap_or(end);
+        let place = |end: usize| sites.get(end).copied().unwrap_or(Some(end));
         let (near, far): (Vec<_>, Vec<_>) = measured
             .iter()
             .filter(|(_, hop)| hop.is_up())
-            .partition(|((from, to), _)| place(from) == place(to));
-        let hops = |links: Vec<(&(&str, &str), &Hop)>| links.into_iter().map(|(_, hop)| *hop).collect();
+            .partition(|((from, to), _)| place(*from) == place(*to));
+        let hops = |links: Vec<(&(usize, usize), &Hop)>| links.into_iter().map(|(_, hop)| *hop).collect();
         let (near, far) = (median(hops(near)), median(hops(far)));
-        Ok(Self { nodes, measured, near: near.unwrap_or(NEAR), far: far.unwrap_or(FAR) })
+        Ok(Self { near: near.unwrap_or(NEAR), far: far.unwrap_or(FAR), sites, measured })
     }
 
     fn hop(&self, from: usize, to: usize) -> Hop {
         if from == to {
             return Hop { latency_s: 0.0, rate: 1e12, estimated: false };
         }
-        let (from, to) = (&self.nodes[from], &self.nodes[to]);
-        let look = |a: &'a str, b: &'a str| self.measured.get(&(a, b)).copied();
+        let look = |a: usize, b: usize| self.measured.get(&(a, b)).copied();
         let guess = |hop: Hop| Hop { estimated: true, ..hop };
-        let either = |a: &'a str, b: &'a str| look(a, b).or_else(|| look(b, a).map(guess));
-        let sites = from.site.as_deref().zip(to.site.as_deref());
-        let near = sites.is_some_and(|(a, b)| a == b) || (from.site.is_none() && to.site.is_none());
-        let mixed = || {
-            let (a, b) = (from.site.as_deref(), to.site.as_deref());
-            b.and_then(|b| either(&from.id, b)).or_else(|| a.and_then(|a| either(a, &to.id)))
-        };
-        either(&from.id, &to.id)
+        let either = |a: usize, b: usize| look(a, b).or_else(|| look(b, a).map(guess));
+        let (a, b) = (self.sites[from], self.sites[to]);
+        let mixed = || b.and_then(|b| either(from, b)).or_else(|| a.and_then(|a| either(a, to)));
+        either(from, to)
             .or_else(mixed)
-            .or_else(|| sites.and_then(|(a, b)| either(a, b)))
-            .unwrap_or(if near { self.near } else { self.far })
+            .or_else(|| a.zip(b).and_then(|(a, b)| either(a, b)))
+            .unwrap_or(if a == b { self.near } else { self.far })
     }
 }
 

@@ -47,8 +47,10 @@ pub(crate) fn filled(problem: &Problem, stages: Vec<Stage>, most: u64) -> Option
     Some(Line { stages, sessions, figures })
 }
 
+/// Whether replies come at all (nothing may pass on the way back), and in time.
 pub(crate) fn keeps(figures: &Figures, limits: Limits) -> bool {
-    limits.tpot_s.is_none_or(|most| figures.tpot_s <= most)
+    figures.tpot_s.is_finite()
+        && limits.tpot_s.is_none_or(|most| figures.tpot_s <= most)
         && limits.ttft_s.is_none_or(|most| figures.ttft_s <= most)
 }
 

@@ -225,6 +225,11 @@ impl Plan {
                 let kv = problem.session_bytes(&stage.layers).saturating_mul(pipeline.sessions);
                 *needed.entry(stage.node).or_default() += kv;
             }
+            let back =
+                seen.first().zip(seen.last()).map(|(first, last)| problem.cluster.back_s(*last, *first));
+            if !back.is_some_and(f64::is_finite) {
+                return Err(invalid("nothing passes from its last node back to its first".to_owned()));
+            }
             if at != self.layers {
                 return Err(invalid(format!("it ends at layer {at} of {}", self.layers)));
             }

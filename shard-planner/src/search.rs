@@ -266,7 +266,7 @@ fn undo(groups: &mut [Vec<usize>], from: usize, to: usize, node: usize, swapped:
 }
 
 /// All nodes in an order in which neighbours are near: always on to the nearest that is left.
-fn tour(problem: &Problem) -> Vec<usize> {
+pub(crate) fn tour(problem: &Problem) -> Vec<usize> {
     let cluster = problem.cluster;
     let bytes = problem.step_bytes(8.0);
     let near = |from: usize, to: usize| cluster.hop(from, to).seconds(bytes);

@@ -24,7 +24,7 @@ struct Small {
 }
 
 fn small() -> impl Strategy<Value = Small> {
-    let node = (10u64..60, 1.0f64..20.0, 0.0f64..1.0, 0.0f64..5.0, 1.0f64..30.0);
+    let node = (10u64..60, 1.0f64..20.0, 0.0f64..1.0, 0.1f64..5.0, 1.0f64..30.0);
     let nodes = prop::collection::vec(node, 1..5);
     let layers = prop::collection::vec((5u64..12, 1u64..3), 1..6);
     let hops = prop::collection::vec((0.0f64..0.05, prop_oneof![1 => Just(0.0), 6 => 1e2f64..1e5]), 16);
