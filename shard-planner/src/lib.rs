@@ -48,5 +48,5 @@ pub use rehearse::plan_rehearsed;
 pub use replan::replan;
 pub use report::Report;
 pub use search::Effort;
-pub use solve::{assess, plan, plan_with};
+pub use solve::{assess, assess_routes, plan, plan_with};
 pub use split::{Costs, SplitError, split, vacancy};

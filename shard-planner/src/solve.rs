@@ -1,5 +1,7 @@
 //! From a model, a cluster and a demand to a plan.
 
+use std::collections::HashMap;
+
 use crate::{
     cluster::Cluster,
     cut::{Line, cut, filled},
@@ -8,7 +10,7 @@ use crate::{
     limit::most_tokens_per_s,
     model::Model,
     plan::{Bound, Plan, PlanError, Proof, Stage},
-    predict::at_least_tpot,
+    predict::{at_least_tpot, steady_together},
     problem::Problem,
     quickest::quickest,
     search::{Effort, best_lines, deal_sessions},
@@ -51,6 +53,47 @@ pub fn assess(
     let bound = bound(&problem, &lines, false, matches!(demand.objective, Objective::Cost(_)));
     let lines = lines.into_iter().map(|line| (line.stages, line.sessions, line.figures)).collect();
     Plan::new(&problem, lines, bound)
+}
+
+/// Checks routes that somebody else has laid and that may share nodes, each with its part of the requests, and
+/// predicts what they do with as many sessions as fit.
+pub fn assess_routes(
+    model: &Model,
+    cluster: &Cluster,
+    demand: &Demand,
+    routes: Vec<(Vec<Stage>, f64)>,
+) -> Result<Plan, PlanError> {
+    let problem = Problem::new(model, cluster, demand)?;
+    let sessions = shared_sessions(&problem, &routes);
+    if sessions < routes.len() as f64 {
+        let reason = "their nodes have not the memory".to_owned();
+        return Err(PlanError::Invalid { pipeline: 0, reason });
+    }
+    let figures = steady_together(&problem, &routes, sessions);
+    let reached: f64 = figures.iter().map(|figures| figures.tokens_per_s).sum();
+    let limit = most_tokens_per_s(&problem).max(reached);
+    let bound = Bound { reached, limit, proof: Proof::Capacity };
+    let whole = routes.into_iter().zip(figures);
+    let routes = whole.map(|((stages, part), figures)| (stages, (sessions * part) as u64, figures)).collect();
+    Plan::new(&problem, routes, bound)
+}
+
+/// Sessions over all routes for which every node has KV.
+fn shared_sessions(problem: &Problem, routes: &[(Vec<Stage>, f64)]) -> f64 {
+    let mut held: HashMap<usize, (std::ops::Range<usize>, f64)> = HashMap::new();
+    for (stage, part) in
+        routes.iter().flat_map(|(stages, part)| stages.iter().map(move |stage| (stage, part)))
+    {
+        let kv = problem.session_bytes(&stage.layers) as f64 * part;
+        let known = held.entry(stage.node).or_insert((stage.layers.clone(), 0.0));
+        known.0 = known.0.start.min(stage.layers.start)..known.0.end.max(stage.layers.end);
+        known.1 += kv;
+    }
+    let room = held.iter().map(|(&node, (layers, each))| {
+        let memory = problem.cluster.nodes()[node].memory;
+        memory.saturating_sub(problem.bytes(layers)) as f64 / each
+    });
+    room.fold(f64::from(problem.demand.concurrency), f64::min)
 }
 
 fn least_tpot(problem: &Problem, effort: Effort) -> Result<Plan, PlanError> {

@@ -4,6 +4,7 @@
 mod file;
 mod node;
 mod options;
+mod plan;
 mod run;
 mod serve;
 mod show;
@@ -46,6 +47,10 @@ enum Command {
     Run(run::Run),
     /// Show what a model is made of, and what each layer weighs at each quantisation
     Inspect(tools::Inspect),
+    /// Say which machine should hold which layers, and what that would reach
+    Plan(plan::PlanCommand),
+    /// Measure how fast this machine is at a layer of a model
+    Profile(plan::ProfileCommand),
     /// Download a model from a hub
     Pull(tools::PullCommand),
 }
@@ -64,6 +69,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Node(command) => command.run().await,
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
+            Command::Plan(command) => command.run(),
+            Command::Profile(command) => command.run(),
             Command::Pull(command) => command.run().await,
         }
     })
