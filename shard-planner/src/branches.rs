@@ -3,11 +3,11 @@
 //! becomes several side by side.
 
 use crate::{
-    cut::{by_speed, keeps, quickest_slowest, spread},
+    cut::{by_speed, quickest_slowest, spread},
     draw::Draw,
     estimate::{BATCHES, Estimates, SLACKS},
     plan::{Figures, Stage},
-    predict::steady_together,
+    predict::{keeps, steady_together},
     problem::Problem,
 };
 

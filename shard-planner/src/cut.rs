@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use crate::{
-    demand::Limits,
     estimate::SLACKS,
     plan::{Figures, Stage},
-    predict::steady,
+    predict::{keeps, steady},
     problem::Problem,
 };
 
@@ -45,13 +44,6 @@ pub(crate) fn filled(problem: &Problem, stages: Vec<Stage>, most: u64) -> Option
         }
     };
     Some(Line { stages, sessions, figures })
-}
-
-/// Whether replies come at all (nothing may pass on the way back), and in time.
-pub(crate) fn keeps(figures: &Figures, limits: Limits) -> bool {
-    figures.tpot_s.is_finite()
-        && limits.tpot_s.is_none_or(|most| figures.tpot_s <= most)
-        && limits.ttft_s.is_none_or(|most| figures.ttft_s <= most)
 }
 
 /// The best cuts found for nodes in this order with up to `most` sessions. Nodes that get no layer are left

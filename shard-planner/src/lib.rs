@@ -22,6 +22,7 @@ mod exhaust;
 pub mod fleet;
 mod limit;
 pub mod model;
+mod overlap;
 pub mod plan;
 mod predict;
 mod problem;

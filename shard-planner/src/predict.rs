@@ -1,6 +1,9 @@
 //! What a pipeline will do, in closed form.
 
+use std::collections::BTreeMap;
+
 use crate::{
+    demand::Limits,
     plan::{Bottleneck, Figures, Stage},
     problem::Problem,
 };
@@ -81,16 +84,13 @@ pub(crate) fn steady_together(
     let nodes = routes.iter().flat_map(|(stages, _)| stages).map(|stage| problem.max_batch(stage.node));
     let most = nodes.fold(sessions.max(1.0), f64::min);
     let busiest = |batch: f64| {
-        let mut taken: Vec<(f64, Bottleneck)> = Vec::new();
+        let mut taken: BTreeMap<Bottleneck, f64> = BTreeMap::new();
         for (stages, part) in routes {
             for (seconds, what) in resources(problem, stages, batch) {
-                match taken.iter_mut().find(|(_, known)| *known == what) {
-                    Some((sum, _)) => *sum += part * seconds,
-                    None => taken.push((part * seconds, what)),
-                }
+                *taken.entry(what).or_insert(0.0) += part * seconds;
             }
         }
-        longest(taken.into_iter())
+        longest(taken.into_iter().map(|(what, seconds)| (seconds, what)))
     };
     let around = |stages: &[Stage], batch: f64| {
         let work: f64 = stages.iter().map(|stage| problem.stage_s(stage, batch)).sum();
@@ -111,6 +111,13 @@ pub(crate) fn steady_together(
         Figures { ttft_s, tpot_s, tokens_per_s: part * sessions / tpot_s, batch, bottleneck }
     };
     routes.iter().map(figures).collect()
+}
+
+/// Whether replies come at all (nothing may pass on the way back), and in time.
+pub(crate) fn keeps(figures: &Figures, limits: Limits) -> bool {
+    figures.tpot_s.is_finite()
+        && limits.tpot_s.is_none_or(|most| figures.tpot_s <= most)
+        && limits.ttft_s.is_none_or(|most| figures.ttft_s <= most)
 }
 
 /// Batches to choose from: 1 up to `most`, an eighth more each time.

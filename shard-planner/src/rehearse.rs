@@ -29,9 +29,9 @@ pub struct Rehearsal<'a> {
 }
 
 /// Parts of the sessions that KV has room for that are tried: where a link is full, fewer wait less.
-const PARTS: [f64; 4] = [0.7, 0.5, 0.35, 0.2];
-/// Plans that are tried with fewer sessions.
-const FINALISTS: usize = 2;
+const PARTS: [f64; 3] = [0.7, 0.5, 0.3];
+/// Plans that are tried, the best by prediction.
+const TRIED: usize = 7;
 
 /// The plan of most tokens per second in rehearsal, among the best of different kinds. For the least time per
 /// token or the least price, the plan that [`plan_with`] finds.
@@ -48,13 +48,15 @@ pub fn plan_rehearsed(
         let pipelines = weighted(routes.clone());
         rehearse(&problem, &pipelines, rehearsal.engine, rehearsal.arrivals, rehearsal.window).tokens_per_s
     };
-    let mut tried: Vec<(f64, Routes)> =
-        kinds(&problem, effort).into_iter().map(|routes| (run(&routes), routes)).collect();
+    let rate = |routes: &Routes| routes.iter().map(|(.., figures)| figures.tokens_per_s).sum::<f64>();
+    let mut kinds = kinds(&problem, effort);
+    kinds.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+    kinds.truncate(TRIED);
+    let mut tried: Vec<(f64, Routes)> = kinds.into_iter().map(|routes| (run(&routes), routes)).collect();
     tried.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let finalists: Vec<Routes> = tried.iter().take(FINALISTS).map(|(_, routes)| routes.clone()).collect();
-    for (routes, part) in finalists.iter().flat_map(|routes| PARTS.map(|part| (routes, part))) {
-        let fewer = with_part(&problem, routes, part);
-        tried.push((run(&fewer), fewer));
+    if let Some((_, best)) = tried.first().cloned() {
+        let fewer = PARTS.map(|part| with_part(&problem, &best, part));
+        tried.extend(fewer.into_iter().map(|routes| (run(&routes), routes)));
     }
     let best = tried.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
     let (_, routes) = best.ok_or_else(|| reason(&problem, 1))?;

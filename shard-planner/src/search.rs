@@ -8,6 +8,7 @@ use crate::{
     demand::Objective,
     draw::Draw,
     estimate::{Estimate, Estimates},
+    overlap::overlapping,
     problem::Problem,
 };
 
@@ -46,6 +47,8 @@ pub(crate) fn kinds(problem: &Problem, effort: Effort) -> Vec<Routes> {
         kinds.extend(search.sets(effort).into_iter().map(routes));
         kinds.extend(branched(problem, &search.tour, caution, effort.moves / 2));
     }
+    let tour = tour(problem);
+    kinds.extend(overlapping(problem, &tour, effort.moves / 16));
     kinds
 }
 

@@ -79,7 +79,7 @@ pub fn assess_routes(
 }
 
 /// Sessions over all routes for which every node has KV.
-fn shared_sessions(problem: &Problem, routes: &[(Vec<Stage>, f64)]) -> f64 {
+pub(crate) fn shared_sessions(problem: &Problem, routes: &[(Vec<Stage>, f64)]) -> f64 {
     let mut held: HashMap<usize, (std::ops::Range<usize>, f64)> = HashMap::new();
     for (stage, part) in
         routes.iter().flat_map(|(stages, part)| stages.iter().map(move |stage| (stage, part)))

@@ -5,12 +5,11 @@ use proptest::prelude::*;
 use crate::{
     cluster::{Cluster, Hop, Node, Profile},
     curve::Curve,
-    cut::keeps,
     demand::{Demand, Limits, Objective},
     limit::most_tokens_per_s,
     model::{Model, Weights},
     plan::{PlanError, Proof, Stage},
-    predict::{at_least_tpot, steady, step_s},
+    predict::{at_least_tpot, keeps, steady, step_s},
     problem::Problem,
     search::{Effort, best_lines},
     solve::plan,
