@@ -67,11 +67,41 @@ pub struct Row {
 
 /// The table.
 pub const ROWS: [Row; 5] = [
-    Row { cluster: "single24", model: "llama1_30b", helix: [339.6, 216.7], swarm: [151.6, 104.9], separate: [309.0, 189.8] },
-    Row { cluster: "single24", model: "llama2_70b", helix: [252.1, 141.6], swarm: [124.7, 69.8], separate: [124.3, 84.0] },
-    Row { cluster: "3cluster24", model: "llama1_30b", helix: [232.7, 183.5], swarm: [98.7, 82.1], separate: [223.2, 173.8] },
-    Row { cluster: "3cluster24", model: "llama2_70b", helix: [98.0, 59.3], swarm: [51.9, 31.0], separate: [61.9, 33.6] },
-    Row { cluster: "cluster42", model: "llama2_70b", helix: [645.6, 459.8], swarm: [473.2, 309.6], separate: [219.3, 140.2] },
+    Row {
+        cluster: "single24",
+        model: "llama1_30b",
+        helix: [339.6, 216.7],
+        swarm: [151.6, 104.9],
+        separate: [309.0, 189.8],
+    },
+    Row {
+        cluster: "single24",
+        model: "llama2_70b",
+        helix: [252.1, 141.6],
+        swarm: [124.7, 69.8],
+        separate: [124.3, 84.0],
+    },
+    Row {
+        cluster: "3cluster24",
+        model: "llama1_30b",
+        helix: [232.7, 183.5],
+        swarm: [98.7, 82.1],
+        separate: [223.2, 173.8],
+    },
+    Row {
+        cluster: "3cluster24",
+        model: "llama2_70b",
+        helix: [98.0, 59.3],
+        swarm: [51.9, 31.0],
+        separate: [61.9, 33.6],
+    },
+    Row {
+        cluster: "cluster42",
+        model: "llama2_70b",
+        helix: [645.6, 459.8],
+        swarm: [473.2, 309.6],
+        separate: [219.3, 140.2],
+    },
 ];
 
 /// Placement alone, three regions, 70B, offline: Petals' and SWARM's.
@@ -268,7 +298,9 @@ impl ClusterFigures {
         let pair = |a: usize, b: usize| {
             let (a, b) = (a.min(b), a.max(b));
             let before = a * (2 * count - a - 1) / 2;
-            self.every_link.or_else(|| self.links.get(before + b - a - 1).copied()).map_or(Hop::new(0.0, 0.0), hop)
+            self.every_link
+                .or_else(|| self.links.get(before + b - a - 1).copied())
+                .map_or(Hop::new(0.0, 0.0), hop)
         };
         let own = Hop::new(0.0, 1e12);
         let hops = (0..count * count)
@@ -285,7 +317,8 @@ impl ClusterFigures {
 
 impl Gpu {
     fn node(&self, id: String, kv_bytes: u64, layer_bytes: u64, separate: Option<f64>) -> Result<Node> {
-        let seconds = |points: &[(f64, f64)]| Curve::new(points.iter().map(|(n, ms)| (*n, ms / 1e3)).collect());
+        let seconds =
+            |points: &[(f64, f64)]| Curve::new(points.iter().map(|(n, ms)| (*n, ms / 1e3)).collect());
         let profile = Profile {
             format: "q8".to_owned(),
             layer_bytes,

@@ -17,7 +17,7 @@ use crate::{
 pub struct Effort {
     /// States of the exact search.
     pub states: usize,
-    /// Moves tried by the annealing for each number of pipelines.
+    /// Moves tried by the annealing for each number of pipelines, on 24 nodes or fewer; more on more.
     pub moves: usize,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn kinds(problem: &Problem, effort: Effort) -> Vec<Routes> {
     for &caution in cautions {
         let search = Search::new(problem, caution);
         kinds.extend(search.sets(effort).into_iter().map(routes));
-        kinds.extend(branched(problem, &search.tour, caution, effort.moves / 2));
+        kinds.extend(branched(problem, &search.tour, caution, effort.moves / 3));
     }
     let tour = tour(problem);
     kinds.extend(overlapping(problem, &tour, effort.moves / 16));
@@ -81,7 +81,14 @@ impl<'a> Search<'a> {
         let mut best = 0.0f64;
         let mut worse = 0;
         for count in 1..=self.most_pipelines() {
-            let lines = self.lines(&self.anneal(count, effort.moves));
+            let moves = effort.moves * self.tour.len().div_ceil(24) / 2;
+            // From stretches of neighbours, and from nodes that are alike.
+            let by_speed = self.estimates.by_speed(&self.tour);
+            let starts =
+                [&self.tour, &by_speed].map(|order| self.anneal(self.first_groups(order, count), moves));
+            let groups =
+                starts.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).map_or(Vec::new(), |best| best.1);
+            let lines = self.lines(&groups);
             let score = self.score(lines.iter().map(|line| self.worth(line)));
             worse = if score > best { 0 } else { worse + 1 };
             best = best.max(score);
@@ -137,12 +144,12 @@ impl<'a> Search<'a> {
         order
     }
 
-    /// Groups of nodes, by simulated annealing: a node changes its group, or two change places.
-    fn anneal(&self, count: usize, moves: usize) -> Vec<Vec<usize>> {
+    /// Better groups of nodes, by simulated annealing: a node changes its group, or two change places. The last
+    /// group is of the nodes that are not used. Returns their score and the groups without the last.
+    fn anneal(&self, mut groups: Vec<Vec<usize>>, moves: usize) -> (f64, Vec<Vec<usize>>) {
+        let count = groups.len() - 1;
         let mut draw = Draw::new(0x5eed + count as u64);
         let nodes = self.tour.len();
-        // Group `count` is of the nodes that are not used.
-        let mut groups = self.first_groups(count);
         let most = self.most_sessions(count);
         let estimate = |members: &[usize], near: f64| self.estimates.of(&self.ordered(members), most, near);
         let mut known: Vec<Estimate> = groups[..count].iter().map(|members| estimate(members, 0.0)).collect();
@@ -182,16 +189,16 @@ impl<'a> Search<'a> {
             }
         }
         best.1.truncate(count);
-        best.1
+        best
     }
 
-    /// The tour in stretches of equal memory.
-    fn first_groups(&self, count: usize) -> Vec<Vec<usize>> {
+    /// Nodes in an order, in stretches of equal memory, and an empty group for those that are not used.
+    fn first_groups(&self, order: &[usize], count: usize) -> Vec<Vec<usize>> {
         let nodes = self.problem.cluster.nodes();
         let memory: f64 = nodes.iter().map(|node| node.memory as f64).sum();
         let mut groups = vec![Vec::new(); count + 1];
         let mut before = 0.0;
-        for &node in &self.tour {
+        for &node in order {
             let own = nodes[node].memory as f64;
             let group = ((before + own / 2.0) / memory * count as f64) as usize;
             groups[group.min(count - 1)].push(node);

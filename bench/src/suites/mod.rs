@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod decode;
 pub mod hops;
+pub mod plan;
 pub mod serve;
 pub mod soak;
 pub mod speculation;
