@@ -1,4 +1,4 @@
-//! How fast this machine is at one layer of a model, with the kernels that would serve it.
+//! How fast a device is at one layer of a model, with the kernels that would serve it.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::{
     local::{LoadError, StageBudget, load_stage, shard_bytes},
     message::{RouteId, Segment, SessionId, row_bytes},
     model::{Model, Quantisation, Shard},
-    stage::{Input, OpenError, Prompt, Stage, StepError},
+    stage::{ComputeError, Input, OpenError, Prompt, Stage},
 };
 
 /// Sequences of the decoding steps that are timed.
@@ -38,9 +38,9 @@ pub enum ProfileError {
     /// The stage takes no session: a bug of ours.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The stage takes no step: a bug of ours.
+    /// The stage does not compute.
     #[error(transparent)]
-    Step(#[from] StepError),
+    Compute(#[from] ComputeError),
     /// The clock gave something else than times.
     #[error(transparent)]
     Curve(#[from] CurveError),
@@ -126,7 +126,7 @@ impl<B: Backend> Bench<B> {
         Ok(())
     }
 
-    fn step(&mut self, segments: &[Segment]) -> Result<(), StepError> {
+    fn step(&mut self, segments: &[Segment]) -> Result<(), ComputeError> {
         let count: usize = segments.iter().map(|segment| segment.rows as usize).sum();
         // Any finite rows: the time does not depend on the values.
         let values = (0..count * self.stage.hidden()).map(|at| (at % 17) as f32 / 16.0 - 0.5);
@@ -138,7 +138,7 @@ impl<B: Backend> Bench<B> {
     }
 
     /// The quickest of several runs, in seconds: what disturbs a run only makes it longer.
-    fn time(&mut self, segments: &[Segment]) -> Result<f64, StepError> {
+    fn time(&mut self, segments: &[Segment]) -> Result<f64, ComputeError> {
         self.step(segments)?;
         let (begun, mut best) = (Instant::now(), f64::INFINITY);
         for _ in 0..MOST_RUNS {

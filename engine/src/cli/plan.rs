@@ -11,9 +11,9 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engine::{
     model::{Model, Quantisation, cache_root},
+    on_device,
     profile::{measure, shape},
 };
-use kernels::backend::Backend;
 use serde::Deserialize;
 use shard_planner::{
     ClusterFile, Demand, Node, Objective, Report,
@@ -204,14 +204,14 @@ impl ProfileCommand {
 
     /// The profile, and whether it was kept from before.
     fn profile(&self, model: &Model) -> anyhow::Result<(Profile, bool)> {
-        let backend = self.stage.backend()?;
-        let path = profile_path(model, self.model.quant, &backend.describe());
+        let device = self.stage.device()?;
+        let path = profile_path(model, self.model.quant, &device.describe());
         if let Some(path) = path.as_ref().filter(|_| !self.fresh)
             && let Some(profile) = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
         {
             return Ok((profile, true));
         }
-        let profile = measure(model, self.model.quant, backend)?;
+        let profile = on_device!(device, backend => measure(model, self.model.quant, backend))?;
         if let Some(path) = path {
             let kept = path.parent().map_or(Ok(()), fs::create_dir_all);
             let text = serde_json::to_string(&profile)?;
