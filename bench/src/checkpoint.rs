@@ -33,6 +33,9 @@ pub struct MakeModelArgs {
     /// Format of the weights [default: bf16 in a directory, q8_0 in a GGUF]
     #[arg(long)]
     pub format: Option<WeightFormat>,
+    /// Decoder layers [default: as many as the shape has]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub layers: Option<u16>,
     /// Seed of the weights
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -63,6 +66,9 @@ pub enum ShapeName {
     /// 1.1 billion parameters, 32 thousand tokens
     #[value(name = "tinyllama-1.1b")]
     TinyLlama,
+    /// 8 billion parameters, 128 thousand tokens
+    #[value(name = "llama-3-8b")]
+    Llama3,
 }
 
 /// Shape of a checkpoint.
@@ -102,6 +108,7 @@ impl ShapeName {
         match self {
             Self::Qwen3 => "qwen3-0.6b",
             Self::TinyLlama => "tinyllama-1.1b",
+            Self::Llama3 => "llama-3-8b",
         }
     }
 
@@ -138,6 +145,21 @@ impl ShapeName {
                 norm_eps: 1e-5,
                 max_positions: 2048,
             },
+            Self::Llama3 => Shape {
+                family: "llama",
+                hidden: 4096,
+                layers: 32,
+                heads: 32,
+                kv_heads: 8,
+                head_dim: 128,
+                intermediate: 14_336,
+                vocabulary: 128_256,
+                tied: false,
+                qk_norm: false,
+                rope_theta: 5e5,
+                norm_eps: 1e-5,
+                max_positions: 8192,
+            },
         }
     }
 }
@@ -148,7 +170,8 @@ impl MakeModelArgs {
     /// # Errors
     /// If the format does not go with the path, or a file cannot be written.
     pub fn run(&self) -> anyhow::Result<()> {
-        let shape = self.shape.shape();
+        let whole = self.shape.shape();
+        let shape = Shape { layers: self.layers.map_or(whole.layers, usize::from), ..whole };
         let in_gguf = self.path.extension().is_some_and(|extension| extension == "gguf");
         let default = if in_gguf { WeightFormat::Q8_0 } else { WeightFormat::Bf16 };
         let format = self.format.unwrap_or(default);
@@ -433,5 +456,6 @@ mod tests {
     fn shapes_have_the_size_of_their_models() {
         assert_eq!(ShapeName::Qwen3.shape().bytes() / 2, 596_049_920);
         assert_eq!(ShapeName::TinyLlama.shape().bytes() / 2, 1_100_048_384);
+        assert_eq!(ShapeName::Llama3.shape().bytes() / 2, 8_030_261_248);
     }
 }

@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod client;
 pub mod gguf;
+pub mod helix;
 pub mod limits;
 pub mod llamacpp;
 pub mod machine;

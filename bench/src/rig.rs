@@ -14,8 +14,7 @@ use engine::{
 };
 use indicatif::ProgressBar;
 use kernels::{
-    backend::{KvShape, Linear, PAGE},
-    cpu::{Cpu, Isa},
+    backend::{Backend, KvShape, Linear, PAGE},
     tensor::WeightMatrix,
 };
 use rand::{Rng, SeedableRng};
@@ -66,9 +65,9 @@ pub(crate) fn kv_position_bytes(config: &ModelConfig, quantisation: Quantisation
 }
 
 /// A stage that holds a whole model, driven the way a node drives it.
-pub(crate) struct Rig {
-    stage: Stage<Metered<Cpu>>,
-    pub(crate) meter: Metered<Cpu>,
+pub(crate) struct Rig<B: Backend> {
+    stage: Stage<Metered<B>>,
+    pub(crate) meter: Metered<B>,
     /// Bytes of matrices that a step reads, by what reads them.
     pub(crate) read: [u64; Timed::ALL.len()],
     layers: usize,
@@ -81,12 +80,12 @@ pub(crate) struct Rig {
     next: Vec<u32>,
 }
 
-impl Rig {
+impl<B: Backend + Clone> Rig<B> {
     /// Loads a model, prompts to be taken in at most `chunk` rows at once.
     pub(crate) fn load(
+        backend: B,
         model: &Model,
         quantisation: Quantisation,
-        threads: usize,
         chunk: usize,
         limits: StageLimits,
     ) -> anyhow::Result<Self> {
@@ -100,7 +99,7 @@ impl Rig {
         })?;
         bar.finish_and_clear();
         let read = read_bytes(&weights);
-        let meter = Metered::new(Cpu::new(threads, Isa::detect())?);
+        let meter = Metered::new(backend);
         let stage = Stage::new(meter.clone(), config, &shard, weights, quantisation.profile(), limits)?;
         let (rng, next) = (ChaCha8Rng::seed_from_u64(1), vec![0; limits.sessions]);
         let (layers, vocabulary) = (config.layers, config.vocabulary);

@@ -127,6 +127,7 @@ mod tests {
 
     use super::*;
     use crate::rig::Rig;
+    use kernels::cpu::{Cpu, Isa};
 
     /// Share of a reply that is foreseen by looking up its last two tokens in all before them: what followed
     /// them the last time.
@@ -145,7 +146,8 @@ mod tests {
         let model = Model::demo().expect("opens");
         let tokenizer = model.tokenizer().expect("a tokenizer");
         let limits = StageLimits { rows: 256, pages: 8, sessions: 1, positions: 512 };
-        let mut rig = Rig::load(&model, Quantisation::Q8, 1, 256, limits).expect("loads");
+        let cpu = Cpu::new(1, Isa::detect()).expect("a CPU");
+        let mut rig = Rig::load(cpu, &model, Quantisation::Q8, 256, limits).expect("loads");
         let mut share = |workload: Workload, index: usize| {
             let prompt = workload.prompt(index);
             let prompt = tokenizer.encode(prompt.as_str().expect("a text"), true).expect("encodes");

@@ -88,7 +88,7 @@ impl Front {
         let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
         let swarm = Swarm::start(identity, transport, swarm_config(model, &config), drafting, submissions);
-        let (status, bridge) = bridge(swarm.status());
+        let (status, bridge) = bridge(swarm.status(), metrics.clone());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {
             let _ = stopping.changed().await;
@@ -184,18 +184,34 @@ pub fn costs(model: &Model, quantisation: Quantisation, private: bool) -> Costs 
 }
 
 /// Tells the HTTP side of the swarm's state.
-fn bridge(mut swarm: watch::Receiver<SwarmStatus>) -> (watch::Receiver<PipelineStatus>, JoinHandle<()>) {
+fn bridge(
+    mut swarm: watch::Receiver<SwarmStatus>,
+    metrics: Metrics,
+) -> (watch::Receiver<PipelineStatus>, JoinHandle<()>) {
     let translate = |status: &SwarmStatus| match (&status.missing, status.nodes.len()) {
-        (None, nodes) if nodes > 0 => PipelineStatus::Serving { nodes },
+        (None, nodes) if nodes > 0 => PipelineStatus::Serving {
+            nodes,
+            // Enough to tell nodes apart; the whole id is nobody's business.
+            pipeline: status
+                .pipeline
+                .iter()
+                .map(|s| (s.node.chars().take(8).collect(), s.from..s.to))
+                .collect(),
+            replans: status.replans,
+        },
         (missing, _) => {
             PipelineStatus::Waiting { missing: missing.clone().unwrap_or_else(|| "any layer".into()) }
         }
     };
+    let mut counted = 0;
     let first = translate(&swarm.borrow_and_update());
     let (publish, status) = watch::channel(first);
     let task = tokio::spawn(async move {
         while swarm.changed().await.is_ok() {
-            let next = translate(&swarm.borrow_and_update());
+            let status = swarm.borrow_and_update().clone();
+            metrics.replanned(status.replans - counted);
+            counted = status.replans;
+            let next = translate(&status);
             publish.send_if_modified(|old| std::mem::replace(old, next.clone()) != next);
         }
     });

@@ -240,12 +240,14 @@ struct Chains {
     KERNEL(256, blocks) linear_##format##_##columns(const __grid_constant__ Linear p) { linear<Fragments<F, columns / 8>, 16, columns>(p); }
 #define LINEARS(format, F)     \
     LINEAR(format, F, 8, 2)    \
-    LINEAR(format, F, 16, 2)   \
-    LINEAR(format, F, 32, 1)
+    LINEAR(format, F, 16, 2)
 
 LINEARS(q8, Q8)
+LINEAR(q8, Q8, 32, 1)
 LINEARS(q4, Q4)
+LINEAR(q4, Q4, 32, 1)
 LINEARS(q4k, Q4K)
+LINEAR(q4k, Q4K, 32, 1)
 LINEARS(q6k, Q6K)
 
 #define CHAINS(format, F, columns) \

@@ -202,6 +202,7 @@ struct WideQ6 {
 #pragma unroll
                     for (int i = 0; i < 4; i++) acc[t][i] += scale[i / 2][h] * d[i];
                 }
+                if (NT > 2) __syncwarp();
             }
             if (NT > 1) __syncwarp();
         }

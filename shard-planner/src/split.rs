@@ -97,14 +97,20 @@ pub fn split(costs: &Costs, capacities: &[u64]) -> Result<Vec<Range<usize>>, Spl
     Ok(ranges)
 }
 
-/// The range one more node of `budget` bytes should hold, given what others hold: as much as fits of
-/// the first stretch of the least held layers. `None` if not even one layer fits there.
-pub fn vacancy(costs: &Costs, held: &[Range<usize>], budget: u64) -> Option<Range<usize>> {
+/// The range one more node of `budget` bytes should hold, given what others hold and how fast they are, in
+/// parts of the fastest: as much as fits of the first stretch of the layers that the least speed serves. `None`
+/// if not even one layer fits there.
+pub fn vacancy(costs: &Costs, held: &[(Range<usize>, f64)], budget: u64) -> Option<Range<usize>> {
     let layers = costs.layers();
-    let replicas = |layer: usize| held.iter().filter(|range| range.contains(&layer)).count();
-    let least = (0..layers).map(replicas).min()?;
-    let start = (0..layers).find(|&layer| replicas(layer) == least)?;
-    let stretch = (start..layers).take_while(|&layer| replicas(layer) == least).count();
+    let speed = |layer: usize| {
+        let holders = held.iter().filter(|(range, _)| range.contains(&layer));
+        holders.map(|(_, speed)| speed).sum::<f64>()
+    };
+    let least = (0..layers).map(speed).min_by(f64::total_cmp)?;
+    // Sums of equal speeds in another order may differ in their last bits.
+    let is_least = |layer: usize| speed(layer) <= least + 1e-9;
+    let start = (0..layers).find(|&layer| is_least(layer))?;
+    let stretch = (start..layers).take_while(|&layer| is_least(layer)).count();
     (1..=stretch).rev().map(|length| start..start + length).find(|range| costs.of(range) <= budget)
 }
 
@@ -139,10 +145,16 @@ mod tests {
         let costs = Costs::new(5, &[10; 6], 5);
         assert_eq!(vacancy(&costs, &[], 1000), Some(0..6));
         assert_eq!(vacancy(&costs, &[], 36), Some(0..3));
-        assert_eq!(vacancy(&costs, &[0..2, 4..6], 1000), Some(2..4));
-        assert_eq!(vacancy(&costs, std::slice::from_ref(&(0..4)), 15), Some(4..5));
-        assert_eq!(vacancy(&costs, std::slice::from_ref(&(0..6)), 25), Some(0..2));
+        assert_eq!(vacancy(&costs, &[(0..2, 1.0), (4..6, 1.0)], 1000), Some(2..4));
+        assert_eq!(vacancy(&costs, &[(0..4, 1.0)], 15), Some(4..5));
+        assert_eq!(vacancy(&costs, &[(0..6, 1.0)], 25), Some(0..2));
         assert_eq!(vacancy(&costs, &[], 9), None);
+    }
+
+    #[test]
+    fn a_new_node_stands_by_the_slowest() {
+        let costs = Costs::new(0, &[10; 6], 0);
+        assert_eq!(vacancy(&costs, &[(0..3, 1.0), (3..6, 0.25)], 1000), Some(3..6));
     }
 
     fn brute_force(costs: &Costs, capacities: &[u64], from: usize) -> f64 {

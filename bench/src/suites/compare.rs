@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use engine::model::{Model, ModelConfig, Quantisation};
 use indicatif::ProgressBar;
-use kernels::cpu::Isa;
+use kernels::cpu::{Cpu, Isa};
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
@@ -65,7 +65,7 @@ struct Compared {
 
 /// A model, as both run it.
 struct Contest {
-    rig: Rig,
+    rig: Rig<Cpu>,
     llama: LlamaCpp,
     cost: Cost,
     probe: Probe,
@@ -138,7 +138,13 @@ impl CompareArgs {
             bail!("{} holds {}, which we do not run as it is", path.display(), formats.join(", "));
         }
         let sequences = self.shape.sessions();
-        let mut rig = Rig::load(&model, Quantisation::Q8, threads, self.shape.rows, self.shape.limits()?)?;
+        let mut rig = Rig::load(
+            Cpu::new(threads, Isa::detect())?,
+            &model,
+            Quantisation::Q8,
+            self.shape.rows,
+            self.shape.limits()?,
+        )?;
         let bar = ProgressBar::new(sequences as u64).with_message("prompts");
         rig.open(0..sequences, self.shape.reached())?;
         for session in 0..sequences {
@@ -176,7 +182,7 @@ impl CompareArgs {
     }
 
     /// Our tokens per second.
-    fn ours(&self, rig: &mut Rig, task: Task) -> anyhow::Result<f64> {
+    fn ours(&self, rig: &mut Rig<Cpu>, task: Task) -> anyhow::Result<f64> {
         match task {
             // The session after those that decode.
             Task::Prefill => rig.time_prefill(self.shape.sessions(), self.shape.prompt),

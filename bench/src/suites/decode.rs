@@ -6,9 +6,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engine::model::{Model, Quantisation};
+use engine::{
+    device::{Device, DeviceChoice},
+    model::{Model, Quantisation},
+};
 use indicatif::ProgressBar;
-use kernels::{backend::Backend, cpu::Isa};
+use kernels::{
+    backend::Backend,
+    cpu::{Cpu, Isa},
+};
 use serde_json::{Map, Value, json};
 
 use super::shape::Shape;
@@ -29,6 +35,9 @@ pub struct DecodeArgs {
     /// How its weights are held; a quantised GGUF's as they are
     #[arg(long, default_value = "q8", value_name = "q8|q4|f32")]
     pub quant: Quantisation,
+    /// What computes: `cpu`, `cuda`, `cuda:N`, or `auto` for a card if there is one
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: DeviceChoice,
     /// Prompts, contexts and batches
     #[command(flatten)]
     pub shape: Shape,
@@ -68,34 +77,58 @@ impl DecodeArgs {
     /// If the model cannot be loaded, or a value of it is not finite.
     pub fn run(&self) -> anyhow::Result<Report> {
         self.shape.check()?;
-        let model = open_model(self.model.as_deref())?;
         let threads = self.shape.threads();
-        let mut rig = Rig::load(&model, self.quant, threads, self.shape.rows, self.shape.limits()?)?;
-        let probe = Probe::new(threads);
+        match Device::choose(self.device, Cpu::new(threads, Isa::detect())?)? {
+            Device::Cpu(cpu) => {
+                let probe = Probe::new(threads);
+                self.measure(cpu, true, &|| Ok(probe.measure()))
+            }
+            Device::Cuda(card) => {
+                let limit = card.clone();
+                // A card repeats recorded steps, whose operations nobody sees from outside.
+                self.measure(card, false, &|| Ok(limit.copy_rate()?))
+            }
+        }
+    }
+
+    /// Everything on one device, and each of its operations alone if these are done when they return; `limit`
+    /// measures the bytes that the device can read in a second.
+    fn measure<B: Backend + Clone>(
+        &self,
+        backend: B,
+        each: bool,
+        limit: &dyn Fn() -> anyhow::Result<f64>,
+    ) -> anyhow::Result<Report> {
+        let model = open_model(self.model.as_deref())?;
+        let mut rig = Rig::load(backend, &model, self.quant, self.shape.rows, self.shape.limits()?)?;
         let weights = Weights::of(&model, self.quant, rig.read);
         let rounds = (self.shape.batch.len() + 1) * (self.shape.repetitions + 1);
         let bar = ProgressBar::new(rounds as u64).with_message("measuring");
         let prefill = self.prefill(&mut rig, &bar)?;
         let mut decoded = Vec::new();
         for &batch in &self.shape.batch {
-            decoded.push(self.decode(&mut rig, batch, &probe, &bar)?);
+            decoded.push(self.decode(&mut rig, batch, limit, &bar)?);
         }
         bar.finish_and_clear();
-        let figures = self.figures(&weights, &prefill, &decoded);
-        let details = json!({
+        let mut figures = self.figures(&weights, &prefill, &decoded);
+        let mut details = json!({
             "model": model.name(), "device": rig.meter.describe(), "weight_bytes_per_step": weights.step,
             "kv_bytes_per_session_and_step":
                 kv_position_bytes(model.config(), self.quant) * self.shape.read(),
-            "operation_ms": decoded.iter().map(milliseconds).collect::<Vec<_>>(),
         });
+        if each {
+            figures.extend(decoded.first().into_iter().flat_map(|one| operations(one, &weights)));
+            details["operation_ms"] = decoded.iter().map(milliseconds).collect();
+        }
         let parameters = self.shape.parameters(json!({
-            "model": self.model, "quantisation": self.quant, "isa": Isa::detect().name(),
+            "model": self.model, "quantisation": self.quant, "device": self.device.to_string(),
+            "isa": Isa::detect().name(),
         }));
         Ok(Report::new("decode", parameters, figures, details))
     }
 
     /// Prompt tokens per second.
-    fn prefill(&self, rig: &mut Rig, bar: &ProgressBar) -> anyhow::Result<Vec<f64>> {
+    fn prefill(&self, rig: &mut Rig<impl Backend + Clone>, bar: &ProgressBar) -> anyhow::Result<Vec<f64>> {
         let mut rates = Vec::new();
         for _ in 0..=self.shape.repetitions {
             rates.push(rig.time_prefill(0, self.shape.prompt)?);
@@ -107,9 +140,9 @@ impl DecodeArgs {
 
     fn decode(
         &self,
-        rig: &mut Rig,
+        rig: &mut Rig<impl Backend + Clone>,
         batch: usize,
-        probe: &Probe,
+        limit: &dyn Fn() -> anyhow::Result<f64>,
         bar: &ProgressBar,
     ) -> anyhow::Result<Decoded> {
         let mut repetitions = Vec::new();
@@ -121,11 +154,11 @@ impl DecodeArgs {
         bar.inc(1);
         let steps = self.shape.tokens as f64;
         for _ in 0..self.shape.repetitions {
-            let before = probe.measure();
+            let before = limit()?;
             rig.operations();
             let elapsed = rig.decode(batch, self.shape.context, self.shape.tokens)?;
             let spent_s = rig.operations().map(|spent| spent.as_secs_f64() / steps);
-            let bandwidth = f64::midpoint(before, probe.measure());
+            let bandwidth = f64::midpoint(before, limit()?);
             repetitions.push(Repetition { bandwidth, step_s: elapsed.as_secs_f64() / steps, spent_s });
             bar.inc(1);
         }
@@ -160,7 +193,6 @@ impl DecodeArgs {
                     .against("read bandwidth", share),
             ]);
         }
-        figures.extend(decoded.first().into_iter().flat_map(|one| operations(one, weights)));
         figures
     }
 }
@@ -236,7 +268,8 @@ mod tests {
     fn operations_read_what_a_step_reads() {
         let model = Model::demo().expect("opens");
         let limits = StageLimits { rows: 1, pages: 1, sessions: 1, positions: 8 };
-        let rig = Rig::load(&model, Quantisation::Q4, 1, 1, limits).expect("loads");
+        let cpu = Cpu::new(1, Isa::detect()).expect("a CPU");
+        let rig = Rig::load(cpu, &model, Quantisation::Q4, 1, limits).expect("loads");
         let weights = Weights::of(&model, Quantisation::Q4, rig.read);
         let norms = weights.step - weights.read.iter().sum::<u64>();
         assert!(norms < weights.step / 100, "{norms} of {} bytes are no matrix", weights.step);

@@ -11,6 +11,7 @@ use engine::{
     stage::{StageLimits, kv::pages_for},
 };
 use indicatif::ProgressBar;
+use kernels::cpu::{Cpu, Isa};
 use serde_json::json;
 use tokio::task::block_in_place;
 
@@ -87,7 +88,7 @@ impl HopsArgs {
         let tokens = self.max_tokens as usize;
         let reach = positions(self.prompt_tokens + tokens)?;
         let limits = StageLimits { rows: 256, pages: pages_for(reach), sessions: 1, positions: reach };
-        let mut rig = Rig::load(&model, self.quant, threads, 256, limits)?;
+        let mut rig = Rig::load(Cpu::new(threads, Isa::detect())?, &model, self.quant, 256, limits)?;
         rig.open(0..1, reach as usize)?;
         let setup = Setup {
             model: model.into(),

@@ -5,6 +5,7 @@ mod doctor;
 mod file;
 mod node;
 mod options;
+mod plan;
 mod run;
 mod serve;
 mod show;
@@ -47,6 +48,10 @@ enum Command {
     Run(run::Run),
     /// Show what a model is made of, and what each layer weighs at each quantisation
     Inspect(tools::Inspect),
+    /// Say which machine should hold which layers, and what that would reach
+    Plan(plan::PlanCommand),
+    /// Measure how fast this machine is at a layer of a model
+    Profile(plan::ProfileCommand),
     /// Download a model from a hub
     Pull(tools::PullCommand),
     /// Look for cards, and test and measure what this machine computes on
@@ -67,6 +72,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Node(command) => command.run().await,
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
+            Command::Plan(command) => command.run(),
+            Command::Profile(command) => command.run(),
             Command::Pull(command) => command.run().await,
             Command::Doctor(command) => command.run(),
         }

@@ -20,6 +20,7 @@ const PROMPT_TOKENS: &str = "dolphin_gateway_prompt_tokens_total";
 const COMPLETION_TOKENS: &str = "dolphin_gateway_completion_tokens_total";
 const FIRST_TOKEN: &str = "dolphin_gateway_time_to_first_token_seconds";
 const BETWEEN_TOKENS: &str = "dolphin_gateway_inter_token_seconds";
+const REPLANS: &str = "dolphin_gateway_replans_total";
 const DURATION: &str = "dolphin_gateway_response_start_seconds";
 
 /// The gateway's measurements; clones share them.
@@ -29,6 +30,7 @@ pub struct Metrics {
     in_flight: Gauge,
     prompt_tokens: Counter,
     completion_tokens: Counter,
+    replans: Counter,
     first_token: Histogram,
     between_tokens: Histogram,
 }
@@ -49,6 +51,7 @@ impl Metrics {
             prompt_tokens: recorder.register_counter(&Key::from_static_name(PROMPT_TOKENS), &METADATA),
             completion_tokens: recorder
                 .register_counter(&Key::from_static_name(COMPLETION_TOKENS), &METADATA),
+            replans: recorder.register_counter(&Key::from_static_name(REPLANS), &METADATA),
             first_token: recorder.register_histogram(&Key::from_static_name(FIRST_TOKEN), &METADATA),
             between_tokens: recorder.register_histogram(&Key::from_static_name(BETWEEN_TOKENS), &METADATA),
             recorder,
@@ -90,6 +93,11 @@ impl Metrics {
     fn count(&self, name: &'static str, code: &'static str) {
         let key = Key::from_parts(name, vec![label("code", code)]);
         self.recorder.register_counter(&key, &METADATA).increment(1);
+    }
+
+    /// The pipeline had to change so many times more.
+    pub(crate) fn replanned(&self, times: u64) {
+        self.replans.increment(times);
     }
 
     pub(super) fn prompt(&self, tokens: u64) {
@@ -142,6 +150,7 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(REPLY_FAILURES, "Accepted requests whose reply broke off, by the error's code.");
     counter(PROMPT_TOKENS, "Tokens of accepted prompts.");
     counter(COMPLETION_TOKENS, "Tokens received from the pipeline.");
+    counter(REPLANS, "Changes of the pipeline that serves, because nodes came, left or slowed.");
     seconds(FIRST_TOKEN, "From the arrival of a request to the first token of a reply.");
     seconds(BETWEEN_TOKENS, "Between two tokens of a reply.");
     seconds(DURATION, "From the arrival of a request to the head of its response.");

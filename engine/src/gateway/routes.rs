@@ -1,5 +1,6 @@
 //! The routes, and what every request passes on its way to them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -95,8 +96,14 @@ async fn health(Shared(state): Shared<Arc<State>>) -> Response {
     let phase = *state.phase.borrow();
     let status = state.status.borrow().clone();
     let (code, body) = match (phase, status) {
-        (Phase::Serving, PipelineStatus::Serving { nodes }) => {
-            (StatusCode::OK, json!({ "status": "ok", "model": state.model.id, "nodes": nodes }))
+        (Phase::Serving, PipelineStatus::Serving { nodes, pipeline, replans }) => {
+            let stage = |(node, layers): &(String, Range<usize>)| json!({ "node": node, "from": layers.start, "to": layers.end });
+            let pipeline: Vec<Value> = pipeline.iter().map(stage).collect();
+            let body = json!({
+                "status": "ok", "model": state.model.id, "nodes": nodes,
+                "pipeline": pipeline, "replans": replans,
+            });
+            (StatusCode::OK, body)
         }
         (Phase::Serving, PipelineStatus::Waiting { missing }) => (
             StatusCode::SERVICE_UNAVAILABLE,

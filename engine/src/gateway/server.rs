@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,10 @@ pub enum PipelineStatus {
     Serving {
         /// Nodes in use.
         nodes: usize,
+        /// Node and layers of each stage of the pipeline that serves.
+        pipeline: Vec<(String, Range<usize>)>,
+        /// How often the pipeline had to change.
+        replans: u64,
     },
     /// Nobody holds some part.
     Waiting {

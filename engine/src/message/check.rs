@@ -20,6 +20,7 @@ impl Message {
             Message::Draft(draft) => ensure(draft.tokens.len() <= MAX_LIST, "a draft that is too long"),
             Message::Refuse(reason) => check_text(reason),
             Message::Failed(failed) => failed.check(),
+            Message::Pace(pace) => ensure(pace.layer_ns > 0, "a layer that takes no time"),
             Message::Ask(_) | Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
         }
     }

@@ -82,6 +82,15 @@ pub enum Message {
     Held(Held),
     /// Gateway to the first stage: tokens that a session may go on with.
     Draft(Draft),
+    /// Node to gateway: how fast it is, when that has changed much.
+    Pace(Pace),
+}
+
+/// How fast a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Nanoseconds that one layer takes in steps of a few rows.
+    pub layer_ns: u64,
 }
 
 /// A node that wants to be told its layers.

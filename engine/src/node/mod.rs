@@ -17,7 +17,7 @@ use tokio::{
 use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
-    message::{Join, Message, clip, row_bytes},
+    message::{Join, Message, Pace, clip, row_bytes},
     peers::{Notice, PeerEvent, Peers},
     stage::Stage,
 };
@@ -173,7 +173,7 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
         let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
-        let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish };
+        let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish, told_ns: 0 };
         let task = tokio::spawn(desk.run(events, outputs, stopping));
         Ok(Self { id, status, load, stop, task })
     }
@@ -235,6 +235,8 @@ struct Desk {
     peers: Peers,
     worker: Worker,
     publish: watch::Sender<NodeStatus>,
+    /// The pace that gateways were last told.
+    told_ns: u64,
 }
 
 impl Desk {
@@ -263,6 +265,7 @@ impl Desk {
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
             self.act();
+            self.tell_pace();
             self.publish();
         };
         self.peers.shutdown().await;
@@ -287,6 +290,8 @@ impl Desk {
                 (Some(gateway), Message::Welcome) => {
                     tracing::info!(gateway = %peer.short(), "joined");
                     gateway.welcome = true;
+                    // Somebody new has to be told.
+                    self.told_ns = 0;
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
                 }
@@ -358,6 +363,19 @@ impl Desk {
             for (peer, reason) in self.peers.take_unreachable() {
                 self.lost(peer, &reason);
             }
+        }
+    }
+
+    /// Tells gateways of a pace that has come to be half or twice what they know: less may be chance.
+    fn tell_pace(&mut self) {
+        let layer_ns = self.worker.load().borrow().layer_ns;
+        let (less, more) = (layer_ns.min(self.told_ns), layer_ns.max(self.told_ns));
+        if layer_ns == 0 || more < 2 * less {
+            return;
+        }
+        self.told_ns = layer_ns;
+        for id in self.gateways.iter().filter(|(_, gateway)| gateway.welcome).map(|(id, _)| *id) {
+            self.peers.send(id, None, Message::Pace(Pace { layer_ns }));
         }
     }
 

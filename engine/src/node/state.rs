@@ -591,6 +591,7 @@ fn name(message: &Message) -> &'static str {
         Message::Failed(_) => "Failed",
         Message::Held(_) => "Held",
         Message::Draft(_) => "Draft",
+        Message::Pace(_) => "Pace",
     }
 }
 

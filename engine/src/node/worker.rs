@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     sync::mpsc::{Receiver, Sender, channel},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use crate::{
 };
 use draw::Drawing;
 
+/// Most rows of a step whose time says how fast the node is.
+const PACE_ROWS: usize = 8;
 /// Reports that may wait for the node's task; past it the worker pauses.
 const QUEUE: usize = 1024;
 
@@ -118,6 +121,8 @@ pub struct StageLoad {
     pub reused: u64,
     /// Times that a session lost its pages.
     pub preempted: u64,
+    /// Nanoseconds that one layer takes in steps of a few rows, a moving average; 0 before the first.
+    pub layer_ns: u64,
 }
 
 /// The node's end of a worker.
@@ -225,9 +230,11 @@ impl<B: Backend> Desk<B> {
     fn step(&mut self, step: Step, shard: &Shard) -> Result<(), BackendError> {
         let (mut step, body) = split(step);
         let mut faults = std::mem::take(&mut self.faults);
+        let begun = Instant::now();
         match self.compute(&mut step, &body, shard, &mut faults) {
             Ok(()) => {
                 self.load.rows += step.rows() as u64;
+                self.time(begun.elapsed(), step.rows(), shard.layers.len());
                 let cut = self.settle_faults(&mut step, &faults);
                 if shard.head {
                     let (draws, reports) = self.draw(&step, &cut)?;
@@ -242,6 +249,16 @@ impl<B: Backend> Desk<B> {
         }
         self.faults = faults;
         Ok(())
+    }
+
+    /// Keeps the pace of small steps, which is that of reading the weights.
+    fn time(&mut self, took: Duration, rows: usize, layers: usize) {
+        if rows == 0 || rows > PACE_ROWS || layers == 0 {
+            return;
+        }
+        let now = (took.as_nanos() as u64 / layers as u64).max(1);
+        let before = self.load.layer_ns;
+        self.load.layer_ns = if before == 0 { now } else { (before * 7 + now).div_ceil(8) };
     }
 
     /// Runs the layers. Rows of sessions that are not open any more, or that miss positions before them,

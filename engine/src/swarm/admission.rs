@@ -25,6 +25,8 @@ pub(super) struct Member {
     pub pages: u32,
     /// Sessions promised.
     pub sessions: u32,
+    /// Nanoseconds that a layer takes it in small steps, since it has said so.
+    pub layer_ns: Option<u64>,
 }
 
 /// Positions of a session.
@@ -80,7 +82,12 @@ pub(super) enum NoRoute {
 impl Member {
     /// A node without sessions.
     pub(super) fn new(join: Join) -> Self {
-        Self { join, pages: 0, sessions: 0 }
+        Self { join, pages: 0, sessions: 0, layer_ns: None }
+    }
+
+    /// The node as if nobody used it.
+    pub(super) fn idle(&self) -> Self {
+        Self { pages: 0, sessions: 0, ..self.clone() }
     }
 
     fn capacity(&self) -> u32 {
@@ -111,16 +118,24 @@ impl Member {
         self.pages = self.pages.saturating_add(1);
     }
 
-    fn span(&self, id: &NodeId, config: &SwarmConfig) -> Span {
+    /// `speed` is 1 for the fastest. A node of half the speed counts as if it were full.
+    fn span(&self, id: &NodeId, config: &SwarmConfig, speed: f64) -> Span {
         let shard = &self.join.shard;
         let may_hold_ends = config.private_ends.as_ref().is_none_or(|ends| ends.contains(id));
         Span {
             layers: shard.layers.clone(),
             embedding: shard.embedding && may_hold_ends,
             head: shard.head && may_hold_ends,
-            load: f64::from(self.sessions) / f64::from(self.join.sessions.max(1)),
+            load: f64::from(self.sessions) / f64::from(self.join.sessions.max(1)) + 1.0 / speed - 1.0,
         }
     }
+}
+
+/// Nodes with their speeds: 1 for the fastest, and for one that has not said how fast it is.
+pub(super) fn speeds(members: &HashMap<NodeId, Member>) -> impl Iterator<Item = (&NodeId, &Member, f64)> {
+    let fastest = members.values().filter_map(|member| member.layer_ns).min().unwrap_or(1).max(1);
+    let speed = move |member: &Member| member.layer_ns.map_or(1.0, |own| fastest as f64 / own.max(1) as f64);
+    members.iter().map(move |(id, member)| (id, member, speed(member)))
 }
 
 /// Finds the stages for a session.
@@ -130,9 +145,11 @@ pub(super) fn find_route(
     need: Need,
 ) -> Result<Vec<Hop>, NoRoute> {
     let select = |keep: &dyn Fn(&Member) -> bool| {
-        let mut nodes: Vec<(&NodeId, &Member)> = members.iter().filter(|(_, member)| keep(member)).collect();
-        nodes.sort_unstable_by_key(|(id, _)| id.as_bytes());
-        let spans: Vec<Span> = nodes.iter().map(|(id, member)| member.span(id, config)).collect();
+        let mut nodes: Vec<(&NodeId, &Member, f64)> =
+            speeds(members).filter(|(_, member, _)| keep(member)).collect();
+        nodes.sort_unstable_by_key(|(id, ..)| id.as_bytes());
+        let spans: Vec<Span> =
+            nodes.iter().map(|(id, member, speed)| member.span(id, config, *speed)).collect();
         cover(config.costs.layers(), &spans).map(|legs| hops(&nodes, legs))
     };
     select(&|member| member.has_room(need)).or_else(|_| {
@@ -148,10 +165,10 @@ fn longest(members: &HashMap<NodeId, Member>) -> u32 {
     members.values().map(Member::capacity).max().unwrap_or(0)
 }
 
-fn hops(nodes: &[(&NodeId, &Member)], legs: Vec<Leg>) -> Vec<Hop> {
+fn hops(nodes: &[(&NodeId, &Member, f64)], legs: Vec<Leg>) -> Vec<Hop> {
     legs.into_iter()
         .map(|leg| {
-            let (id, member) = nodes[leg.span];
+            let (id, member, _) = nodes[leg.span];
             Hop {
                 node: *id.as_bytes(),
                 address: member.join.address.clone(),

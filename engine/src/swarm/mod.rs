@@ -3,6 +3,7 @@
 
 mod admission;
 mod state;
+mod view;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -63,6 +64,19 @@ pub struct NodeSummary {
     pub weight_bytes: u64,
     /// What it computes on.
     pub device: String,
+    /// Nanoseconds that a layer takes it in small steps, once it has said so.
+    pub layer_ns: Option<u64>,
+}
+
+/// One stage of the pipeline that serves.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Seat {
+    /// The node's id.
+    pub node: String,
+    /// First layer.
+    pub from: usize,
+    /// One past the last layer.
+    pub to: usize,
 }
 
 /// How the swarm is doing.
@@ -70,6 +84,10 @@ pub struct NodeSummary {
 pub struct SwarmStatus {
     /// The nodes that joined, in the order of their layers.
     pub nodes: Vec<NodeSummary>,
+    /// The pipeline that a request would take if all nodes were idle; empty if there is none.
+    pub pipeline: Vec<Seat>,
+    /// How often that changed: because a node left, came or slowed.
+    pub replans: u64,
     /// Part of the model that no node holds; `None` when requests can be served.
     pub missing: Option<String>,
     /// Replies being generated.

@@ -9,13 +9,14 @@ use tokio::{sync::mpsc, time::Instant};
 use transport::{Identity, NodeId};
 
 use super::{
-    NodeSummary, SwarmConfig, SwarmStatus,
-    admission::{Member, Need, NoRoute, Replies, find_route},
+    SwarmConfig, SwarmStatus,
+    admission::{Member, NoRoute, Replies, find_route, speeds},
+    view::look,
 };
 use crate::{
     message::{
         Ask, Assign, BlockHash, Close, Draft, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message,
-        Open, RouteId, SessionId, TokenReport, clip,
+        Open, Pace, RouteId, SessionId, TokenReport, clip,
     },
     model::Shard,
     peers::Notice,
@@ -159,23 +160,12 @@ impl State {
     pub(super) fn refresh(&mut self, status: &mut SwarmStatus) -> bool {
         let members_changed = std::mem::take(&mut self.members_changed);
         if members_changed {
-            (status.nodes, status.missing) = self.pipeline();
+            look(&self.members, &self.config, status);
         }
         let counts = (self.running.len(), self.waiting.len());
         let counts_changed = counts != (status.running, status.waiting);
         (status.running, status.waiting) = counts;
         members_changed || counts_changed
-    }
-
-    /// The nodes in the order of their layers, and what of the model none of them holds.
-    fn pipeline(&self) -> (Vec<NodeSummary>, Option<String>) {
-        let mut nodes: Vec<NodeSummary> = self.members.iter().map(summary).collect();
-        nodes.sort_by(|a, b| (a.from, !a.embedding, a.to, &a.id).cmp(&(b.from, !b.embedding, b.to, &b.id)));
-        let missing = match find_route(&self.members, &self.config, Need { likely: 1, most: 1 }) {
-            Err(NoRoute::Missing(gap)) => Some(gap.to_string()),
-            _ => None,
-        };
-        (nodes, missing)
     }
 
     /// Something happened on the links.
@@ -187,6 +177,7 @@ impl State {
                 Message::Ask(ask) => self.asked(peer, &ask, now),
                 Message::Join(join) => self.joined(peer, join),
                 Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
+                Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 _ => {
                     let reason = "sent what a gateway does not take, or not from it".into();
@@ -278,10 +269,11 @@ impl State {
         if self.assigned.len() >= MAX_ASSIGNED {
             return self.refuse(peer, "too many nodes are loading; try again later".into());
         }
-        let others = self.members.iter().filter(|(id, _)| **id != peer).map(|(_, m)| &m.join.shard);
         self.assigned.retain(|id, (_, until)| *id != peer && *until > now);
-        let coming = self.assigned.values().map(|(shard, _)| shard);
-        let held: Vec<_> = others.chain(coming).map(|shard| shard.layers.clone()).collect();
+        let others = speeds(&self.members).filter(|(id, ..)| **id != peer);
+        let others = others.map(|(_, member, speed)| (member.join.shard.layers.clone(), speed));
+        let coming = self.assigned.values().map(|(shard, _)| (shard.layers.clone(), 1.0));
+        let held: Vec<_> = others.chain(coming).collect();
         match shard_planner::vacancy(&self.config.costs, &held, ask.weight_bytes) {
             Some(layers) => {
                 let ends = self.config.private_ends.is_none();
@@ -314,6 +306,15 @@ impl State {
         self.members_changed = true;
         self.actions.push(Action::Send { to: peer, message: Message::Welcome });
         self.admit();
+    }
+
+    /// A node says how fast it is now.
+    fn paced(&mut self, peer: NodeId, pace: Pace) {
+        if let Some(member) = self.members.get_mut(&peer) {
+            tracing::info!(node = %peer.short(), layer_ns = pace.layer_ns, before = member.layer_ns, "a node's speed");
+            member.layer_ns = Some(pace.layer_ns);
+            self.members_changed = true;
+        }
     }
 
     fn may_join(&self, peer: NodeId, fingerprint: &[u8; 32]) -> Result<(), String> {
@@ -576,18 +577,4 @@ fn new_session() -> SessionId {
 
 fn random() -> u128 {
     rand::random()
-}
-
-fn summary((id, member): (&NodeId, &Member)) -> NodeSummary {
-    let Join { shard, address, weight_bytes, device, .. } = &member.join;
-    NodeSummary {
-        id: id.to_string(),
-        address: address.clone(),
-        from: shard.layers.start,
-        to: shard.layers.end,
-        embedding: shard.embedding,
-        head: shard.head,
-        weight_bytes: *weight_bytes,
-        device: device.clone(),
-    }
 }

@@ -13,7 +13,7 @@ use engine::{
 use kernels::{
     backend::{Backend, BackendError},
     cpu::{Cpu, Isa},
-    cuda::Cuda,
+    cuda::{Cuda, cards},
 };
 use stand_in_driver::StandIn;
 
@@ -67,7 +67,7 @@ fn stages_on_cards_and_on_the_cpu_go_together() {
     for on_cards in [[true, false, true], [false, true, false], [true, true, false]] {
         let _stand_in = StandIn::fresh("cards=7.5,9.0");
         let stages = on_cards.into_iter().enumerate().map(|(index, on_card)| {
-            let card = || Cuda::open(index % 2).unwrap();
+            let card = || Cuda::open(index % cards().unwrap().len()).unwrap();
             match on_card {
                 true => part(&model, card(), Quantisation::Q8, &cuts, index),
                 false => part(&model, cpu(), Quantisation::Q8, &cuts, index),

@@ -280,6 +280,23 @@ async fn a_killed_node_ends_its_requests_and_another_takes_its_place() {
 }
 
 #[tokio::test]
+async fn a_killed_node_is_planned_around() {
+    let world = World::new("llama", 7, |_| {});
+    let mut nodes = world.pipeline(&[0, 2]);
+    nodes.push(world.node(9, Shard { layers: 2..5, embedding: false, head: true }));
+    let status = world.until(|status| status.ready() && status.nodes.len() == 3).await;
+    let prompt = Golden::read("llama").input;
+    assert_eq!(reply(&world, request(&prompt, 5)).await.0, expected(&world.model, &prompt, 5));
+    let serving = status.pipeline[1].node.clone();
+    let victim = nodes.iter().position(|node| node.id().to_string() == serving).unwrap();
+    world.network.kill(nodes.remove(victim).id());
+    let after = world.until(|after| after.replans > status.replans && after.nodes.len() == 2).await;
+    assert!(after.missing.is_none() && after.pipeline[1].node != serving, "{after:?}");
+    assert_eq!(reply(&world, request(&prompt, 5)).await.0, expected(&world.model, &prompt, 5));
+    world.stop(nodes).await;
+}
+
+#[tokio::test]
 async fn two_stages_that_lose_each_other_end_their_sessions() {
     let world = World::new("llama", 5, |_| {});
     let nodes = world.pipeline(&[0, 2]);

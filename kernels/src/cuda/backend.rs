@@ -6,12 +6,12 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
     device::{Card, CardError, CardInfo},
-    driver::Stream,
+    driver::{Event, Memory, Stream},
     launch::Launch,
     memory::{Activation, Buffer, GateUp, Kv, Linear, Loader, Norm, Qkv, Rope, Table, narrow},
     ops::{attention, copy, embed, heads, linear, norm},
@@ -28,6 +28,12 @@ use crate::{
 
 /// What is left of a card's memory unless somebody says otherwise: the driver takes some for each graph.
 const LEAVE_BYTES: usize = 512 << 20;
+
+/// Bytes of a copy whose speed is measured: more than caches hold.
+const COPIED_BYTES: usize = 512 << 20;
+/// Copies of a pass, and passes of which the fastest counts.
+const COPIES: usize = 8;
+const COPY_PASSES: usize = 4;
 
 /// A card of this machine. Clones share the card and its kernels; each has a queue of work of its own.
 #[derive(Debug)]
@@ -78,6 +84,32 @@ impl Cuda {
     /// What the card is.
     pub fn card(&self) -> &CardInfo {
         &self.card.info
+    }
+
+    /// Bytes that the card reads and writes in a second, together, when it copies memory: the limit of what
+    /// reads every weight once.
+    ///
+    /// # Errors
+    /// If the card has not the memory, or fails.
+    pub fn copy_rate(&self) -> Result<f64, BackendError> {
+        let context = &self.card.context;
+        let bytes = (context.memory()?.0 / 4).min(COPIED_BYTES);
+        let [from, to] = ["what is copied", "its copy"].map(|what| Memory::zeroed(context, bytes, what));
+        let (from, to, stream) = (from?, to?, self.stream()?);
+        let pass = || {
+            let start = Instant::now();
+            for _ in 0..COPIES {
+                stream.copy_within(&to, &from)?;
+            }
+            let done = Event::new(context)?;
+            done.record(stream)?;
+            done.wait()?;
+            Ok((2 * COPIES * bytes) as f64 / start.elapsed().as_secs_f64())
+        };
+        // The first wakes the card up.
+        pass()?;
+        let rates = (0..COPY_PASSES).map(|_| pass()).collect::<Result<Vec<f64>, BackendError>>()?;
+        Ok(rates.into_iter().fold(0.0, f64::max))
     }
 
     fn stream(&self) -> Result<&Stream, BackendError> {

@@ -283,6 +283,15 @@ impl Stream {
         self.context.judge("a copy from the card", copied)
     }
 
+    /// Queues a copy of as much as both hold.
+    pub(super) fn copy_within(&self, to: &Memory, from: &Memory) -> Result<(), BackendError> {
+        self.context.enter()?;
+        let bytes = to.bytes.min(from.bytes);
+        // SAFETY: within both, which are apart.
+        let queued = unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.raw) };
+        self.context.judge("a copy on the card", queued)
+    }
+
     /// Records what `issue` queues instead of doing it.
     pub(super) fn capture(&self, issue: impl FnOnce()) -> Result<Graph, BackendError> {
         self.context.enter()?;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use bytemuck::Pod;
@@ -102,11 +102,13 @@ impl Card {
     }
 }
 
+type Modules = HashMap<(Source, Level), Arc<Module>>;
+
 /// A source's PTX, parsed once in a process.
 fn module(source: Source, level: Level) -> Arc<Module> {
-    static MODULES: Mutex<Option<HashMap<(Source, Level), Arc<Module>>>> = Mutex::new(None);
+    static MODULES: LazyLock<Mutex<Modules>> = LazyLock::new(Mutex::default);
     let mut modules = MODULES.lock().unwrap();
-    let parsed = modules.get_or_insert_default().entry((source, level)).or_insert_with(|| {
+    let parsed = modules.entry((source, level)).or_insert_with(|| {
         let module = Module::parse(source.ptx(level));
         Arc::new(module.unwrap_or_else(|error| panic!("{}.ptx, {level:?}: {error}", source.name())))
     });

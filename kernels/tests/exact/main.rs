@@ -51,6 +51,7 @@ fn check_sound(case: &Case) {
 
 #[test]
 fn unavailable_devices_are_refused() {
+    println!("instruction sets: {:?}", Isa::available());
     for isa in [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx] {
         assert_eq!(Cpu::new(1, isa).is_ok(), Isa::available().contains(&isa));
     }

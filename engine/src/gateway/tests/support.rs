@@ -101,7 +101,8 @@ pub(super) async fn start_until(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> (Fixture, mpsc::Receiver<Submission>) {
     let (submitter, submissions) = Submitter::channel(1024);
-    let (status, status_seen) = watch::channel(PipelineStatus::Serving { nodes: 2 });
+    let (status, status_seen) =
+        watch::channel(PipelineStatus::Serving { nodes: 2, pipeline: Vec::new(), replans: 0 });
     let metrics = Metrics::new().unwrap();
     let gateway = serve(config, model(), submitter, status_seen, metrics.clone(), shutdown).await.unwrap();
     (Fixture { gateway, client: Client::new(), status, metrics }, submissions)

@@ -16,6 +16,12 @@ impl Machine<'_> {
     /// The members that each lane names, if all of them are here; otherwise the lanes wait.
     fn members(&mut self, warp: &mut Warp, members: W, mask: u32) -> Outcome<Option<Words>> {
         let members = *warp.registers.w(members);
+        if mask == u32::MAX && members == [u32::MAX; LANES] {
+            if let Some(race) = &mut self.race {
+                race.clock.join_lanes(warp.index as usize, mask, mask);
+            }
+            return Ok(Some(members));
+        }
         let ended = !warp.live;
         let mut complete = true;
         for lane in lanes(mask) {

@@ -372,7 +372,7 @@ impl Call {
         let (outputs, strands) = (tile << warps, WARPS >> warps);
         let params = &mut self.params;
         params.warps = warps;
-        params.passes = if self.format.is_float() { 1 } else { self.columns.div_ceil(32) };
+        params.passes = self.columns.div_ceil(pass(self.format));
         if gate_up {
             params.tiles = 2 * params.parts[0].outputs.div_ceil(32) * (32 / tile);
         }
@@ -439,7 +439,16 @@ impl Call {
     }
 }
 
-/// The kernel for `columns` rows. Those of 32 take several passes for more.
+/// Most rows of one pass over a tile's weights: more would not fit the registers.
+const fn pass(format: Format) -> u32 {
+    match format {
+        Format::Q8 | Format::Q4 | Format::Q4K => 32,
+        Format::Q6K => 16,
+        Format::Bf16 | Format::F32 => 8,
+    }
+}
+
+/// The kernel for `columns` rows, which takes several passes for more than [`pass`].
 fn kernel(format: Format, columns: u32) -> &'static str {
     match (format, columns) {
         (Format::Q8, 8) => "linear_q8_8",
@@ -452,8 +461,7 @@ fn kernel(format: Format, columns: u32) -> &'static str {
         (Format::Q4K, 16) => "linear_q4k_16",
         (Format::Q4K, _) => "linear_q4k_32",
         (Format::Q6K, 8) => "linear_q6k_8",
-        (Format::Q6K, 16) => "linear_q6k_16",
-        (Format::Q6K, _) => "linear_q6k_32",
+        (Format::Q6K, _) => "linear_q6k_16",
         (Format::Bf16, 1) => "linear_bf16_1",
         (Format::Bf16, _) => "linear_bf16_8",
         (Format::F32, 1) => "linear_f32_1",
