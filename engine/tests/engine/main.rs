@@ -5,6 +5,7 @@ mod bits;
 mod kquants;
 mod pages;
 mod parity;
+mod planner;
 mod process;
 mod sharing;
 mod support;
