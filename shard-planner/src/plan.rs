@@ -92,7 +92,8 @@ impl Bound {
 
 /// Who holds which layers, and which pipelines serve which part of the requests.
 ///
-/// Only this crate makes one, and every one has passed [`check`](Self::check).
+/// Only this crate makes one, and every one is checked: layers covered once and in order, no node twice in a
+/// pipeline, memory with KV, links that are up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Format of the weights.

@@ -29,9 +29,9 @@ pub struct Rehearsal<'a> {
 }
 
 /// Parts of the sessions that KV has room for that are tried: where a link is full, fewer wait less.
-const PARTS: [f64; 3] = [0.7, 0.5, 0.3];
-/// Plans that are tried, the best by prediction.
-const TRIED: usize = 7;
+const PARTS: [f64; 2] = [0.7, 0.4];
+/// Plans of each kind that are tried, the best by prediction.
+const TRIED: usize = 3;
 
 /// The plan of most tokens per second in rehearsal, among the best of different kinds. For the least time per
 /// token or the least price, the plan that [`plan_with`] finds.
@@ -49,10 +49,12 @@ pub fn plan_rehearsed(
         rehearse(&problem, &pipelines, rehearsal.engine, rehearsal.arrivals, rehearsal.window).tokens_per_s
     };
     let rate = |routes: &Routes| routes.iter().map(|(.., figures)| figures.tokens_per_s).sum::<f64>();
-    let mut kinds = kinds(&problem, effort);
-    kinds.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
-    kinds.truncate(TRIED);
-    let mut tried: Vec<(f64, Routes)> = kinds.into_iter().map(|routes| (run(&routes), routes)).collect();
+    let mut tried: Vec<(f64, Routes)> = Vec::new();
+    for mut kind in kinds(&problem, effort) {
+        kind.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+        kind.truncate(TRIED);
+        tried.extend(kind.into_iter().map(|routes| (run(&routes), routes)));
+    }
     tried.sort_by(|a, b| b.0.total_cmp(&a.0));
     if let Some((_, best)) = tried.first().cloned() {
         let fewer = PARTS.map(|part| with_part(&problem, &best, part));

@@ -17,7 +17,7 @@ use crate::{
 pub struct Effort {
     /// States of the exact search.
     pub states: usize,
-    /// Moves tried by the annealing for each number of pipelines, on 24 nodes or fewer; more on more.
+    /// Moves tried by the annealing for each number of pipelines.
     pub moves: usize,
 }
 
@@ -35,21 +35,19 @@ pub(crate) fn best_lines(problem: &Problem, effort: Effort) -> Vec<Line> {
     sets.max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap_or_default()
 }
 
-/// Good sets of pipelines of different kinds: of one pipeline, two, …, and of such that share nodes; each also
-/// for links taken to be slower than they are.
-pub(crate) fn kinds(problem: &Problem, effort: Effort) -> Vec<Routes> {
+/// Good sets of pipelines, by kind: of nodes of their own, sharing nodes, and over ranges that overlap. The
+/// first two are also sought for links taken to be slower than they are.
+pub(crate) fn kinds(problem: &Problem, effort: Effort) -> [Vec<Routes>; 3] {
     const CAUTIONS: [f64; 2] = [1.0, 3.0];
     let all: Vec<usize> = (0..problem.cluster.len()).collect();
     let cautions = if is_uniform(problem, &all) { &CAUTIONS[..1] } else { &CAUTIONS[..] };
-    let mut kinds = Vec::new();
+    let (mut apart, mut shared) = (Vec::new(), Vec::new());
     for &caution in cautions {
         let search = Search::new(problem, caution);
-        kinds.extend(search.sets(effort).into_iter().map(routes));
-        kinds.extend(branched(problem, &search.tour, caution, effort.moves / 3));
+        apart.extend(search.sets(effort).into_iter().map(routes));
+        shared.extend(branched(problem, &search.tour, caution, effort.moves / 2));
     }
-    let tour = tour(problem);
-    kinds.extend(overlapping(problem, &tour, effort.moves / 16));
-    kinds
+    [apart, shared, overlapping(problem, &tour(problem), effort.moves / 16)]
 }
 
 pub(crate) fn routes(lines: Vec<Line>) -> Routes {
@@ -81,7 +79,7 @@ impl<'a> Search<'a> {
         let mut best = 0.0f64;
         let mut worse = 0;
         for count in 1..=self.most_pipelines() {
-            let moves = effort.moves * self.tour.len().div_ceil(24) / 2;
+            let moves = effort.moves / 2;
             // From stretches of neighbours, and from nodes that are alike.
             let by_speed = self.estimates.by_speed(&self.tour);
             let starts =

@@ -33,7 +33,7 @@ const ONLINE: Window = Window { from_s: 600.0, to_s: 1200.0 };
 const REQUESTS: usize = 20_000;
 /// Rehearsals are shorter, and of other requests than those that are measured with.
 const REHEARSED: Window = Window { from_s: 50.0, to_s: 200.0 };
-const EFFORT: Effort = Effort { states: 1000, moves: 2000 };
+const EFFORT: Effort = Effort { states: 1000, moves: 1600 };
 
 /// What to plan.
 #[derive(Args, Debug)]
@@ -91,8 +91,8 @@ impl PlanArgs {
             figures.extend(row_figures);
             details.push(row_details);
         }
-        let (scaling, points) = self.scaling()?;
-        figures.extend(scaling);
+        let mut points = Vec::new();
+        figures.extend(self.scaling(&mut points)?);
         if let Some(path) = &self.svg {
             fs::write(path, curve(&points)).with_context(|| format!("{}", path.display()))?;
         }
@@ -106,9 +106,9 @@ impl PlanArgs {
         Ok(Report::new("plan", parameters, figures, details))
     }
 
-    /// Seconds for 200 models and demands over clusters of growing size.
-    fn scaling(&self) -> Result<(Vec<Figure>, Vec<(usize, f64)>)> {
-        let mut points = Vec::new();
+    /// Seconds for a model and a demand for every five nodes, over clusters of growing size; `points` are of nodes
+    /// and seconds.
+    fn scaling(&self, points: &mut Vec<(usize, f64)>) -> Result<Vec<Figure>> {
         let mut figures = Vec::new();
         for eighths in [1, 2, 3, 4, 6, 8] {
             let nodes = (self.largest * eighths / 8).max(8);
@@ -119,7 +119,7 @@ impl PlanArgs {
             let whole = Some(planned as f64 / demands as f64);
             figures.push(Figure::new(name, Some(seconds), "s CPU", 1).against("demands planned for", whole));
         }
-        Ok((figures, points))
+        Ok(figures)
     }
 }
 
