@@ -1,7 +1,7 @@
 //! Who holds which layers, and which nodes form a pipeline. Pure and deterministic: no I/O, no clock.
 //!
 //! A [`Model`] is a line of layers between an embedding and a head, a [`Cluster`] is nodes and the links
-//! between them, a [`Demand`] says which requests come and what is to be best. [`plan`] answers with a
+//! between them, a [`Demand`] says which requests come and what is to be best. [`plan()`] answers with a
 //! [`Plan`]: who holds what, pipelines with their part of the requests, what is predicted of them, and how far
 //! from the best that can be.
 //!
