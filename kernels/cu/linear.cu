@@ -148,7 +148,7 @@ struct Fragments {
     u32 passes;
 
     __device__ __forceinline__ Fragments(const Linear& p, const Block& b, u32 index, u32 s, u32 last)
-        : x(p.x, p.scales, b.first_row, p.stride, SegmentOf<F, NT>::WIDE ? p.stride / 256 : p.stride / 32, F::RUN), passes(NT == 4 ? p.passes : 1) {
+        : x(p.x, p.scales, b.first_row, p.stride, SegmentOf<F, NT>::WIDE ? p.stride / 256 : p.stride / 32, F::RUN), passes(NT == F::MOST ? p.passes : 1) {
         tile = s < last ? tile_weights<F>(p, index) : 0;
         if (tile) weights.load_all(tile + s * F::BYTES);
     }
@@ -248,7 +248,8 @@ LINEARS(q4, Q4)
 LINEAR(q4, Q4, 32, 1)
 LINEARS(q4k, Q4K)
 LINEAR(q4k, Q4K, 32, 1)
-LINEARS(q6k, Q6K)
+LINEAR(q6k, Q6K, 8, 2)
+LINEAR(q6k, Q6K, 16, 1)
 
 #define CHAINS(format, F, columns) \
     KERNEL(256, 1) linear_##format##_##columns(const __grid_constant__ Linear p) { linear<Chains<F, columns>, 32, columns>(p); }

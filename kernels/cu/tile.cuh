@@ -67,8 +67,10 @@ DEV void mma_half(int (&d)[4], u32 a0, u32 a1, u32 b) {
 
 // ---- Formats: what a segment of a tile looks like, and how its fragments are unpacked.
 
+// MOST: tiles of 8 rows of a pass; more would not fit the registers.
+
 struct Q8 {
-    static const int OUTPUTS = 16, LOADS = 8, BYTES = 4352, RUN = 8;
+    static const int OUTPUTS = 16, LOADS = 8, BYTES = 4352, RUN = 8, MOST = 4;
     // A product's int32 seeded with these bits is, read as f32, MAGIC + the product: no conversion is needed.
     static const int SEED = 0x4b400000;
     static __device__ __forceinline__ float magic() { return 12582912.0f; }
@@ -83,7 +85,7 @@ struct Q8 {
 // Nibbles are signed. They stay in the high half of a byte, which makes products 16 times too large: the unit of the
 // seed is 1/16.
 struct Q4 {
-    static const int OUTPUTS = 16, LOADS = 4, BYTES = 2304, RUN = 8;
+    static const int OUTPUTS = 16, LOADS = 4, BYTES = 2304, RUN = 8, MOST = 4;
     static const int SEED = 0x49400000;
     static __device__ __forceinline__ float magic() { return 786432.0f; }
     static __device__ __forceinline__ bool last_use(int g) { return g % 2; }
@@ -95,7 +97,7 @@ struct Q4 {
 };
 
 struct Q4K {
-    static const int OUTPUTS = 16, LOADS = 4, BYTES = 2304, RUN = 8;
+    static const int OUTPUTS = 16, LOADS = 4, BYTES = 2304, RUN = 8, MOST = 4;
     static __device__ __forceinline__ bool last_use(int g) { return g % 2; }
     static __device__ __forceinline__ int load_of(int g) { return g / 2; }
     static __device__ __forceinline__ void fragment(u32 (&a)[4], const uint4 (&w)[LOADS], int g) {
@@ -113,7 +115,7 @@ struct Q4K {
 
 // Values are made 4 times too large, so that their sign is the byte's.
 struct Q6K {
-    static const int OUTPUTS = 16, LOADS = 6, BYTES = 3360, RUN = 4;
+    static const int OUTPUTS = 16, LOADS = 6, BYTES = 3360, RUN = 4, MOST = 2;
     static __device__ __forceinline__ bool last_use(int g) { return g % 2; }
     static __device__ __forceinline__ int load_of(int g) { return g / 2; }
     static __device__ __forceinline__ void fragment(u32 (&a)[4], const uint4 (&w)[LOADS], int g) {
