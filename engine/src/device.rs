@@ -128,6 +128,10 @@ impl Device {
 
     /// Leaves so many bytes of a card's memory to others; the processor's is not bounded here.
     #[must_use]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, reason = "only cards have memory of their own")
+    )]
     pub fn leaving(self, bytes: u64) -> Self {
         match self {
             Self::Cpu(cpu) => Self::Cpu(cpu),

@@ -19,7 +19,14 @@ pub(crate) fn fault(operation: Operation) -> u32 {
 }
 
 /// One product on one card; `multiprocessors` decides which kernel does it.
-fn check(card: &mut Card, format: Format, rows: usize, outputs: usize, inputs: usize, multiprocessors: u32) {
+pub(crate) fn check(
+    card: &mut Card,
+    format: Format,
+    rows: usize,
+    outputs: usize,
+    inputs: usize,
+    multiprocessors: u32,
+) {
     let what = format!("{format}, {rows} rows, {outputs} x {inputs}, {multiprocessors} multiprocessors");
     let mut rng = Rng((rows * 7919 + outputs * 31 + inputs) as u64);
     let weights = weights(&mut rng, format, outputs, inputs);

@@ -11,6 +11,7 @@ mod kv;
 mod linear;
 mod linear_after;
 mod linear_rig;
+mod mistakes;
 mod norm;
 #[path = "../exact/rng.rs"]
 mod rng;
