@@ -26,9 +26,9 @@ use super::options::{ModelArgs, StageArgs};
 
 /// Say which machine should hold which layers, and what that would reach.
 ///
-/// The cluster is a TOML or JSON file of [[node]]s (id, memory, and a profile as `dolphin profile --json`
-/// prints it, or rates to estimate from) and [[link]]s (from, to, rtt_ms, mbit; between nodes or sites).
-/// Links that are missing are estimated and marked so. A [model] table, if there is one, stands for --model.
+/// The cluster is a TOML or JSON file of `[[node]]`s (id, memory, and a profile as `dolphin profile --json`
+/// prints it, or rates to estimate from) and `[[link]]`s (from, to, rtt_ms, mbit; between nodes or sites).
+/// Links that are missing are estimated and marked so. A `[model]` table, if there is one, stands for --model.
 #[derive(Args, Debug)]
 pub(super) struct PlanCommand {
     /// The cluster, as TOML or JSON
