@@ -1,10 +1,7 @@
 //! Drawing a token from logits: section 10 of the numerics. Pure; the random number depends on seed,
 //! choice and position alone, so the same request draws the same tokens on every pipeline.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, hash_map::Entry},
-};
+use std::collections::{HashMap, hash_map::Entry};
 
 use kernels::{
     backend::Question,
@@ -20,12 +17,6 @@ use crate::request::{Logprobs, Sampling};
 
 /// Separates the draws from every other use of keccak in the product.
 const DRAW_DOMAIN: &[u8] = b"dolphin/exact/1/draw";
-
-/// Fixed-point one of the integer weights.
-const ONE: f32 = (1u64 << 40) as f32;
-
-/// Temperatures below this are greedy: logits divided by less would leave f32's range.
-const LEAST_TEMPERATURE: f32 = 1.0 / 1024.0;
 
 /// A drawn token.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,8 +72,9 @@ impl Sampler {
     /// The token that [`Sampler::draw`] would draw, which is not counted yet. The logits are penalised in
     /// place.
     pub fn peek(&mut self, logits: &mut [f32], position: u32) -> u32 {
-        self.penalise(logits);
-        self.choose(logits, position)
+        reference::edit(logits, &self.edits());
+        let choice = self.choice(position);
+        reference::draw_in(logits, &choice, &mut self.candidates)
     }
 
     /// What a device is asked that is to draw the token at `position`, `ahead` being the tokens between those
@@ -92,20 +84,21 @@ impl Sampler {
             return None;
         }
         ahead.iter().for_each(|&token| self.accept(token));
-        let edits = self.edits();
+        let mut edits = self.edits();
         ahead.iter().for_each(|&token| self.retract(token));
-        let &Sampling { temperature, top_k, min_p, top_p, .. } = &self.sampling;
-        let choice = Choice {
-            random: self.random(position),
-            temperature,
-            top_k,
-            min_p: reference::fixed(min_p),
-            top_p: reference::fixed(top_p),
-        };
-        Some(Question { choice, edits })
+        // Stable: the edits of a token stay in their order.
+        edits.sort_by_key(|edit| edit.token);
+        Some(Question { choice: self.choice(position), edits })
     }
 
-    /// What [`Self::penalise`] does, in ascending order of tokens.
+    /// How the token at `position` is drawn.
+    fn choice(&self, position: u32) -> Choice {
+        let &Sampling { temperature, top_k, min_p, top_p, .. } = &self.sampling;
+        let (min_p, top_p) = (reference::fixed(min_p), reference::fixed(top_p));
+        Choice { random: self.random(position), temperature, top_k, min_p, top_p }
+    }
+
+    /// Penalties and bias; those of a token in the order in which they apply.
     fn edits(&self) -> Vec<Edit> {
         let p = &self.sampling;
         let mut edits = Vec::new();
@@ -121,8 +114,6 @@ impl Sampler {
             }));
         }
         edits.extend(p.logit_bias.iter().map(|&(token, bias)| Edit { token, change: Change::Add(bias) }));
-        // Stable: the edits of a token stay in their order.
-        edits.sort_by_key(|edit| edit.token);
         edits
     }
 
@@ -141,115 +132,12 @@ impl Sampler {
         }
     }
 
-    fn choose(&mut self, logits: &[f32], position: u32) -> u32 {
-        if self.sampling.temperature < LEAST_TEMPERATURE {
-            return argmax(logits);
-        }
-        self.weigh(logits);
-        self.truncate();
-        // Logits beyond f32's range at this temperature leave no weight: the largest is then the only choice.
-        self.pick(position).unwrap_or_else(|| argmax(logits))
-    }
-
-    fn penalise(&self, logits: &mut [f32]) {
-        let p = &self.sampling;
-        if p.repetition_penalty != 1.0 {
-            let fresh = self.in_reply.keys().filter(|id| self.in_prompt.binary_search(id).is_err());
-            for &id in self.in_prompt.iter().chain(fresh) {
-                if let Some(l) = logits.get_mut(id as usize) {
-                    *l = if *l > 0.0 { *l / p.repetition_penalty } else { *l * p.repetition_penalty };
-                }
-            }
-        }
-        if p.frequency_penalty != 0.0 || p.presence_penalty != 0.0 {
-            for (&id, &count) in &self.in_reply {
-                if let Some(l) = logits.get_mut(id as usize) {
-                    *l -= p.frequency_penalty * count as f32;
-                    *l -= p.presence_penalty;
-                }
-            }
-        }
-        for &(id, bias) in &p.logit_bias {
-            if let Some(l) = logits.get_mut(id as usize) {
-                *l += bias;
-            }
-        }
-    }
-
-    /// Integer weights of every token that has one, in vocabulary order.
-    fn weigh(&mut self, logits: &[f32]) {
-        let t = self.sampling.temperature;
-        let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l / t > m { l / t } else { m });
-        self.candidates.clear();
-        for (id, &l) in logits.iter().enumerate() {
-            let weight = (exp(l / t - max) * ONE) as u64;
-            if weight > 0 {
-                self.candidates.push((weight, id as u32));
-            }
-        }
-    }
-
-    /// Keeps top-k, then min-p, then top-p; leaves the survivors in vocabulary order.
-    fn truncate(&mut self) {
-        let p = &self.sampling;
-        let kept = &mut self.candidates;
-        let heavier = |&(weight, id): &(u64, u32)| (Reverse(weight), id);
-        let k = p.top_k as usize;
-        if k > 0 && k < kept.len() {
-            kept.select_nth_unstable_by_key(k - 1, heavier);
-            kept.truncate(k);
-        }
-        if p.min_p > 0.0 {
-            let max = kept.iter().map(|c| c.0).max().unwrap_or(0);
-            let floor = (u128::from(max) * fixed(p.min_p)) >> 32;
-            kept.retain(|c| u128::from(c.0) >= floor);
-        }
-        if p.top_p < 1.0 {
-            kept.sort_unstable_by_key(heavier);
-            let total: u128 = kept.iter().map(|c| u128::from(c.0)).sum();
-            let bound = fixed(p.top_p) * total;
-            let mut sum = 0u128;
-            let prefix = kept.iter().position(|c| {
-                sum += u128::from(c.0);
-                sum << 32 >= bound
-            });
-            kept.truncate(prefix.map_or(kept.len(), |last| last + 1));
-        }
-        kept.sort_unstable_by_key(|c| c.1);
-    }
-
-    fn pick(&self, position: u32) -> Option<u32> {
-        let total: u64 = self.candidates.iter().map(|c| c.0).sum();
-        let threshold = ((u128::from(self.random(position)) * u128::from(total)) >> 64) as u64;
-        let mut sum = 0u64;
-        self.candidates.iter().find_map(|&(weight, id)| {
-            sum += weight;
-            (sum > threshold).then_some(id)
-        })
-    }
-
     /// First eight bytes of the ChaCha8 block numbered `position`.
     fn random(&self, position: u32) -> u64 {
         let mut rng = ChaCha8Rng::from_seed(self.key);
         rng.set_word_pos(u128::from(position) * 16);
         rng.next_u64()
     }
-}
-
-/// `p` in [0, 1] as a 32-bit fixed-point fraction, ties to even.
-fn fixed(p: f32) -> u128 {
-    (f64::from(p) * 4_294_967_296.0).round_ties_even() as u128
-}
-
-/// Index of the largest value, the lowest on ties.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &l) in logits.iter().enumerate() {
-        if l > logits[best] {
-            best = id;
-        }
-    }
-    best as u32
 }
 
 /// The `n` most likely tokens, heaviest first, lowest index on ties.

@@ -41,15 +41,6 @@ DEV float shuffle_xor(float v, int lanes) { return __shfl_xor_sync(ALL_LANES, v,
 DEV float shuffle(float v, int lane) { return __shfl_sync(ALL_LANES, v, lane); }
 DEV u32 shuffle_xor(u32 v, int lanes) { return __shfl_xor_sync(ALL_LANES, v, lanes); }
 
-// 16 bytes that are read once: not kept in L1.
-DEV uint4 load_once(const void* p) {
-    uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(p));
-    return v;
-}
-
 // Copies 16 bytes to shared memory behind the thread's back; writes zeros unless `inside`.
 DEV void copy_async(void* to, const void* from, bool inside) {
 #if __CUDA_ARCH__ >= 800
@@ -72,25 +63,5 @@ template <int pending>
 DEV void copy_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#endif
-}
-
-// d (16 x 8, i32) += a (16 x 32, i8, row major) * b (32 x 8, i8, column major), in the fragments of m16n8k32.
-DEV void mma_m16n8k32(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-#define MMA_M8N8K16(x, y, a, b)                                                                                    \
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"                   \
-                 : "+r"(x), "+r"(y)                                                                                  \
-                 : "r"(a), "r"(b))
-    MMA_M8N8K16(d[0], d[1], a[0], b[0]);
-    MMA_M8N8K16(d[0], d[1], a[2], b[1]);
-    MMA_M8N8K16(d[2], d[3], a[1], b[0]);
-    MMA_M8N8K16(d[2], d[3], a[3], b[1]);
-#undef MMA_M8N8K16
 #endif
 }

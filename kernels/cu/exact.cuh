@@ -115,16 +115,6 @@ DEV int quantise32(float v, Group& group) {
     return quantised(v, group);
 }
 
-// A group of 256, one value a thread of a block of 256. `shared`: 8 words that are free.
-DEV int quantise256(float v, Group& group, u32* shared) {
-    u32 amax = warp_max(magnitude(v));
-    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = amax;
-    __syncthreads();
-    amax = lanes_max<8>(shared[threadIdx.x & 7]);
-    group = group_of(amax);
-    return quantised(v, group);
-}
-
 // Rows as the input of linear layers (docs/kernels.md): where each form stands, 0 where it is not wanted.
 struct Activation {
     u64 narrow, narrow_scales;  // i8 [rows][K256], f32 [rows][K256 / 32]

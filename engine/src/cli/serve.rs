@@ -71,20 +71,23 @@ impl Serve {
             config.private_ends = Some(ends.ids());
             config.allow = config.allow.map(|allow| allow.into_iter().chain(ends.ids()).collect());
         }
-        let drafting = match self.gateway.draft()? {
-            Some(draft) => {
-                let (device, context, target) = (self.stage.device()?, self.stage.context, model.clone());
+        let draft = self.gateway.draft()?;
+        // Once for both: a card compiles its kernels when it is opened.
+        let device = (draft.is_some() || ends.is_some()).then(|| self.stage.device()).transpose()?;
+        let drafting = match draft.zip(device.clone()) {
+            Some((draft, device)) => {
+                let (context, target) = (self.stage.context, model.clone());
                 Some(on_device!(device, backend => start_drafter(target, draft, backend, context).await)?)
             }
             None => None,
         };
         let front = Front::start(&model, key.identity.clone(), Arc::new(endpoint), drafting, config).await?;
         let mut nodes = Vec::new();
-        if let Some(ends) = ends {
+        if let Some((ends, device)) = ends.zip(device) {
             let inside = GatewayAddress { id: join.id, address: reachable_inside(bound).to_string() };
             let bar = byte_bar("loading embedding and head");
             let budget = self.stage.budget()?;
-            let (device, quantisation, source) = (self.stage.device()?, self.model.quant, model.clone());
+            let (quantisation, source) = (self.model.quant, model.clone());
             nodes = on_device!(device, backend => {
                 ends.start(source, quantisation, budget, backend, inside, follow(&bar)).await
             })?;

@@ -76,9 +76,13 @@ impl<B: Backend> Stage<B> {
         backend.download(&drawing.logits, 0..rows.len(), out)
     }
 
-    /// Draws from the logits of the listed rows of the last step, one token for each question, if the device
-    /// does that; where it does not, nothing is computed, and [`Stage::logits`] is there. The token of a
-    /// faulty row means nothing.
+    /// Whether the device draws tokens: if it does not, [`Stage::logits`] is there.
+    pub fn draws(&self) -> bool {
+        self.backend.draws()
+    }
+
+    /// Draws from the logits of the listed rows of the last step, one token for each question, on a device that
+    /// [draws](Stage::draws). The token of a faulty row means nothing.
     ///
     /// # Errors
     /// If the device failed.
@@ -89,16 +93,12 @@ impl<B: Backend> Stage<B> {
         questions: &[Question],
         tokens: &mut Vec<u32>,
         faults: &mut Vec<Fault>,
-    ) -> Result<bool, BackendError> {
-        if !self.backend.draws() {
-            return Ok(false);
-        }
+    ) -> Result<(), BackendError> {
         self.drawing_pass(rows, Some(questions));
         let Self { backend, workspace, .. } = self;
-        let Some(drawing) = &mut workspace.drawing else { return Ok(false) };
+        let Some(drawing) = &mut workspace.drawing else { return Ok(()) };
         collect(backend.end(&mut drawing.step)?, rows.iter().copied(), segments, faults);
-        backend.drawn(&mut drawing.step, tokens)?;
-        Ok(true)
+        backend.drawn(&mut drawing.step, tokens)
     }
 
     /// Begins a pass of the head over the listed rows, and the draws from it.
@@ -111,7 +111,6 @@ impl<B: Backend> Stage<B> {
         backend.begin(step, Batch { rows: drawn, pages: &[], sources: rows });
         backend.enter(step, config.layers);
         backend.run(step, Pass::Head, |step| {
-            backend.enter(step, config.layers);
             backend.gather(&workspace.hidden, step, hidden);
             backend.norm(&head.norm, hidden, step, normed);
             backend.logits(&head.weight, normed, step, logits);

@@ -1,5 +1,7 @@
 //! Drawing a token from the logits of one row (section 10).
 
+use std::cmp::Reverse;
+
 use super::exp;
 
 /// Temperatures below this are greedy: logits divided by less would leave f32's range.
@@ -61,13 +63,18 @@ pub fn edit(logits: &mut [f32], edits: &[Edit]) {
 
 /// The token drawn from edited logits.
 pub fn draw(logits: &[f32], choice: &Choice) -> u32 {
+    draw_in(logits, choice, &mut Vec::new())
+}
+
+/// As [`draw`]; `kept` is memory to work in, for who draws often.
+pub fn draw_in(logits: &[f32], choice: &Choice, kept: &mut Vec<(u64, u32)>) -> u32 {
     if choice.temperature < LEAST_TEMPERATURE {
         return argmax(logits);
     }
-    let mut kept = weigh(logits, choice.temperature);
-    truncate(&mut kept, choice);
+    weigh(logits, choice.temperature, kept);
+    truncate(kept, choice);
     // Logits beyond f32's range at this temperature leave no weight: the largest is then the only choice.
-    pick(&kept, choice.random).unwrap_or_else(|| argmax(logits))
+    pick(kept, choice.random).unwrap_or_else(|| argmax(logits))
 }
 
 /// Index of the largest value, the lowest on ties.
@@ -82,22 +89,29 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// Integer weights of every token that has one, in vocabulary order.
-fn weigh(logits: &[f32], t: f32) -> Vec<(u64, u32)> {
+fn weigh(logits: &[f32], t: f32, kept: &mut Vec<(u64, u32)>) {
     let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l / t > m { l / t } else { m });
     let weight = |l: f32| (exp(l / t - max) * ONE) as u64;
-    logits.iter().zip(0..).map(|(&l, id)| (weight(l), id)).filter(|&(weight, _)| weight > 0).collect()
+    kept.clear();
+    kept.extend(logits.iter().zip(0..).map(|(&l, id)| (weight(l), id)).filter(|&(weight, _)| weight > 0));
 }
 
-/// Keeps top-k, then min-p, then top-p; leaves the survivors in vocabulary order.
+/// Keeps top-k, then min-p, then top-p; leaves the survivors in vocabulary order. Nothing is sorted that is not
+/// truncated.
 fn truncate(kept: &mut Vec<(u64, u32)>, choice: &Choice) {
-    kept.sort_unstable_by_key(|&(weight, id)| (std::cmp::Reverse(weight), id));
-    if choice.top_k > 0 {
-        kept.truncate(choice.top_k as usize);
+    let heavier = |&(weight, id): &(u64, u32)| (Reverse(weight), id);
+    let k = choice.top_k as usize;
+    if k > 0 && k < kept.len() {
+        kept.select_nth_unstable_by_key(k - 1, heavier);
+        kept.truncate(k);
     }
-    let max = kept.first().map_or(0, |first| u128::from(first.0));
-    let floor = (max * u128::from(choice.min_p)) >> 32;
-    kept.retain(|&(weight, _)| u128::from(weight) >= floor);
+    if choice.min_p > 0 {
+        let max = kept.iter().map(|&(weight, _)| weight).max().unwrap_or(0);
+        let floor = (u128::from(max) * u128::from(choice.min_p)) >> 32;
+        kept.retain(|&(weight, _)| u128::from(weight) >= floor);
+    }
     if choice.top_p < 1 << 32 {
+        kept.sort_unstable_by_key(heavier);
         let total: u128 = kept.iter().map(|&(weight, _)| u128::from(weight)).sum();
         let bound = u128::from(choice.top_p) * total;
         let mut sum = 0u128;

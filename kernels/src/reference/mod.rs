@@ -14,7 +14,7 @@ mod rotate;
 
 pub use attention::{Fold, attend_block};
 pub use backend::{Activation, Buffer, Kv, Reference};
-pub use draw::{Change, Choice, Edit, LEAST_TEMPERATURE, draw, edit, fixed};
+pub use draw::{Change, Choice, Edit, LEAST_TEMPERATURE, draw, draw_in, edit, fixed};
 pub use linear::{dot, dot_float, dot_wide, quantise_group};
 pub use math::{exp, max, sigmoid, silu};
 pub use norm::{rms_norm, sum_of_squares};

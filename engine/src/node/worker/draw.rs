@@ -186,16 +186,18 @@ impl<B: Backend> Desk<B> {
     ) -> Result<(), BackendError> {
         let rows: Vec<u32> = batch.iter().map(|wanted| wanted.row).collect();
         self.faults.clear();
-        let asked: Option<Vec<Question>> = batch.iter().map(|wanted| self.question(step, wanted)).collect();
-        let mut tokens = Vec::new();
-        let drawn = match asked {
-            Some(questions) => {
-                self.stage.draw(&step.segments, &rows, &questions, &mut tokens, &mut self.faults)?
-            }
-            None => false,
+        // None where the device does not draw, or a request wants what only the logits tell.
+        let asked: Option<Vec<Question>> = if self.stage.draws() {
+            batch.iter().map(|wanted| self.question(step, wanted)).collect()
+        } else {
+            None
         };
-        if !drawn {
-            self.stage.logits(&step.segments, &rows, &mut self.logits, &mut self.faults)?;
+        let mut tokens = Vec::new();
+        match asked {
+            Some(questions) => {
+                self.stage.draw(&step.segments, &rows, &questions, &mut tokens, &mut self.faults)?;
+            }
+            None => self.stage.logits(&step.segments, &rows, &mut self.logits, &mut self.faults)?,
         }
         let width = self.stage.vocabulary();
         let mut failed = Vec::new();
