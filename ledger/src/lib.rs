@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod eip712;
+pub mod embedded;
 pub mod merkle;
 pub mod model;
 pub mod node;
