@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod eip712;
+pub mod embedded;
 pub mod merkle;
 pub mod model;
 pub mod node;

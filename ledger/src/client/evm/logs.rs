@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     convert::to_u64,
     events::{decode, sources},
-    reads::Reader,
+    reads::{Range, Reader},
 };
 use crate::client::{Cursor, Error, EventId, Logged, News, event::ReadBlock};
 
@@ -25,9 +25,9 @@ impl Reader {
         if cursor.next > confirmed {
             return Ok(nothing_new);
         }
-        let last = confirmed.min(cursor.next.saturating_add(self.log_range - 1));
         let anchor = cursor.blocks.last().cloned();
-        let (logs, last, hash) = self.logs_up_to(cursor.next, last).await?;
+        let filter = Filter::new().address(sources(&self.deployment));
+        let Range { logs, last, hash } = self.logs_up_to(&filter, cursor.next, confirmed).await?;
         let Some(hash) = hash else { return Ok(nothing_new) };
         let events = self.named(&logs);
         remember(&mut cursor, &logs, &events, last, hash);
@@ -57,31 +57,6 @@ impl Reader {
             cursor.next = block.number + 1;
         }
         Ok((cursor, undone))
-    }
-
-    async fn block_hash(&self, number: u64) -> Result<Option<[u8; 32]>, Error> {
-        let params = json!([format!("0x{number:x}"), false]);
-        let block: Option<Block<H256>> = self.wire.ask("eth_getBlockByNumber", params).await?;
-        Ok(block.and_then(|block| block.hash).map(|hash| hash.0))
-    }
-
-    /// Our contracts' logs from a block on, up to which, and that block's hash from before they were asked for.
-    /// Fewer blocks than wanted where a node does not give that many at once.
-    async fn logs_up_to(
-        &self,
-        first: u64,
-        mut last: u64,
-    ) -> Result<(Vec<Log>, u64, Option<[u8; 32]>), Error> {
-        let filter = Filter::new().address(sources(&self.deployment));
-        loop {
-            let hash = self.block_hash(last).await?;
-            match self.logs_between(&filter, first, last).await {
-                Err(Error::Node { .. } | Error::BadAnswer(_)) if last > first => {
-                    last = first + (last - first) / 2;
-                }
-                logs => return Ok((logs?, last, hash)),
-            }
-        }
     }
 
     /// The events among logs, each with its name.

@@ -19,7 +19,7 @@ use super::{
     convert::{to_bytes, to_h160, to_pod, to_u64, to_u128},
     events::joined,
     refusals::call_fault,
-    rpc::Wire,
+    rpc::{RpcFault, Wire},
 };
 use crate::{
     client::{
@@ -232,24 +232,55 @@ impl Reader {
         let last = self.head().await?.block;
         let (mut from, mut logs) = (self.deployment.block, Vec::new());
         while from <= last {
-            let to = last.min(from.saturating_add(self.log_range - 1));
-            logs.extend(self.logs_between(&filter, from, to).await?);
-            from = to + 1;
+            let range = self.logs_up_to(&filter, from, last).await?;
+            logs.extend(range.logs);
+            from = range.last.saturating_add(1);
         }
         Ok(logs)
     }
 
+    /// Logs from a block on, at most up to another: of fewer blocks where that is a large range, or more than a
+    /// node gives at once.
+    pub(super) async fn logs_up_to(&self, filter: &Filter, first: u64, last: u64) -> Result<Range, Error> {
+        let mut last = last.min(first.saturating_add(self.log_range - 1));
+        loop {
+            let hash = self.block_hash(last).await?;
+            match self.logs_between(filter, first, last).await {
+                Ok(logs) => return Ok(Range { logs, last, hash }),
+                Err(RpcFault::Refused { .. } | RpcFault::TooLong(_)) if last > first => {
+                    last = first + (last - first) / 2;
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+    }
+
     /// The logs of some blocks, in their order.
-    pub(super) async fn logs_between(&self, filter: &Filter, from: u64, to: u64) -> Result<Vec<Log>, Error> {
+    async fn logs_between(&self, filter: &Filter, from: u64, to: u64) -> Result<Vec<Log>, RpcFault> {
         let filter = filter.clone().from_block(from).to_block(to);
         let mut logs: Vec<Log> = self.wire.ask("eth_getLogs", json!([filter])).await?;
         logs.retain(|log| log.removed != Some(true));
         if logs.iter().any(|log| !(from..=to).contains(&log.block_number.map_or(u64::MAX, |n| n.as_u64()))) {
-            return Err(Error::BadAnswer("logs of blocks that were not asked for".to_owned()));
+            return Err(RpcFault::BadAnswer("logs of blocks that were not asked for".to_owned()));
         }
         logs.sort_by_key(|log| (log.block_number.unwrap_or(U64::MAX), log.log_index.unwrap_or(U256::MAX)));
         Ok(logs)
     }
+
+    pub(super) async fn block_hash(&self, number: u64) -> Result<Option<[u8; 32]>, Error> {
+        let params = json!([format!("0x{number:x}"), false]);
+        let block: Option<Block<H256>> = self.wire.ask("eth_getBlockByNumber", params).await?;
+        Ok(block.and_then(|block| block.hash).map(|hash| hash.0))
+    }
+}
+
+/// Logs of some blocks.
+pub(super) struct Range {
+    pub(super) logs: Vec<Log>,
+    /// The last of the blocks.
+    pub(super) last: u64,
+    /// Its hash, from before the logs were asked for.
+    pub(super) hash: Option<[u8; 32]>,
 }
 
 fn decoded<E: EthEvent>(log: Log) -> Option<E> {

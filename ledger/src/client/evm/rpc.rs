@@ -3,18 +3,24 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use ethers::providers::{JsonRpcClient, JsonRpcError, ProviderError, RpcError};
-use serde::{Serialize, de::DeserializeOwned};
+
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 use tracing::debug;
 
-use crate::client::Error;
+use crate::{
+    client::Error,
+    embedded::{Chain, RpcError},
+};
 
 /// A wire to one chain's node: HTTP, or a chain in the same process.
 #[async_trait]
-pub trait Rpc: fmt::Debug + Send + Sync {
+pub trait Rpc: Send + Sync {
     /// Asks once. `params` is an array.
     async fn request(&self, method: &str, params: Value) -> Result<Value, RpcFault>;
 }
@@ -49,19 +55,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// What nodes answer to those who ask too often, or that have just started (EIP-1474).
 const PASSING_CODES: [i64; 3] = [429, -32002, -32005];
 
-/// A wire that asks again. For ethers, its `JsonRpcClient`.
-#[derive(Clone, Debug)]
+/// A wire that asks again.
+#[derive(Clone)]
 pub(super) struct Wire {
     rpc: Arc<dyn Rpc>,
     patience: Duration,
-}
-
-/// An [`RpcFault`] for ethers.
-#[derive(Debug, Error)]
-#[error("{fault}")]
-pub(super) struct WireError {
-    pub(super) fault: RpcFault,
-    error: Option<JsonRpcError>,
 }
 
 impl Wire {
@@ -80,6 +78,8 @@ impl Wire {
         let mut wait = FIRST_WAIT;
         loop {
             let fault = match self.once(method, params.clone()).await {
+                // Of logs, it is the question that is too much.
+                Err(fault @ RpcFault::Refused { .. }) if method == "eth_getLogs" => return Err(fault),
                 Err(fault) if fault.is_passing() => fault,
                 result => return result,
             };
@@ -97,6 +97,24 @@ impl Wire {
         let result = self.rpc.request(method, params).await?;
         serde_json::from_value(result)
             .map_err(|error| RpcFault::BadAnswer(format!("the result of {method}: {error}")))
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wire")
+    }
+}
+
+/// The chain of this process. Asked on a thread of its own, since it computes and writes.
+#[async_trait]
+impl Rpc for Chain {
+    async fn request(&self, method: &str, params: Value) -> Result<Value, RpcFault> {
+        let (chain, method) = (self.clone(), method.to_owned());
+        let asked = spawn_blocking(move || Chain::request(&chain, &method, &params)).await;
+        let answer =
+            asked.map_err(|_| RpcFault::Unreachable("the chain of this process failed".to_owned()))?;
+        answer.map_err(|RpcError { code, message, data }| RpcFault::Refused { code, message, data })
     }
 }
 
@@ -129,52 +147,6 @@ impl From<RpcFault> for Error {
             }
             RpcFault::Refused { code, message, .. } => Self::Node { code, message },
         }
-    }
-}
-
-#[async_trait]
-impl JsonRpcClient for Wire {
-    type Error = WireError;
-
-    async fn request<T, R>(&self, method: &str, params: T) -> Result<R, WireError>
-    where
-        T: fmt::Debug + Serialize + Send + Sync,
-        R: DeserializeOwned + Send,
-    {
-        let params = match serde_json::to_value(params) {
-            Ok(Value::Null) => json!([]),
-            Ok(params) => params,
-            Err(error) => return Err(RpcFault::BadAnswer(error.to_string()).into()),
-        };
-        self.ask(method, params).await.map_err(WireError::from)
-    }
-}
-
-impl From<RpcFault> for WireError {
-    fn from(fault: RpcFault) -> Self {
-        let error = match &fault {
-            RpcFault::Refused { code, message, data } => {
-                Some(JsonRpcError { code: *code, message: message.clone(), data: data.clone() })
-            }
-            _ => None,
-        };
-        Self { fault, error }
-    }
-}
-
-impl RpcError for WireError {
-    fn as_error_response(&self) -> Option<&JsonRpcError> {
-        self.error.as_ref()
-    }
-
-    fn as_serde_error(&self) -> Option<&serde_json::Error> {
-        None
-    }
-}
-
-impl From<WireError> for ProviderError {
-    fn from(error: WireError) -> Self {
-        Self::JsonRpcClientError(Box::new(error))
     }
 }
 
