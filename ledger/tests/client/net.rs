@@ -80,6 +80,7 @@ impl Net {
             let address = format!("0x{}", hex::encode(key(number).address()));
             net.ask("anvil_setBalance", json!([address, format!("0x{:x}", 100 * ETHER)])).await;
         }
+        println!("anvil answers at {}", net.url);
         Some(net)
     }
 

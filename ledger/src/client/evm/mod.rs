@@ -1,4 +1,4 @@
-//! The one place that knows ethers: calls, transactions and logs of an EVM chain over JSON-RPC.
+//! The one place that knows `ethers`: calls, transactions and logs of an EVM chain over JSON-RPC.
 
 mod bindings;
 mod calls;
@@ -16,7 +16,7 @@ mod sender;
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use ethers::types::{TransactionReceipt, U256};
+use ethers_core::types::{TransactionReceipt, U256};
 use serde_json::json;
 use tokio::sync::Mutex;
 

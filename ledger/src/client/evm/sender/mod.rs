@@ -14,7 +14,7 @@ mod transaction;
 
 use std::{path::Path, time::Duration};
 
-use ethers::types::TransactionReceipt;
+use ethers_core::types::TransactionReceipt;
 use tokio::sync::{mpsc, oneshot};
 
 use self::{chain::Chain, store::Store, task::Task};

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ethers::types::TransactionReceipt;
+use ethers_core::types::TransactionReceipt;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
@@ -21,7 +21,11 @@ use super::{
 };
 use crate::client::{
     Error, Key,
-    evm::{calls::Order, fees::Offer, rpc::RpcFault},
+    evm::{
+        calls::Order,
+        fees::{Fees, Offer},
+        rpc::RpcFault,
+    },
     show_address,
 };
 
@@ -45,6 +49,8 @@ pub(super) struct Task {
     /// Who waits for which nonce.
     replies: HashMap<u64, Reply>,
     begun: Instant,
+    /// As of the last look.
+    fees: Fees,
     /// Looks that failed in a row.
     failed: u32,
 }
@@ -79,6 +85,7 @@ impl Task {
             waiting: VecDeque::new(),
             replies: HashMap::new(),
             begun: Instant::now(),
+            fees: Fees { base_wei: 0, tip_wei: 0 },
             failed: 0,
         }
     }
@@ -115,6 +122,7 @@ impl Task {
 
     async fn look(&mut self) -> Result<(), RpcFault> {
         let view = self.chain.view(self.begun.elapsed()).await?;
+        self.fees = view.fees;
         let receipts = self.look_up(&view).await?;
         let before = self.marks();
         for work in self.queue.step(&view) {
@@ -165,7 +173,7 @@ impl Task {
             Work::Investigate(nonce) => self.investigate(nonce, view).await?,
             Work::Fill(nonce) => {
                 warn!("nonce {nonce} of {} is missing, and is filled", show_address(&self.key.address()));
-                let (order, attempt) = self.nothing(nonce, view);
+                let (order, attempt) = self.nothing(nonce);
                 self.queue.push(nonce, order, EMPTY_GAS, attempt);
                 self.queue.told(nonce);
                 self.save_soon();
@@ -183,18 +191,18 @@ impl Task {
     }
 
     /// A transaction that uses a nonce up.
-    fn nothing(&self, nonce: u64, view: &View) -> (Order, Attempt) {
-        let to = Some(ethers::types::H160(self.key.address()));
+    fn nothing(&self, nonce: u64) -> (Order, Attempt) {
+        let to = Some(ethers_core::types::H160(self.key.address()));
         let order = Order { to, value_wei: 0, data: Vec::new() };
-        let attempt = sign(&self.key, self.chain_id, nonce, &order, EMPTY_GAS, self.offer(view));
+        let attempt = sign(&self.key, self.chain_id, nonce, &order, EMPTY_GAS, self.offer());
         (order, attempt)
     }
 
     /// What to offer for what cannot wait for lower fees.
-    fn offer(&self, view: &View) -> Offer {
+    fn offer(&self) -> Offer {
         let limit = self.manner.max_fee_wei;
-        let most = Offer { max_wei: limit, tip_wei: view.fees.tip_wei.min(limit) };
-        view.fees.offer(limit).unwrap_or(most)
+        let most = Offer { max_wei: limit, tip_wei: self.fees.tip_wei.min(limit) };
+        self.fees.offer(limit).unwrap_or(most)
     }
 
     async fn send(&mut self, nonce: u64, now: Duration) {
@@ -211,13 +219,7 @@ impl Task {
         if self.queue.is_last(nonce) {
             self.queue.remove(nonce);
         } else {
-            let view = View {
-                head: 0,
-                nonce,
-                fees: crate::client::evm::fees::Fees { base_wei: 0, tip_wei: 0 },
-                now,
-            };
-            let (order, attempt) = self.nothing(nonce, &view);
+            let (order, attempt) = self.nothing(nonce);
             self.queue.hollow_out(nonce, order, EMPTY_GAS, attempt);
         }
         self.save_soon();
@@ -258,7 +260,7 @@ impl Task {
         let next = self.queue.next_nonce(self.chain.next_nonce().await?);
         let Some(entry) = self.queue.remove(nonce) else { return Ok(()) };
         if !entry.told {
-            let attempt = sign(&self.key, self.chain_id, next, &entry.order, entry.gas, self.offer(view));
+            let attempt = sign(&self.key, self.chain_id, next, &entry.order, entry.gas, self.offer());
             self.queue.push(next, entry.order, entry.gas, attempt);
             if let Some(reply) = self.replies.remove(&nonce) {
                 self.replies.insert(next, reply);
