@@ -138,7 +138,7 @@ async fn votes(net: &Net, holder: &Client) {
         ledger::model::Model { numerics: 1, tokenizer: [1; 32], rope: [2; 32], layers: vec![[3; 32]; 3] };
     let hash = model.hash().expect("there are layers");
     done(net, holder, Action::DelegateVotes { to: key(1).address() }).await;
-    net.advance(1).await;
+    net.advance(5).await;
     let motions = vec![
         Motion::RegisterModel { model, name: "small".to_owned() },
         Motion::GrantRole { role: (1 << 32) + u64::from(NODE_ROLE), account: key(5).address() },
@@ -243,18 +243,16 @@ async fn everything_works_on_anvil() {
 /// The same chain without HTTP in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_chain_of_this_process_needs_no_http() {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use ledger::{
         client::{Config, Parameters},
         embedded::{Chain, Genesis},
     };
 
-    let genesis = Genesis { timestamp: 1_900_000_000, ..Genesis::default() };
-    let genesis = genesis.with_account(key(1).address(), 10u128.pow(20));
+    let genesis = Genesis::default().with_account(key(1).address(), 10u128.pow(20));
     let chain = Chain::in_memory(genesis, Sealing::Instant);
-    let config =
-        Config { confirmations: 1, poll: Duration::from_millis(10), ..Config::over(Arc::new(chain)) };
+    let config = Config::over(Arc::new(chain));
     let text = include_str!("../../contracts/script/local.json");
     let parameters: Parameters = serde_json::from_str(text).expect("parameters");
     let parameters = Parameters { holder: key(1).address(), ..parameters };

@@ -115,6 +115,28 @@ async fn fees_of_anvil_may_rise() {
     }
 }
 
+/// Waits until so many transactions of the account wait for a block.
+async fn until_waiting(url: &str, count: u64) {
+    let node = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let account = format!("0x{}", hex::encode(key(1).address()));
+    loop {
+        let mut counts = [0; 2];
+        for (counted, block) in counts.iter_mut().zip(["latest", "pending"]) {
+            let params = json!([account, block]);
+            let question =
+                json!({ "jsonrpc": "2.0", "id": 1, "method": "eth_getTransactionCount", "params": params });
+            let answer = node.post(url).json(&question).send().await.expect("an answer");
+            let answer: serde_json::Value = answer.json().await.expect("JSON");
+            let number = answer["result"].as_str().expect("a number").trim_start_matches("0x");
+            *counted = u64::from_str_radix(number, 16).expect("a number");
+        }
+        if counts[0] + count == counts[1] {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A restart goes on with what has a nonce.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_in_a_directory_is_sent_after_a_restart() {
@@ -126,12 +148,15 @@ async fn what_is_kept_in_a_directory_is_sent_after_a_restart() {
         ledger::client::Config { directory, ..config(url) }
     };
     // The runtime stands for the process that ends.
-    let (first, at) = (config(&net.url), deployment.clone());
+    let (url, first, at) = (net.url.clone(), config(&net.url), deployment.clone());
     let ended = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
             let client = Client::connect(first, at, Some(key(1))).await.expect("a client");
-            tokio::time::timeout(Duration::from_secs(1), lock_wei(&client, 3)).await.expect_err("no blocks");
+            tokio::select! {
+                () = lock_wei(&client, 3) => panic!("there are no blocks"),
+                () = until_waiting(&url, 3) => {}
+            }
         });
     });
     ended.await.expect("it ends");

@@ -15,8 +15,6 @@ use ledger::{
 use serde_json::{Value, json};
 
 const VARIABLE: &str = "DOLPHIN_ANVIL";
-/// When the chains begin, in seconds since 1970.
-const START: u64 = 1_900_000_000;
 const ETHER: u128 = 10u128.pow(18);
 
 /// A chain of one's own, served over HTTP.
@@ -24,7 +22,6 @@ pub(crate) struct Net {
     pub(crate) url: String,
     kind: Kind,
     http: reqwest::Client,
-    /// A snapshot to fall back to, of the embedded chain.
     is_mining: AtomicBool,
 }
 
@@ -46,7 +43,7 @@ impl Net {
     /// The embedded chain; every transaction has a block at once, or only when `mine` is called.
     pub(crate) async fn embedded(sealing: Sealing) -> Self {
         let accounts = (1..=9).map(|number| (key(number).address(), 100 * ETHER));
-        let genesis = Genesis { timestamp: START, accounts: accounts.collect(), ..Genesis::default() };
+        let genesis = Genesis { accounts: accounts.collect(), ..Genesis::default() };
         let chain = Chain::in_memory(genesis, sealing);
         let server = serve(chain, ([127, 0, 0, 1], 0).into(), true).await.expect("a free port");
         Self::with(server.url(), Kind::Embedded { _server: server })
@@ -57,7 +54,6 @@ impl Net {
         let named = env::var_os(VARIABLE);
         let mut command = Command::new(named.as_deref().unwrap_or("anvil".as_ref()));
         command.args(["--host", "127.0.0.1", "--port", "0", "--accounts", "1"]);
-        command.args(["--timestamp", &START.to_string(), "--order", "fees"]);
         if sealing == Sealing::Manual {
             command.arg("--no-mining");
         }
@@ -157,7 +153,7 @@ impl Net {
             holder: key(1).address(),
             guardian: key(1).address(),
             poster: key(1).address(),
-            emission_start: START,
+            emission_start: 1_700_000_000,
             ..parameters
         };
         self.mining(Client::deploy(self.config(), key(1), &parameters)).await.expect("a deployment")

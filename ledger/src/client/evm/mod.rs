@@ -43,7 +43,8 @@ const GAS_AFTER_APPROVAL: u64 = 200_000;
 #[derive(Clone)]
 pub struct Config {
     node: Node,
-    /// Blocks, its own included, until a transaction or an event counts.
+    /// Blocks, its own included, until a transaction or an event counts. One where blocks are made for
+    /// transactions alone and never undone, as on the embedded chain.
     pub confirmations: u64,
     /// For one request.
     pub timeout: Duration,
@@ -75,9 +76,9 @@ impl Config {
         Self::with(Node::Url(url.into()))
     }
 
-    /// A chain behind any other wire, such as one in the same process.
+    /// A chain behind any other wire, such as one in the same process, where a block is not undone.
     pub fn over(rpc: Arc<dyn Rpc>) -> Self {
-        Self::with(Node::Rpc(rpc))
+        Self { confirmations: 1, poll: Duration::from_millis(100), ..Self::with(Node::Rpc(rpc)) }
     }
 
     fn with(node: Node) -> Self {

@@ -33,6 +33,9 @@ use crate::client::{
 const KEEP: u64 = 64;
 /// Looks at the chain until something is sent again.
 const LOOKS_UNTIL_RESENT: u32 = 5;
+/// Looks after something was sent until they come as usual; the first after a sixteenth of the usual time, each
+/// wait twice the one before.
+const EAGER: u32 = 4;
 /// Longest wait between two looks when a node is down.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Gas of a transaction that does nothing.
@@ -53,6 +56,8 @@ pub(super) struct Task {
     fees: Fees,
     /// Looks that failed in a row.
     failed: u32,
+    /// Looks that come sooner than usual, since something was just sent: some chains make blocks at once.
+    eager: u32,
 }
 
 struct Reply {
@@ -87,6 +92,7 @@ impl Task {
             begun: Instant::now(),
             fees: Fees { base_wei: 0, tip_wei: 0 },
             failed: 0,
+            eager: 0,
         }
     }
 
@@ -117,12 +123,13 @@ impl Task {
     fn wait(&self) -> Duration {
         let is_quiet = self.queue.is_settled() && self.waiting.is_empty();
         let usual = if is_quiet { self.manner.poll * LOOKS_UNTIL_RESENT } else { self.manner.poll };
-        (usual * (1 << self.failed.min(10))).min(LONGEST_WAIT.max(usual))
+        (usual / (1 << self.eager) * (1 << self.failed.min(10))).min(LONGEST_WAIT.max(usual))
     }
 
     async fn look(&mut self) -> Result<(), RpcFault> {
         let view = self.chain.view(self.begun.elapsed()).await?;
         self.fees = view.fees;
+        self.eager = self.eager.saturating_sub(1);
         let receipts = self.look_up(&view).await?;
         let before = self.marks();
         for work in self.queue.step(&view) {
@@ -327,6 +334,7 @@ impl Task {
             return;
         }
         self.replies.insert(nonce, Reply { until: request.until, to: request.reply });
+        self.eager = EAGER;
         self.send(nonce, now).await;
     }
 
