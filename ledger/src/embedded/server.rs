@@ -10,7 +10,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -43,8 +43,8 @@ const BODY_BYTES: usize = 2 << 20;
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Most requests of a batch.
 const BATCH: usize = 100;
-/// After so many bytes of answers, the rest of a batch is refused.
-const BATCH_ANSWER_BYTES: usize = 32 << 20;
+/// After so many bytes of answers, or so long, the rest of a batch is refused.
+const BATCH_ANSWERS: (usize, Duration) = (32 << 20, Duration::from_secs(20));
 /// Most connections; later ones wait.
 const CONNECTIONS: usize = 64;
 /// How long a connection may be silent.
@@ -195,9 +195,10 @@ impl Service {
             return Some(response(&Value::Null, Err(RpcError::new(RpcError::INVALID_REQUEST, message))));
         }
         let mut answers = String::new();
+        let (begun, (most_bytes, longest)) = (Instant::now(), BATCH_ANSWERS);
         for request in batch {
-            let answer = if answers.len() > BATCH_ANSWER_BYTES {
-                let error = RpcError::new(RpcError::LIMIT, "the answers before this one are too long");
+            let answer = if answers.len() > most_bytes || begun.elapsed() > longest {
+                let error = RpcError::new(RpcError::LIMIT, "the answers before this one were too much");
                 Some(response(request.get("id").unwrap_or(&Value::Null), Err(error)))
             } else {
                 self.respond(request)
