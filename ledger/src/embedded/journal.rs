@@ -388,7 +388,7 @@ mod tests {
                 }
                 Err(OpenError::Damaged { offset, .. }) => {
                     prop_assert!(offset <= place as u64);
-                    let begins = ends.iter().any(|end| *end == offset) || offset == (MAGIC.len() + MARK) as u64;
+                    let begins = ends.contains(&offset) || offset == (MAGIC.len() + MARK) as u64;
                     prop_assert!(begins);
                 }
                 Err(OpenError::Foreign { .. }) => prop_assert!((place as u64) < ends[0]),
