@@ -32,6 +32,8 @@ use crate::cards::Card;
 const CAPACITY: u64 = 16 << 30;
 /// Rows from which on a layer prefills.
 const PREFILL: usize = 65;
+/// Most rows after whose product the same launch norms them.
+const NORMED_ROWS: usize = 4;
 /// Outputs and rows of a block of `gemm`.
 const GEMM_OUTPUTS: usize = 96;
 const GEMM_ROWS: usize = 128;
@@ -197,10 +199,13 @@ impl Rig {
             pages: filled(positions.div_ceil(PAGE) * 4, None)?,
             angles: filled(positions * head_dim * 4, Some(VALUES))?,
             faults: filled(rows * 4, Some(0))?,
-            partials: filled(64 * widths.heads * (positions.div_ceil(PAGE) + 1) * (head_dim + 12) * 4, None)?,
+            partials: filled(
+                64 * widths.heads * (positions.div_ceil(PAGE).max(16) + 1) * (head_dim + 12) * 4,
+                None,
+            )?,
             attention_counters: filled(rows * (widths.kv_heads + 1) * 4, Some(0))?,
             scratch: Scratch {
-                rows: filled(rows * widest * 4, None)?,
+                rows: filled(rows * widest * 4, Some(VALUES))?,
                 sums: filled(SUMS * 4, None)?,
                 counters: filled(COUNTERS * 4, Some(0))?,
             },
@@ -401,11 +406,18 @@ impl Rig {
             params: launch.params(),
         };
         let mut sum = Counts::default();
-        for Part { blocks, times, last_of_heads } in parts(task, launch, outputs) {
-            if last_of_heads {
-                let word = (self.widths.kv_heads as u32 - 1).to_le_bytes();
-                let words = word.repeat(task.rows * (self.widths.kv_heads + 1));
-                self.memory.write(self.places.attention_counters, &words)?;
+        for Part { blocks, times, after } in parts(task, launch, outputs, self.widths.head_dim) {
+            match after {
+                After::None => {}
+                After::Heads => {
+                    let word = (self.widths.kv_heads as u32 - 1).to_le_bytes();
+                    let words = word.repeat(task.rows * (self.widths.kv_heads + 1));
+                    self.memory.write(self.places.attention_counters, &words)?;
+                }
+                After::Blocks => {
+                    let others = launch.grid[0] - 1;
+                    self.memory.write(self.places.scratch.counters, &others.to_le_bytes())?;
+                }
             }
             let counts = run_blocks(module, &mut self.memory, &of_machine, &Options::default(), blocks);
             let counts = counts.map_err(|trap| anyhow::anyhow!("{trap}")).context(launch.kernel)?;
@@ -429,23 +441,38 @@ fn bucket(rows: usize) -> usize {
 struct Part {
     blocks: Range<u64>,
     times: u64,
-    /// Whether all other KV heads of a row are to have been there: the last one quantises it.
-    last_of_heads: bool,
+    /// Who is to have been there before: the last one goes on with what needs them all.
+    after: After,
 }
 
-/// The blocks that are run, and for how many each stands. At decoding that is all of them. At prefill blocks of `gemm`
-/// are alike over rows and within a matrix, those of attention over KV heads, those of other kernels over rows.
-fn parts(task: &Task, launch: &Launch, outputs: &[usize]) -> Vec<Part> {
+/// Blocks that have run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    None,
+    /// All other KV heads of every row: the last one quantises a row whose groups reach over heads.
+    Heads,
+    /// All other blocks of a projection: the last one norms.
+    Blocks,
+}
+
+/// The blocks that are run, and for how many each stands. Blocks of linear layers are alike within a matrix: at decoding
+/// by groups that meet, at prefill over rows. Those of attention are alike over rows at decoding, over KV heads at
+/// prefill; those of other kernels over rows.
+fn parts(task: &Task, launch: &Launch, outputs: &[usize], head_dim: usize) -> Vec<Part> {
     let [x, y, z] = launch.grid.map(u64::from);
-    let part = |blocks, times| Part { blocks, times, last_of_heads: false };
+    let part = |blocks, times| Part { blocks, times, after: After::None };
     match launch.source {
+        Source::Linear if !task.prefills() && y * z == 1 => {
+            alike_groups(outputs, x, head_dim, task.rows <= NORMED_ROWS)
+        }
+        Source::Attention if !task.prefills() && task.rows as u64 == z => vec![part(0..x * y, z)],
         _ if !task.prefills() => vec![part(0..x * y * z, 1)],
         Source::Gemm if task.rows.is_multiple_of(GEMM_ROWS) => {
             let part = |(row, times)| part(row * x..row * x + 1, times * x);
             alike_rows(outputs, y).into_iter().map(part).collect()
         }
         Source::Attention if y > 1 => {
-            let last = |blocks, times| Part { last_of_heads: true, ..part(blocks, times) };
+            let last = |blocks, times| Part { after: After::Heads, ..part(blocks, times) };
             let tiles = alike_tiles(task.rows, x);
             let tiles = || tiles.iter().cloned();
             let first = tiles().map(|(tiles, times)| part(tiles, times * (y - 1)));
@@ -456,6 +483,38 @@ fn parts(task: &Task, launch: &Launch, outputs: &[usize]) -> Vec<Part> {
         Source::Heads => vec![part(0..x, y)],
         Source::Linear if launch.kernel == "gated_rows" => vec![part(0..x, y)],
         _ => vec![part(0..x * y * z, 1)],
+    }
+}
+
+/// The parts of `count` blocks of a linear layer at decoding. What makes heads or gates meets in groups of as many
+/// blocks as make a head or 256 gates; a projection is normed by the last block of all where `normed`.
+fn alike_groups(outputs: &[usize], count: u64, head_dim: usize, normed: bool) -> Vec<Part> {
+    let part = |blocks, times| Part { blocks, times, after: After::None };
+    let all: usize = outputs.iter().sum();
+    let of_block = all / count as usize;
+    let together = match outputs.len() {
+        1 => of_block,
+        2 => 2 * SEGMENT,
+        _ => head_dim.max(of_block),
+    };
+    if all != of_block * count as usize || outputs.iter().any(|matrix| !matrix.is_multiple_of(together)) {
+        return vec![part(0..count, 1)];
+    }
+    let group = (together / of_block) as u64;
+    match outputs {
+        [_] if normed => {
+            vec![part(0..1, count - 1), Part { after: After::Blocks, ..part(count - 1..count, 1) }]
+        }
+        [_] | [_, _] => vec![part(0..group, count / group)],
+        _ => {
+            let begins = outputs.iter().scan(0, |begin, matrix| {
+                *begin += matrix / of_block;
+                Some((*begin - matrix / of_block) as u64)
+            });
+            let matrix =
+                |(begin, matrix): (u64, &usize)| part(begin..begin + group, (matrix / together) as u64);
+            begins.zip(outputs).map(matrix).collect()
+        }
     }
 }
 
@@ -503,15 +562,14 @@ mod tests {
     /// A part stands for the blocks that it is said to stand for.
     #[test]
     fn parts_make_up_the_whole() {
+        // So few multiprocessors that K is not split and prompts go by tiles.
         let card = Card { multiprocessors: 4, ..CARDS[2] };
-        for format in [Format::Q8, Format::Q4K] {
-            let task = Task { format, rows: 256, context: 0 };
+        let tasks = [1, 3, 8, 32, 256].map(|rows| [Format::Q8, Format::Q4K].map(|format| (format, rows)));
+        for (format, rows) in tasks.into_iter().flatten() {
+            let task = Task { format, rows, context: 100 };
             let mut rig = Rig::new(SMALL, 256, 256).expect("there is memory");
             let words = rig.step_words(&task).expect("there is memory");
             let launches = rig.launches(&card, &task, words);
-            let names: Vec<&str> =
-                launches.iter().flat_map(|(.., launches)| launches).map(|one| one.kernel).collect();
-            assert!(names.iter().any(|name| name.starts_with("gemm_")), "{names:?}");
             let each = launches
                 .iter()
                 .flat_map(|(_, outputs, launches)| launches.iter().map(move |one| (outputs, one)));
@@ -526,7 +584,12 @@ mod tests {
                 };
                 let module = &rig.modules[&(launch.source, Level::Ampere)];
                 let whole = ptx_machine::run(module, &mut rig.memory, &whole, &Options::default());
-                assert_eq!(by_parts, whole.expect("a sound kernel"), "{format}, {}", launch.kernel);
+                assert_eq!(
+                    by_parts,
+                    whole.expect("a sound kernel"),
+                    "{format}, {rows} rows, {}",
+                    launch.kernel
+                );
             }
         }
     }
@@ -551,7 +614,7 @@ mod tests {
         let operations = layer(Format::Q8, 1);
         let launch = &operations[3].launches[0];
         assert_eq!((operations[3].name, launch.kernel), ("gate_up", "linear_q8_8"));
-        let segments = 2 * 512 / 16 * (256 / 256);
+        let segments = 2 * 512 / 16;
         let (weights, weight_scales) = (8 * 512, 32 * 2 * 16);
         let (activations, scales) = (8 * 256, 32 * 8 * 2 * 4);
         let row_count = 4 * u64::from(launch.threads * launch.grid[0]);
