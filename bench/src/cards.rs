@@ -13,7 +13,7 @@ const REGISTERS: u32 = 64 << 10;
 const REGISTER_UNIT: u32 = 256;
 /// Warp instructions that a multiprocessor issues in a cycle.
 const ISSUED: f64 = 4.0;
-/// Bytes of shared memory that a multiprocessor moves in a cycle is what its banks serve: a cycle of theirs each.
+/// Lanes of a warp.
 const LANES: f64 = 32.0;
 /// Instructions of a quotient or root that has nothing subnormal about it.
 const DIVISION: u64 = 10;
@@ -216,8 +216,8 @@ impl Unit {
     }
 }
 
-/// The least time that a launch takes by public figures: no unit can do with less. It knows nothing of latencies, of
-/// traffic to the caches or of the gaps between launches.
+/// What a launch takes by public figures if the unit with the most to do is never idle. It knows nothing of latencies, of
+/// traffic to the caches or of the gaps between launches, and takes instructions as PTX has them.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Estimate {
     /// Seconds.
