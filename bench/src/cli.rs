@@ -13,8 +13,8 @@ use crate::{
     checkpoint::MakeModelArgs,
     report::Report,
     suites::{
-        compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, plan::PlanArgs, serve::ServeArgs,
-        soak::SoakArgs, speculation::SpeculationArgs, transport::TransportArgs,
+        compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, kernels::KernelsArgs, plan::PlanArgs,
+        serve::ServeArgs, soak::SoakArgs, speculation::SpeculationArgs, transport::TransportArgs,
     },
 };
 
@@ -44,6 +44,8 @@ pub enum Suite {
     CompareLlamacpp(CompareArgs),
     /// Time of a token over several stages on loopback, beside one
     Hops(HopsArgs),
+    /// What the CUDA kernels do in a decoder layer, counted by running them without a card
+    Kernels(KernelsArgs),
     /// Plans for the published clusters of Helix, beside its own, and the planner's cost by size
     Plan(PlanArgs),
     /// Many short requests, to find what is lost or left open
@@ -69,6 +71,7 @@ impl Cli {
             Suite::Decode(args) => args.run()?,
             Suite::CompareLlamacpp(args) => runtime()?.block_on(unless_interrupted(args.clone().run()))?,
             Suite::Hops(args) => runtime()?.block_on(args.run())?,
+            Suite::Kernels(args) => args.run()?,
             Suite::Plan(args) => args.run()?,
             Suite::Soak(args) => {
                 let soak = runtime()?.block_on(args.run())?;

@@ -8,9 +8,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cards;
 pub mod checkpoint;
 pub mod cli;
 pub mod client;
+pub mod counted;
 pub mod gguf;
 pub mod helix;
 pub mod limits;

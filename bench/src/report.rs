@@ -80,6 +80,30 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// Counts and sizes behind the figures.
     pub details: Value,
+    /// What is best seen side by side. Its numbers are among the figures and the details.
+    #[serde(skip)]
+    pub tables: Vec<Table>,
+}
+
+/// Figures side by side.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// What it shows: Markdown, one paragraph.
+    pub title: String,
+    /// Names of the columns.
+    pub head: Vec<String>,
+    /// Cells, as many a row as there are columns.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// As Markdown.
+    fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let rule = vec!["---".to_owned(); self.head.len()];
+        let rows: String = self.rows.iter().map(|row| line(row)).collect();
+        format!("{}\n\n{}{}{rows}\n", self.title, line(&self.head), line(&rule))
+    }
 }
 
 impl Report {
@@ -95,6 +119,7 @@ impl Report {
             parameters,
             figures,
             details,
+            tables: Vec::new(),
         }
     }
 
@@ -130,7 +155,11 @@ impl Report {
         for [name, value, range, against] in self.figures.iter().map(cells) {
             let _ = writeln!(out, "| {name} | {value} | {range} | {against} |");
         }
-        let _ = writeln!(out, "\nParameters: `{}`\n\nDetails: `{}`\n", self.parameters, self.details);
+        let _ = writeln!(out, "\nParameters: `{}`\n", self.parameters);
+        if self.tables.is_empty() {
+            let _ = writeln!(out, "Details: `{}`\n", self.details);
+        }
+        self.tables.iter().for_each(|table| out.push_str(&table.markdown()));
         out
     }
 }

@@ -5,10 +5,10 @@
 // Where a matrix has too few outputs for the card the grid's z splits K as well: then sums of segments go through
 // memory and the last block of a tile adds them.
 //
-// Bound: memory. A fragment of 512 bytes costs a warp, for every 8 rows, 1 mma, 12 float operations and about 5
-// others (loads, unpacking). An H200 brings 21 bytes a clock to an SM that issues 4 instructions: a budget of 98
-// a fragment, so that 32 rows (4 x 17 and the loads) still go at the speed of memory; an RTX 4090 (3.1 bytes) has
-// 660.
+// Bound: memory. A fragment of 512 bytes costs a warp, for every 8 rows of `q8`, 1 mma, 12 float operations and 22 to 31
+// others (addresses, loads, unpacking; counted in PTX without moves). An H200 brings 21 bytes a clock to an SM that issues
+// 4 instructions: a budget of 98 a fragment, so that 8 rows go at the speed of memory and 32 do not quite; an RTX 4090
+// (3.1 bytes) has 660.
 #include "linear.cuh"
 #include "segment.cuh"
 

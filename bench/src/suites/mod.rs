@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod decode;
 pub mod hops;
+pub mod kernels;
 pub mod plan;
 pub mod serve;
 mod shape;

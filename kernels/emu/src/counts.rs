@@ -27,6 +27,8 @@ pub struct Traffic {
 pub struct Banks {
     /// Instructions of a warp.
     pub requests: u64,
+    /// Bytes that lanes asked for.
+    pub bytes: u64,
     /// Cycles that they take in the banks: each serves one word of 4 bytes a cycle.
     pub cycles: u64,
     /// Those of the cycles that a better layout would save.
@@ -36,12 +38,21 @@ pub struct Banks {
 /// What a launch did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Integer arithmetic, comparisons, selections, conversions and moves.
+    /// Integer arithmetic, comparisons and selections.
     pub integer: Tally,
-    /// f32, f16 and f64 arithmetic, comparisons and conversions.
+    /// Sums, products and comparisons of f32, f16 and f64.
     pub float: Tally,
-    /// Loads, stores, asynchronous copies and atomics.
+    /// Quotients and roots of floats: some ten to thirty instructions of a card each.
+    pub division: Tally,
+    /// Conversions to floats, from them and between them.
+    pub conversion: Tally,
+    /// Moves, integers made wider or narrower, addresses made generic, loads of parameters: what an assembler mostly
+    /// does away with.
+    pub movement: Tally,
+    /// Loads, stores and atomics, but of parameters.
     pub memory: Tally,
+    /// Asynchronous copies from global to shared memory.
+    pub copy: Tally,
     /// Tensor core products.
     pub mma: Tally,
     /// Shuffles, votes, matches and reductions within a warp.
@@ -50,14 +61,16 @@ pub struct Counts {
     pub barrier: Tally,
     /// Branches and ends.
     pub control: Tally,
-    /// Everything else: addresses of spaces, hints, waits for copies.
+    /// Everything else: hints, waits for copies.
     pub other: Tally,
     /// Loads from global memory, asynchronous copies and atomics among them.
     pub global_read: Traffic,
     /// Stores to global memory, atomics among them.
     pub global_written: Traffic,
-    /// Accesses to shared memory.
-    pub shared: Banks,
+    /// Loads from shared memory.
+    pub shared_read: Banks,
+    /// Stores to shared memory, asynchronous copies and atomics among them.
+    pub shared_written: Banks,
     /// Multiply-adds of the tensor cores.
     pub mma_products: u64,
 }
@@ -69,7 +82,11 @@ impl Counts {
         for tally in [
             self.integer,
             self.float,
+            self.division,
+            self.conversion,
+            self.movement,
             self.memory,
+            self.copy,
             self.mma,
             self.shuffle,
             self.barrier,
@@ -79,6 +96,21 @@ impl Counts {
             all += tally;
         }
         all
+    }
+
+    /// As much work `count` times over.
+    #[must_use]
+    pub fn times(self, mut count: u64) -> Self {
+        let (mut sum, mut power) = (Self::default(), self);
+        while count > 0 {
+            if count & 1 == 1 {
+                sum += power;
+            }
+            count >>= 1;
+            let half = power;
+            power += half;
+        }
+        sum
     }
 }
 
@@ -100,6 +132,7 @@ impl AddAssign for Traffic {
 impl AddAssign for Banks {
     fn add_assign(&mut self, other: Self) {
         self.requests += other.requests;
+        self.bytes += other.bytes;
         self.cycles += other.cycles;
         self.conflicts += other.conflicts;
     }
@@ -109,7 +142,11 @@ impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.integer += other.integer;
         self.float += other.float;
+        self.division += other.division;
+        self.conversion += other.conversion;
+        self.movement += other.movement;
         self.memory += other.memory;
+        self.copy += other.copy;
         self.mma += other.mma;
         self.shuffle += other.shuffle;
         self.barrier += other.barrier;
@@ -117,7 +154,8 @@ impl AddAssign for Counts {
         self.other += other.other;
         self.global_read += other.global_read;
         self.global_written += other.global_written;
-        self.shared += other.shared;
+        self.shared_read += other.shared_read;
+        self.shared_written += other.shared_written;
         self.mma_products += other.mma_products;
     }
 }

@@ -1,5 +1,7 @@
 //! Launching a kernel.
 
+use std::ops::Range;
+
 use crate::{Counts, Memory, Module, Trap, machine};
 
 /// A kernel, its threads and its parameters.
@@ -66,5 +68,20 @@ pub fn run(
     launch: &Launch<'_>,
     options: &Options,
 ) -> Result<Counts, Trap> {
-    machine::run(module, memory, launch, options)
+    machine::run(module, memory, launch, options, None)
+}
+
+/// Runs the blocks `part` of a launch, counted with x first, as they run beside the others: what they count is their
+/// share of the whole.
+///
+/// # Errors
+/// As [`run`]; if the launch has not so many blocks.
+pub fn run_blocks(
+    module: &Module,
+    memory: &mut Memory,
+    launch: &Launch<'_>,
+    options: &Options,
+    part: Range<u64>,
+) -> Result<Counts, Trap> {
+    machine::run(module, memory, launch, options, Some(part))
 }

@@ -19,7 +19,7 @@ mod program;
 mod trap;
 
 pub use counts::{Banks, Counts, Tally, Traffic};
-pub use launch::{Copies, Launch, Options, Order, run};
+pub use launch::{Copies, Launch, Options, Order, run, run_blocks};
 pub use memory::{Memory, MemoryError};
 pub use module::{Module, ParseError};
 pub use trap::{Fault, Place, Trap};

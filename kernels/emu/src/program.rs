@@ -64,7 +64,11 @@ pub(crate) struct Guard {
 pub(crate) enum Class {
     Integer,
     Float,
+    Division,
+    Conversion,
+    Movement,
     Memory,
+    Copy,
     Mma,
     Shuffle,
     Barrier,
@@ -73,7 +77,7 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    pub(crate) const COUNT: usize = 8;
+    pub(crate) const COUNT: usize = 12;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

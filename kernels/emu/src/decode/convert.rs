@@ -28,13 +28,13 @@ pub(super) fn cvt<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a
         let [d, high, low] = exactly(a)?;
         let op = if to == Type::F16x2 { Bin::PackHalves } else { Bin::PackBrains };
         let op = Arith::Bin(op, f.w(d, 32)?, f.w(high, 32)?, f.w(low, 32)?);
-        return Ok((Op::Arith(op), Class::Float));
+        return Ok((Op::Arith(op), Class::Conversion));
     }
     let [d, x] = exactly(a)?;
     check_rounding(to, from, nearest, round)?;
     let (d, width) = f.at_least(d, to.bits())?;
     let (x, _) = f.at_least(x, from.bits())?;
-    let class = if to.is_float() || from.is_float() { Class::Float } else { Class::Integer };
+    let class = if to.is_float() || from.is_float() { Class::Conversion } else { Class::Movement };
     let quick = if width == to.bits() && !saturate { quick(to, from, round, d, x) } else { None };
     let convert = Convert { to, from, round, saturate, width };
     Ok((Op::Arith(quick.unwrap_or(Arith::Convert(convert, d, x))), class))
@@ -137,5 +137,5 @@ pub(super) fn cvta<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'
         _ if to => Arith::LongBin(LongBin::Sub, d, x, f.long_constant(window)),
         _ => Arith::LongBin(LongBin::Add, d, x, f.long_constant(window)),
     };
-    Ok((Op::Arith(op), Class::Other))
+    Ok((Op::Arith(op), Class::Movement))
 }

@@ -23,7 +23,8 @@ pub(super) fn arithmetic<'a>(
         Type::F64 => double(f, name, mods, a)?,
         other => return Err(format!("no `{name}` of {other:?}")),
     };
-    Ok((Op::Arith(op), Class::Float))
+    let class = if matches!(name, "div" | "sqrt" | "rcp") { Class::Division } else { Class::Float };
+    Ok((Op::Arith(op), class))
 }
 
 fn single<'a>(

@@ -104,7 +104,7 @@ pub(super) fn mov<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'a
         (.., 8) => return Err("no `mov` of bytes".to_owned()),
         (.., bits) => Arith::Un(Un::Move, f.w(d, bits)?, f.w(x, bits)?),
     };
-    Ok((Op::Arith(op), Class::Integer))
+    Ok((Op::Arith(op), Class::Movement))
 }
 
 fn pack<'a>(

@@ -97,7 +97,7 @@ pub(super) fn load<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'
     let address = f.address(from)?;
     let bytes = (ty.bits() / 8) as u8;
     let load = Load { space, bytes, extend, strong, acquire, constant, d, address };
-    Ok((Op::Load(load), Class::Memory))
+    Ok((Op::Load(load), if space == Space::Param { Class::Movement } else { Class::Memory }))
 }
 
 /// A name of memory may be used in its own space only.
@@ -224,7 +224,7 @@ pub(super) fn copy<'a>(f: &mut Function<'a>, mods: &mut Mods<'a>, a: &[Operand<'
         _ => return Err("three or four operands expected".to_owned()),
     }
     let copy = AsyncCopy { to: f.address(to)?, from: f.address(from)?, bytes, size, ignore };
-    Ok((Op::Copy(copy), Class::Memory))
+    Ok((Op::Copy(copy), Class::Copy))
 }
 
 pub(super) fn hint<'a>(f: &mut Function<'a>, name: &str, mods: &mut Mods<'a>, a: &[Operand<'a>]) -> Decoded {

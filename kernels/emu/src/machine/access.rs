@@ -155,7 +155,7 @@ impl Machine<'_> {
         mask: u32,
         access: Access,
     ) -> Outcome<()> {
-        self.counts.shared.add::<N>(addresses, mask);
+        self.counts.shared_read.add::<N>(addresses, mask);
         for lane in lanes(mask) {
             let at = self.shared_place(addresses[lane], N, lane)?;
             if !is_within(&self.shared_written, at, N) {
@@ -205,7 +205,7 @@ impl Machine<'_> {
                 return stop(lane, Fault::Constant { address: addresses[lane] });
             }
             Space::Shared => {
-                self.counts.shared.add::<N>(addresses, mask);
+                self.counts.shared_written.add::<N>(addresses, mask);
                 let alone = self.alone("shared", addresses, values, mask)?;
                 for lane in lanes(mask) {
                     let at = self.shared_place(addresses[lane], N, lane)?;

@@ -67,7 +67,7 @@ impl Machine<'_> {
             let read = self.read::<N>(warp, Space::Global, &from, reading, Access::Read(Kind::Plain))?;
             lanes(reading).for_each(|lane| values[lane] = read[lane]);
         }
-        self.counts.shared.add::<N>(&to, mask);
+        self.counts.shared_written.add::<N>(&to, mask);
         for lane in lanes(mask) {
             let at = self.shared_place(to[lane], N, lane)?;
             let mut bytes = [0; 16];

@@ -1,5 +1,7 @@
 //! Running a launch.
 
+use std::ops::Range;
+
 mod access;
 mod arith;
 mod atomic;
@@ -86,12 +88,13 @@ struct Machine<'a> {
     left: u64,
 }
 
-/// Runs a launch to its end.
+/// Runs some blocks of a launch to their end; none for all of them.
 pub(crate) fn run(
     module: &Module,
     memory: &mut Memory,
     launch: &Launch<'_>,
     options: &Options,
+    part: Option<Range<u64>>,
 ) -> Result<Counts, Trap> {
     let failed = |fault| Trap { fault, kernel: launch.kernel.to_owned(), place: None };
     let kernel = module.kernels.iter().find(|kernel| kernel.name == launch.kernel);
@@ -118,9 +121,13 @@ pub(crate) fn run(
     let mut warps: Vec<Warp> =
         (0..shape.warps()).map(|index| Warp::new(kernel, index, shape.count())).collect();
     let blocks: u64 = shape.grid.iter().map(|&size| u64::from(size)).product();
+    let part = part.unwrap_or(0..blocks);
+    if part.end > blocks {
+        return Err(failed(Fault::BadLaunch(format!("blocks {part:?} of {blocks}"))));
+    }
     let mut turns = Turns::new(options.order);
-    for turn in 0..blocks {
-        machine.begin_block(turns.block(turn, blocks), &mut warps);
+    for turn in 0..part.end.saturating_sub(part.start) {
+        machine.begin_block(part.start + turns.block(turn, part.end - part.start), &mut warps);
         machine.run_block(&mut warps, &mut turns)?;
     }
     Ok(machine.counts())
@@ -219,7 +226,11 @@ impl Machine<'_> {
         Counts {
             integer: tally(Class::Integer),
             float: tally(Class::Float),
+            division: tally(Class::Division),
+            conversion: tally(Class::Conversion),
+            movement: tally(Class::Movement),
             memory: tally(Class::Memory),
+            copy: tally(Class::Copy),
             mma: tally(Class::Mma),
             shuffle: tally(Class::Shuffle),
             barrier: tally(Class::Barrier),

@@ -45,6 +45,7 @@ impl Banks {
     #[inline(always)]
     pub(super) fn add<const N: usize>(&mut self, addresses: &Doubles, mask: u32) {
         self.requests += 1;
+        self.bytes += N as u64 * u64::from(mask.count_ones());
         let at_once = (128 / N.max(4)).min(LANES);
         for first in (0..LANES).step_by(at_once) {
             let part = (u64::from(mask) >> first & ((1 << at_once) - 1)) << first;

@@ -1,8 +1,8 @@
 //! What lanes do together, and apart.
 
-use ptx_machine::Tally;
+use ptx_machine::{Counts, Launch, Memory, Module, Options, Tally, run, run_blocks};
 
-use crate::{Case, warp};
+use crate::{Case, module, warp};
 
 fn lanes(f: impl Fn(u32) -> u32) -> Vec<u32> {
     (0..32).map(f).collect()
@@ -144,11 +144,29 @@ fn work_is_counted() {
     shfl.sync.idx.b32 %r5, %r3, 0, 31, -1;";
     let (_, counts) = Case::default().run(body, &[1; 32], 32).unwrap();
     assert_eq!(counts.float, Tally { warps: 1, lanes: 32 });
-    // Two loads of parameters.
-    assert_eq!(counts.memory, Tally { warps: 5, lanes: 4 * 32 + 8 });
+    assert_eq!(counts.memory, Tally { warps: 3, lanes: 2 * 32 + 8 });
     assert_eq!((counts.barrier.warps, counts.shuffle.warps, counts.control.warps), (1, 1, 1));
     assert_eq!((counts.global_read.bytes, counts.global_read.sectors), (128, 4));
     assert_eq!((counts.global_written.bytes, counts.global_written.sectors), (32, 1));
-    assert_eq!((counts.shared.cycles, counts.shared.conflicts), (2, 1));
-    assert_eq!(counts.instructions().warps, counts.integer.warps + 9);
+    assert_eq!((counts.shared_written.cycles, counts.shared_written.conflicts), (2, 1));
+    assert_eq!((counts.integer.warps, counts.movement.warps), (5, 4));
+    assert_eq!(counts.instructions().warps, 5 + 4 + 1 + 3 + 3);
+}
+
+#[test]
+fn parts_of_a_launch_count_their_share() {
+    let module = Module::parse(&module("st.global.u32 [%rd2], %r2;")).unwrap();
+    let mut memory = Memory::new(1 << 12);
+    let output = memory.allocate(128).unwrap();
+    let params: Vec<u8> = [output; 2].into_iter().flat_map(u64::to_le_bytes).collect();
+    let launch = Launch { kernel: "k", grid: [3, 2, 1], block: [32, 1, 1], shared: 0, params: &params };
+    let options = Options::default();
+    let mut part = |blocks| run_blocks(&module, &mut memory, &launch, &options, blocks);
+    let mut sum = part(0..2).unwrap();
+    assert_eq!(sum, part(5..6).unwrap().times(2));
+    assert_eq!(sum.global_written.bytes, 2 * 128);
+    sum += part(2..6).unwrap();
+    assert!(part(0..7).is_err(), "there are six blocks");
+    assert_eq!(part(0..0).unwrap(), Counts::default());
+    assert_eq!(run(&module, &mut memory, &launch, &options).unwrap(), sum);
 }

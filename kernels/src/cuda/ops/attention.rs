@@ -117,7 +117,8 @@ impl Plan {
         let base = Self::of(shape, rows);
         let dim = base.head_dim.next_multiple_of(8);
         // Queries of a warp, and the stride of their weights in shared memory.
-        let (queries, stride) = if base.head_dim > 256 { (4, 4) } else { (8, 12) };
+        let most = if profile == Profile::F32 { 128 } else { 256 };
+        let (queries, stride) = if base.head_dim > most { (4, 4) } else { (8, 12) };
         let warp_bytes = 4 * (queries * dim + PAGE as u32 * stride);
         let staged = head_bytes(base.head_dim as usize, 2) as u32;
         let fits = |warps: u32, staged: u32| warps * warp_bytes + staged <= card.shared_bytes;
@@ -196,9 +197,7 @@ fn decode_kernel(profile: Profile, head_dim: u32, queries: u32) -> &'static str 
         (Profile::Quantised, _, 2) => "decode_f16_4_2",
         (Profile::Quantised, _, 4) => "decode_f16_4_4",
         (Profile::Quantised, _, _) => "decode_f16_4_8",
-        (Profile::F32, _, 2) => "decode_f32_1_2",
-        (Profile::F32, _, 4) => "decode_f32_1_4",
-        (Profile::F32, _, 8) => "decode_f32_1_8",
+        (Profile::F32, _, 2 | 4) => "decode_f32_1_4",
         (Profile::F32, _, _) => "decode_f32_1_16",
     }
 }
@@ -208,13 +207,9 @@ fn prefill_kernel(profile: Profile, head_dim: u32, staged: bool) -> &'static str
         (Profile::Quantised, true, 2) => "prefill_staged_f16_2",
         (Profile::Quantised, true, 4) => "prefill_staged_f16_4",
         (Profile::Quantised, true, _) => "prefill_staged_f16_8",
-        (Profile::Quantised, false, 2) => "prefill_f16_2",
-        (Profile::Quantised, false, 4) => "prefill_f16_4",
-        (Profile::Quantised, false, 8) => "prefill_f16_8",
+        (Profile::Quantised, false, 2 | 4 | 8) => "prefill_f16_8",
         (Profile::Quantised, false, _) => "prefill_f16_16",
-        (Profile::F32, _, 2) => "prefill_f32_2",
-        (Profile::F32, _, 4) => "prefill_f32_4",
-        (Profile::F32, _, 8) => "prefill_f32_8",
+        (Profile::F32, _, 2 | 4) => "prefill_f32_4",
         (Profile::F32, _, _) => "prefill_f32_16",
     }
 }
