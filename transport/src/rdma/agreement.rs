@@ -8,6 +8,7 @@
 //!           a connection is made to the port; the acceptor's challenge is its private data
 //! both      proof    u8 1, u32 own queue pair, [64] signature     or u8 0 and zeros: rather QUIC
 //! both      grant    u8 1, u64 address, u32 key, u32 slots, u32 bytes of each, [64] signature
+//!           the dialler's first, and then it ends the QUIC connection
 //! ```
 //!
 //! A proof is signed by the node's own key over both ids, both challenges, a secret of the QUIC

@@ -27,7 +27,7 @@ use tokio::time::{Timeout, timeout};
 
 use agreement::{ANSWER_BYTES, GRANT_BYTES, Grant, OFFER_BYTES, PROOF_BYTES, Transcript};
 use carrier::{Connection, Incoming, Outgoing, SIZES, SLOT_BYTES, SLOTS, Shared};
-use verbs::{Listener, QueuePair, Request};
+use verbs::{Listener, QueuePair, Region, Request};
 
 use crate::peer::IdentityError;
 use crate::quic::Side;
@@ -231,12 +231,28 @@ impl Exchange<'_> {
         Ok(goes_on.then_some((pair, transcript)))
     }
 
-    /// Opens memory to the proven peer and learns where it opened its own.
+    /// Opens memory to the proven peer and learns where it opened its own. The dialler speaks first, so
+    /// that everything was heard by the time it has the answer.
     async fn open(
         &mut self,
         pair: &QueuePair,
         transcript: &Transcript,
-    ) -> Result<Option<(verbs::Region, Grant)>, LinkError> {
+    ) -> Result<Option<(Region, Grant)>, LinkError> {
+        if self.side == Side::Acceptor {
+            let theirs = transcript.check_grant(&self.hear().await?)?;
+            let ours = self.expose(pair, transcript).await?;
+            return Ok(ours.zip(theirs));
+        }
+        let ours = self.expose(pair, transcript).await?;
+        let theirs = transcript.check_grant(&self.hear().await?)?;
+        Ok(ours.zip(theirs))
+    }
+
+    async fn expose(
+        &mut self,
+        pair: &QueuePair,
+        transcript: &Transcript,
+    ) -> Result<Option<Region>, LinkError> {
         let opened = pair.expose(SLOTS as usize * SLOT_BYTES).inspect_err(|error| self.stays(error));
         let message = match &opened {
             Ok(region) => {
@@ -247,8 +263,7 @@ impl Exchange<'_> {
             Err(_) => [0; GRANT_BYTES],
         };
         self.say(&message).await?;
-        let theirs = transcript.check_grant(&self.hear().await?)?;
-        Ok(opened.ok().zip(theirs))
+        Ok(opened.ok())
     }
 
     /// Ends the QUIC connection: the dialler once it has heard everything, the acceptor after it.
