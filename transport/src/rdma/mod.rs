@@ -109,7 +109,7 @@ impl Rack {
         let Some((slots, grant)) = exchange.open(&pair, &transcript).await? else { return Ok(None) };
         exchange.leave().await;
         let device = pair.device();
-        tracing::debug!(peer = %peer.short(), device, "the link moves to RDMA");
+        tracing::info!(peer = %peer.short(), device, "the link moves to RDMA");
         let shared = Shared::new(pair, slots, grant, limits.dead_peer_timeout);
         let streams = (Incoming::new(shared.clone()), Outgoing(shared.clone()));
         Ok(Some((streams, Connection(shared))))

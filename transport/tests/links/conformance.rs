@@ -55,6 +55,8 @@ conformance!(
     halves_live_until_the_last_is_dropped,
     an_endpoint_closes_its_links_in_good_order,
     a_dropped_endpoint_is_noticed_and_replaced,
+    a_peer_may_die_in_the_middle_of_anything,
+    a_close_ends_a_flood_of_the_other_side,
     another_node_at_the_address_is_refused,
     nobody_at_the_address_times_out,
     links_are_limited_on_both_sides,
@@ -260,6 +262,63 @@ async fn a_dropped_endpoint_is_noticed_and_replaced(world: &World) {
     let [link_a, mut link_b] = link(&*a, &*b).await;
     link_a.send(vec![5]).await.unwrap();
     assert_eq!(link_b.recv().await.unwrap(), &[5][..]);
+}
+
+/// What arrived before is a prefix of what was sent, and a new endpoint of the peer can be dialled at once.
+async fn a_peer_may_die_in_the_middle_of_anything(world: &World) {
+    let a = world.endpoint(world.limits());
+    for received in [0, 1, 2, 7, 20] {
+        let b = world.endpoint(world.limits());
+        let [link_a, mut link_b] = link(&*a, &*b).await;
+        let (sender, mut receiver) = link_a.split();
+        let flood = async {
+            for index in 0.. {
+                if let Err(error) = sender.send(body(index)).await {
+                    return error;
+                }
+            }
+            unreachable!("a flood ends by an error only");
+        };
+        let dying = async {
+            for index in 0..received {
+                assert_eq!(link_b.recv().await.unwrap(), body(index));
+            }
+            drop(b);
+            assert_eq!(link_b.closed().await, LinkError::EndpointGone);
+        };
+        let (error, ()) = tokio::join!(flood, dying);
+        let SendError::Ended(end) = error else { panic!("{error}") };
+        assert_eq!(end.fault(), Fault::Network, "{end}");
+        assert_eq!(receiver.recv().await, Err(end.clone()));
+        assert_eq!(sender.closed().await, end);
+    }
+}
+
+/// A side that closes is heard although the other sends without pause, and drops what comes after.
+async fn a_close_ends_a_flood_of_the_other_side(world: &World) {
+    let (_ends, [a, b]) = world.linked(world.limits()).await;
+    let (sender, mut receiver) = b.split();
+    let flood = async {
+        for index in 0.. {
+            if let Err(error) = sender.send(body(index)).await {
+                return error;
+            }
+        }
+        unreachable!("a flood ends by an error only");
+    };
+    let (a_sender, mut a_receiver) = a.split();
+    let closing = async {
+        assert_eq!(a_receiver.recv().await.unwrap(), body(0));
+        a_sender.send(vec![9; 70_000]).await.unwrap();
+        a_sender.close(CloseReason::new(7, "enough"));
+        let end = LinkError::ClosedLocally(CloseReason::new(7, "enough"));
+        assert_eq!(a_sender.closed().await, end);
+    };
+    let (error, ()) = tokio::join!(flood, closing);
+    let end = LinkError::ClosedByPeer(CloseReason::new(7, "enough"));
+    assert_eq!(error, SendError::Ended(end.clone()));
+    assert_eq!(receiver.recv().await.unwrap().len(), 70_000);
+    assert_eq!(receiver.recv().await, Err(end));
 }
 
 async fn another_node_at_the_address_is_refused(world: &World) {

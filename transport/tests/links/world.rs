@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 
 use transport::{CarrierKind, Identity, Limits, Link, PeerAddress, Transport, quic, sim};
 
@@ -46,9 +45,9 @@ impl World {
         match self {
             #[cfg(feature = "rdma")]
             Self::Rdma { .. } => Limits {
-                connect_timeout: Duration::from_secs(30),
-                dead_peer_timeout: Duration::from_secs(5),
-                close_timeout: Duration::from_secs(10),
+                connect_timeout: std::time::Duration::from_secs(30),
+                dead_peer_timeout: std::time::Duration::from_secs(5),
+                close_timeout: std::time::Duration::from_secs(10),
                 ..Limits::default()
             },
             Self::Quic | Self::Simulated { .. } => Limits::default(),
@@ -126,5 +125,9 @@ pub(crate) async fn link(from: &dyn Transport, to: &dyn Transport) -> [Link; 2] 
 /// The bytes of message `index`, recognisable and of many sizes.
 pub(crate) fn body(index: usize) -> Vec<u8> {
     let length = [0, 1, 17, 1000, 2048, 16_384, 65_536, 300_000][index % 8];
-    (0..length).map(|at| (at + index) as u8).collect()
+    let mut body = vec![index as u8; length];
+    for at in (0..length).step_by(61) {
+        body[at] = (at / 61 + index) as u8;
+    }
+    body
 }

@@ -77,9 +77,9 @@ impl Region {
             access |= sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE;
         }
         let start = pages.start.as_ptr().cast();
+        let access = access.0.cast_signed();
         // SAFETY: the pages are mapped until after the registration is dropped, as fields are in order.
-        let registration =
-            unsafe { sys::ibv_reg_mr(domain.0.as_ptr(), start, bytes, access.0.cast_signed()) };
+        let registration = unsafe { sys::ibv_reg_mr(domain.0.as_ptr(), start, bytes, access) };
         Ok(Self { registration: Registration(made(registration)?), pages })
     }
 
