@@ -98,6 +98,12 @@ pub enum AddressError {
     Socket,
 }
 
+/// Fills `bytes` from the operating system's randomness.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), IdentityError> {
+    let provider = rustls::crypto::ring::default_provider();
+    provider.secure_random.fill(bytes).map_err(|_| IdentityError::Randomness)
+}
+
 /// A node's secret key. Cloning copies the secret; it is wiped from memory when dropped.
 #[derive(Clone)]
 pub struct Identity {
@@ -108,10 +114,7 @@ impl Identity {
     /// A new identity from the operating system's randomness.
     pub fn generate() -> Result<Self, IdentityError> {
         let mut secret = [0; 32];
-        rustls::crypto::ring::default_provider()
-            .secure_random
-            .fill(&mut secret)
-            .map_err(|_| IdentityError::Randomness)?;
+        fill_random(&mut secret)?;
         Ok(Self::from_secret(secret))
     }
 

@@ -91,9 +91,9 @@ impl NodeCommand {
             false => SocketAddr::from(([0, 0, 0, 0], 0)),
         });
         let key = identity(self.key.as_deref(), "node")?;
-        let endpoint = Endpoint::bind(&key.identity, listen, Limits::default())
+        let endpoint = Endpoint::bind_with_rdma(&key.identity, listen, Limits::default())
             .with_context(|| format!("--listen {listen}"))?;
-        let id = endpoint.id();
+        let (id, carriers) = (endpoint.id(), endpoint.carriers());
         let advertise = self
             .advertise
             .clone()
@@ -124,7 +124,7 @@ impl NodeCommand {
         if self.json {
             let line = serde_json::json!({
                 "id": id.to_string(), "address": advertise, "from": shard.layers.start, "to": shard.layers.end,
-                "weight_bytes": weight_bytes, "device": device,
+                "weight_bytes": weight_bytes, "device": device, "links": carriers,
             });
             println!("{line}");
         } else {
@@ -135,7 +135,7 @@ impl NodeCommand {
                 model.name()
             );
             println!(
-                "  weights  {}\n  device   {device}\n  address  {advertise}\n\nCtrl-C stops.",
+                "  weights  {}\n  device   {device}\n  address  {advertise} ({carriers})\n\nCtrl-C stops.",
                 ByteSize(weight_bytes)
             );
         }

@@ -61,7 +61,7 @@ impl Serve {
         let mut config = self.gateway.front(self.model.quant, self.stage.context)?;
         config.allow = allow_list(&self.allow);
         let key = identity(self.key.as_deref(), "gateway")?;
-        let endpoint = Endpoint::bind(&key.identity, self.swarm, Limits::default())
+        let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, Limits::default())
             .with_context(|| format!("--swarm {}", self.swarm))?;
         let bound = endpoint.local_address();
         let address = self.advertise.clone().unwrap_or_else(|| reachable(bound, None).to_string());

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::{Link, LinkError, LinkStats, Machine, Message, SendError, TrySendError};
+use super::{CarrierKind, Link, LinkError, LinkStats, Machine, Message, SendError, TrySendError};
 use crate::{CloseReason, Limits, NodeId};
 
 /// Pieces read from a carrier in one go.
@@ -46,6 +46,9 @@ pub(crate) trait Source: Send + 'static {
 
 /// The connection both streams belong to.
 pub(crate) trait Carrier: Send + Sync + 'static {
+    /// What it is.
+    fn kind(&self) -> CarrierKind;
+
     /// Smoothed round trip time.
     fn rtt(&self) -> Option<Duration>;
 
@@ -122,6 +125,10 @@ impl Shared {
 
     pub(super) fn peer(&self) -> NodeId {
         self.peer
+    }
+
+    pub(super) fn carrier(&self) -> CarrierKind {
+        self.carrier.kind()
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -208,6 +215,7 @@ impl Opening {
         let shared = &self.0.sender.handle.0;
         shared.wait_for(Stage::Opened).await;
         let end = shared.lock().end().cloned();
+        tracing::debug!(peer = %shared.peer.short(), carrier = %shared.carrier(), ?end, "link opened");
         end.map_or(Ok(self.0), Err)
     }
 }

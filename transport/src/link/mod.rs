@@ -62,6 +62,27 @@ impl From<Vec<u8>> for Message {
     }
 }
 
+/// What carries the bytes of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CarrierKind {
+    /// A stream of a QUIC connection.
+    Quic,
+    /// A queue pair of an RDMA device.
+    Rdma,
+    /// A path of a simulated network.
+    Simulated,
+}
+
+impl std::fmt::Display for CarrierKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Quic => "QUIC",
+            Self::Rdma => "RDMA",
+            Self::Simulated => "simulated",
+        })
+    }
+}
+
 /// What has gone over a link, frame headers and protocol included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
@@ -144,6 +165,11 @@ impl Link {
         self.sender.closed().await
     }
 
+    /// What carries the link.
+    pub fn carrier(&self) -> CarrierKind {
+        self.sender.carrier()
+    }
+
     /// See [`LinkSender::rtt`].
     pub fn rtt(&self) -> Option<Duration> {
         self.sender.rtt()
@@ -188,6 +214,11 @@ impl LinkSender {
     /// local close, [`LinkError::ClosedLocally`] means that the peer has everything.
     pub async fn closed(&self) -> LinkError {
         self.handle.0.closed().await
+    }
+
+    /// What carries the link.
+    pub fn carrier(&self) -> CarrierKind {
+        self.handle.0.carrier()
     }
 
     /// Smoothed round trip time, where the carrier measures it.

@@ -4,17 +4,15 @@ use std::sync::Arc;
 
 use quinn::Incoming as Attempt;
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::stream::{Connection, Incoming, Outgoing};
-use super::tls;
+use super::{Host, Side, tls};
 use crate::backlog::{self, AcceptQueue, Backlog};
-use crate::link::{self, Link};
-use crate::{AcceptError, Limits, NodeId};
+use crate::link::Link;
+use crate::{AcceptError, NodeId};
 
 struct Acceptor {
-    limits: Arc<Limits>,
-    slots: Arc<Semaphore>,
+    host: Arc<Host>,
     closing: watch::Receiver<bool>,
     backlog: Backlog,
 }
@@ -22,12 +20,11 @@ struct Acceptor {
 /// Starts to accept. The task ends with the endpoint.
 pub(super) fn start(
     endpoint: quinn::Endpoint,
-    limits: Arc<Limits>,
-    slots: Arc<Semaphore>,
+    host: Arc<Host>,
     closing: watch::Receiver<bool>,
 ) -> AcceptQueue {
-    let (backlog, queue) = backlog::new(limits.max_pending_handshakes);
-    let acceptor = Arc::new(Acceptor { limits, slots, closing, backlog });
+    let (backlog, queue) = backlog::new(host.limits.max_pending_handshakes);
+    let acceptor = Arc::new(Acceptor { host, closing, backlog });
     tokio::spawn(async move {
         while let Some(attempt) = endpoint.accept().await {
             acceptor.admit(attempt);
@@ -45,14 +42,14 @@ impl Acceptor {
             let _ = attempt.retry();
             return;
         }
-        let permits = (self.backlog.admit(), self.slots.clone().try_acquire_owned());
+        let permits = (self.backlog.admit(), self.host.slots.clone().try_acquire_owned());
         let (Some(pending), Ok(slot)) = permits else {
             tracing::debug!(%from, "refused: no room");
             return attempt.refuse();
         };
         let acceptor = self.clone();
         tokio::spawn(async move {
-            let limit = acceptor.limits.connect_timeout;
+            let limit = acceptor.host.limits.connect_timeout;
             let link = tokio::time::timeout(limit, acceptor.shake_hands(attempt, slot)).await;
             let link = link.unwrap_or(Err(AcceptError::TimedOut { from }));
             acceptor.backlog.report(link, pending).await;
@@ -65,10 +62,10 @@ impl Acceptor {
         let connecting = attempt.accept().map_err(|error| failed(error.to_string()))?;
         let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
         let peer = peer_id(&connection).ok_or_else(|| failed("the peer showed no node key".into()))?;
-        let (send, recv) = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
-        let streams = (Incoming(recv), Outgoing(send));
-        let closing = self.closing.clone();
-        let opening = link::start(peer, &self.limits, streams, Connection(connection), closing, slot);
+        let streams = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
+        let ends = (self.closing.clone(), slot);
+        let opening = self.host.start(Side::Acceptor, peer, connection, streams, ends).await;
+        let opening = opening.map_err(|error| AcceptError::Link { from, error })?;
         opening.opened().await.map_err(|error| AcceptError::Link { from, error })
     }
 }

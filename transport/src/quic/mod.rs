@@ -1,10 +1,10 @@
 //! Links over QUIC: one connection and one bidirectional stream per link.
 
 mod accept;
-mod stream;
+pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
-mod tls;
+pub(crate) mod tls;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig};
-use quinn::{ConnectionError, TransportConfig, VarInt};
+use quinn::{ConnectionError, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::sign::CertifiedKey;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::backlog::{self, AcceptQueue};
 use crate::limits::{Congestion, LimitsError};
-use crate::link::{self, Link};
+use crate::link::{self, Link, Opening};
+use crate::rdma::Rack;
 use crate::transport::{AcceptError, BoxFuture, ConnectError, Transport};
-use crate::{Identity, Limits, LinkError, NodeId, PeerAddress};
+use crate::{CarrierKind, Identity, Limits, LinkError, NodeId, PeerAddress};
 use stream::{Connection, GONE, Incoming, Outgoing};
 
 /// What QUIC buffers per link in each direction, below the credit of the link: enough for
@@ -33,7 +34,7 @@ const INITIAL_CONGESTION_BYTES: u64 = 128 << 10;
 /// Socket buffers asked of the kernel, which may give less; small ones lose bursts.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Required by the API of QUIC; ids, not names, are verified, and it is not sent.
-const SERVER_NAME: &str = "node.invalid";
+pub(crate) const SERVER_NAME: &str = "node.invalid";
 
 /// A UDP socket that dials and accepts links.
 ///
@@ -42,14 +43,60 @@ const SERVER_NAME: &str = "node.invalid";
 pub struct Endpoint {
     id: NodeId,
     local_address: SocketAddr,
-    limits: Arc<Limits>,
     key: Arc<CertifiedKey>,
     client_transport: Arc<TransportConfig>,
     quinn: quinn::Endpoint,
-    /// One permit per link that may still be made.
-    slots: Arc<Semaphore>,
+    host: Arc<Host>,
     accepted: AcceptQueue,
     closing: watch::Sender<bool>,
+}
+
+/// Which end of a connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Dialler,
+    Acceptor,
+}
+
+/// What an endpoint brings to each of its links.
+#[derive(Debug)]
+struct Host {
+    limits: Limits,
+    /// One permit per link that may still be made.
+    slots: Arc<Semaphore>,
+    rack: Option<Rack>,
+}
+
+impl Host {
+    /// The protocols that this endpoint speaks, best first.
+    fn protocols(&self) -> Vec<Vec<u8>> {
+        let rdma = self.rack.iter().map(|_| tls::ALPN_RDMA);
+        rdma.chain([tls::ALPN]).map(<[u8]>::to_vec).collect()
+    }
+}
+
+impl Host {
+    /// Starts a link on the best carrier that both ends have.
+    async fn start(
+        &self,
+        side: Side,
+        peer: NodeId,
+        connection: quinn::Connection,
+        (mut send, mut recv): (SendStream, RecvStream),
+        (closing, slot): (watch::Receiver<bool>, OwnedSemaphorePermit),
+    ) -> Result<Opening, LinkError> {
+        if let Some(rack) = &self.rack
+            && negotiated(&connection).is_some_and(|protocol| protocol == tls::ALPN_RDMA)
+        {
+            let whom = (peer, &self.limits);
+            let moved = rack.upgrade(side, whom, &connection, (&mut recv, &mut send)).await?;
+            if let Some((streams, carrier)) = moved {
+                return Ok(link::start(peer, &self.limits, streams, carrier, closing, slot));
+            }
+        }
+        let streams = (Incoming(recv), Outgoing(send));
+        Ok(link::start(peer, &self.limits, streams, Connection(connection), closing, slot))
+    }
 }
 
 /// Why an endpoint could not be made; the fault is local.
@@ -78,48 +125,76 @@ impl Endpoint {
     /// Opens an endpoint on `address`; port 0 lets the system choose. Call it inside a tokio
     /// runtime.
     pub fn bind(identity: &Identity, address: SocketAddr, limits: Limits) -> Result<Self, BindError> {
+        Self::open(identity, address, limits, |host, _| host)
+    }
+
+    /// Opens an endpoint as [`Endpoint::bind`] does, whose links move to RDMA where both ends have a device
+    /// and are built for it. Without a device it says so and uses QUIC.
+    pub fn bind_with_rdma(
+        identity: &Identity,
+        address: SocketAddr,
+        limits: Limits,
+    ) -> Result<Self, BindError> {
+        Self::open(identity, address, limits, |host, address| match Rack::open(identity, address) {
+            Ok(rack) => {
+                tracing::info!(devices = rack.devices().join(", "), "links move to RDMA where the peer can");
+                Host { rack: Some(rack), ..host }
+            }
+            Err(reason) => {
+                tracing::info!(%reason, "links stay on QUIC");
+                host
+            }
+        })
+    }
+
+    fn open(
+        identity: &Identity,
+        address: SocketAddr,
+        limits: Limits,
+        equip: impl FnOnce(Host, SocketAddr) -> Host,
+    ) -> Result<Self, BindError> {
         limits.validate()?;
         tokio::runtime::Handle::try_current().map_err(|_| BindError::Runtime)?;
-        let key = tls::certified_key(identity)?;
-        let mut server = ServerConfig::with_crypto(Arc::new(tls::server_config(key.clone())?));
-        server
-            .transport_config(Arc::new(transport_config(&limits, 1)))
-            .max_incoming(limits.max_pending_handshakes)
-            .migration(true);
-        let mut config = EndpointConfig::default();
-        config.max_udp_payload_size(limits.max_mtu_bytes).map_err(|_| LimitsError::Mtu)?;
-
         let socket_error = |source| BindError::Socket { address, source };
         let socket = open_socket(address).map_err(socket_error)?;
         let local_address = socket.local_addr().map_err(socket_error)?;
+        let slots = Arc::new(Semaphore::new(limits.max_links));
+        let host = Arc::new(equip(Host { limits, slots, rack: None }, local_address));
+
+        let key = tls::certified_key(identity)?;
+        let tls = tls::server_config(key.clone(), host.protocols())?;
+        let mut server = ServerConfig::with_crypto(Arc::new(tls));
+        server
+            .transport_config(Arc::new(transport_config(&host.limits, 1)))
+            .max_incoming(host.limits.max_pending_handshakes)
+            .migration(true);
+        let mut config = EndpointConfig::default();
+        config.max_udp_payload_size(host.limits.max_mtu_bytes).map_err(|_| LimitsError::Mtu)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let quinn = quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(socket_error)?;
 
-        let limits = Arc::new(limits);
-        let slots = Arc::new(Semaphore::new(limits.max_links));
         let closing = watch::Sender::new(false);
-        let accepted = accept::start(quinn.clone(), limits.clone(), slots.clone(), closing.subscribe());
-        Ok(Self {
-            id: identity.id(),
-            local_address,
-            key,
-            client_transport: Arc::new(transport_config(&limits, 0)),
-            limits,
-            quinn,
-            slots,
-            accepted,
-            closing,
-        })
+        let accepted = accept::start(quinn.clone(), host.clone(), closing.subscribe());
+        let client_transport = Arc::new(transport_config(&host.limits, 0));
+        Ok(Self { id: identity.id(), local_address, key, client_transport, quinn, host, accepted, closing })
+    }
+
+    /// What its links may be carried by, for people.
+    pub fn carriers(&self) -> String {
+        match &self.host.rack {
+            Some(rack) => format!("QUIC, RDMA on {}", rack.devices().join(", ")),
+            None => CarrierKind::Quic.to_string(),
+        }
     }
 
     async fn dial(&self, peer: &PeerAddress) -> Result<Link, ConnectError> {
         if *self.closing.borrow() {
             return Err(ConnectError::Closed);
         }
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| ConnectError::TooManyLinks)?;
+        let slot = self.host.slots.clone().try_acquire_owned().map_err(|_| ConnectError::TooManyLinks)?;
         let found = Arc::new(OnceLock::new());
         let address_error = |error: String| ConnectError::Address(error);
-        let tls = tls::client_config(self.key.clone(), peer.id, found.clone())
+        let tls = tls::client_config(self.key.clone(), peer.id, found.clone(), self.host.protocols())
             .map_err(|error| address_error(error.to_string()))?;
         let mut config = ClientConfig::new(Arc::new(tls));
         config.transport_config(self.client_transport.clone());
@@ -133,10 +208,9 @@ impl Endpoint {
             }
             (_, error) => dial_error(error),
         })?;
-        let (send, recv) = connection.open_bi().await.map_err(dial_error)?;
-        let streams = (Incoming(recv), Outgoing(send));
+        let streams = connection.open_bi().await.map_err(dial_error)?;
         let closing = self.closing.subscribe();
-        let opening = link::start(peer.id, &self.limits, streams, Connection(connection), closing, slot);
+        let opening = self.host.start(Side::Dialler, peer.id, connection, streams, (closing, slot)).await?;
         opening.opened().await.map_err(|error| match error {
             // The peer judges our key after our side of the TLS handshake is over.
             LinkError::PeerLost(cause) => ConnectError::Refused(cause),
@@ -156,7 +230,7 @@ impl Transport for Endpoint {
 
     fn connect<'a>(&'a self, peer: &'a PeerAddress) -> BoxFuture<'a, Result<Link, ConnectError>> {
         Box::pin(async move {
-            let dial = tokio::time::timeout(self.limits.connect_timeout, self.dial(peer));
+            let dial = tokio::time::timeout(self.host.limits.connect_timeout, self.dial(peer));
             dial.await.unwrap_or(Err(ConnectError::TimedOut))
         })
     }
@@ -168,7 +242,7 @@ impl Transport for Endpoint {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.closing.send_replace(true);
-            backlog::drained(&self.slots, &self.limits).await;
+            backlog::drained(&self.host.slots, &self.host.limits).await;
             self.quinn.close(GONE, b"");
             // The last packets leave; peers that miss them find out by silence.
             let _ = tokio::time::timeout(Duration::from_millis(200), self.quinn.wait_idle()).await;
@@ -180,6 +254,12 @@ impl Drop for Endpoint {
     fn drop(&mut self) {
         self.quinn.close(GONE, b"");
     }
+}
+
+/// The protocol that both ends chose.
+fn negotiated(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?;
+    data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
 }
 
 fn dial_error(error: ConnectionError) -> ConnectError {
@@ -206,7 +286,7 @@ fn open_socket(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// `streams`: how many streams the other side may open.
-fn transport_config(limits: &Limits, streams: u8) -> TransportConfig {
+pub(crate) fn transport_config(limits: &Limits, streams: u8) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(limits.max_mtu_bytes);
     let congestion: Arc<dyn ControllerFactory + Send + Sync> = match limits.congestion {

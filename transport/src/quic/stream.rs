@@ -5,14 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use crate::link::{Carrier, Read, Sink, Source};
+use crate::link::{Carrier, CarrierKind, Read, Sink, Source};
 use crate::{LinkError, Violation};
 
 /// Application close codes. Quinn itself uses 0 for connections that are merely dropped.
 pub(super) const FINISHED: VarInt = VarInt::from_u32(1);
 pub(super) const GONE: VarInt = VarInt::from_u32(2);
 
-pub(super) struct Incoming(pub(super) RecvStream);
+pub(crate) struct Incoming(pub(super) RecvStream);
 
 impl Source for Incoming {
     async fn read(&mut self, pieces: &mut [Bytes]) -> Result<Read, LinkError> {
@@ -33,7 +33,7 @@ impl Source for Incoming {
     }
 }
 
-pub(super) struct Outgoing(pub(super) SendStream);
+pub(crate) struct Outgoing(pub(super) SendStream);
 
 impl Sink for Outgoing {
     async fn write(&mut self, pieces: &mut [Bytes]) -> Result<(), LinkError> {
@@ -52,9 +52,13 @@ impl Sink for Outgoing {
     }
 }
 
-pub(super) struct Connection(pub(super) quinn::Connection);
+pub(crate) struct Connection(pub(super) quinn::Connection);
 
 impl Carrier for Connection {
+    fn kind(&self) -> CarrierKind {
+        CarrierKind::Quic
+    }
+
     fn rtt(&self) -> Option<Duration> {
         Some(self.0.rtt())
     }

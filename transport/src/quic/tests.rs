@@ -25,7 +25,7 @@ type QuicTls = quinn::crypto::rustls::QuicClientConfig;
 /// A connection with a proven key, on which anything may be sent.
 async fn intruder(to: &Endpoint) -> (quinn::Endpoint, quinn::Connection) {
     let key = tls::certified_key(&Identity::generate().unwrap()).unwrap();
-    let tls = tls::client_config(key, to.id, Arc::default()).unwrap();
+    let tls = tls::client_config(key, to.id, Arc::default(), vec![tls::ALPN.to_vec()]).unwrap();
     let rogue = rogue();
     let connecting = rogue.connect_with(rogue_config(tls), to.local_address, SERVER_NAME).unwrap();
     let connection = connecting.await.unwrap();

@@ -17,8 +17,10 @@ use rustls::{
 
 use crate::{Identity, NodeId};
 
-/// The protocol name both sides must offer.
-const ALPN: &[u8] = b"dolphin/1";
+/// The name of the protocol: both sides offer it, and perhaps others that they like better.
+pub(super) const ALPN: &[u8] = b"dolphin/1";
+/// The same for links that may move to RDMA.
+pub(crate) const ALPN_RDMA: &[u8] = b"dolphin/1+rdma";
 
 /// DER of an ed25519 SubjectPublicKeyInfo up to the key's 32 bytes (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -33,7 +35,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The identity in the form rustls signs with.
-pub(super) fn certified_key(identity: &Identity) -> Result<Arc<CertifiedKey>, Error> {
+pub(crate) fn certified_key(identity: &Identity) -> Result<Arc<CertifiedKey>, Error> {
     let unusable = |_| Error::General("the identity is no usable key".into());
     let pkcs8 = identity.to_pkcs8().map_err(unusable)?;
     let key = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8))?;
@@ -41,12 +43,13 @@ pub(super) fn certified_key(identity: &Identity) -> Result<Arc<CertifiedKey>, Er
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key)))
 }
 
-/// For dialling the node `expected`. `found` receives the id that answers, once it has proven
+/// For dialling the node `expected` and speaking one of `protocols`, best first. `found` receives the id that answers, once it has proven
 /// itself or has turned out to be another.
-pub(super) fn client_config(
+pub(crate) fn client_config(
     key: Arc<CertifiedKey>,
     expected: NodeId,
     found: Arc<OnceLock<NodeId>>,
+    protocols: Vec<Vec<u8>>,
 ) -> Result<QuicClientConfig, Error> {
     let verifier = KeyVerifier { expected: Some(expected), found, provider: provider() };
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
@@ -54,7 +57,7 @@ pub(super) fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(key)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocols;
     config.enable_sni = false;
     config.enable_early_data = false;
     // A resumed session would skip the proof of identity.
@@ -62,14 +65,17 @@ pub(super) fn client_config(
     QuicClientConfig::try_from(config).map_err(|_| Error::General("no initial cipher suite".into()))
 }
 
-/// For accepting any node that proves its id.
-pub(super) fn server_config(key: Arc<CertifiedKey>) -> Result<QuicServerConfig, Error> {
+/// For accepting any node that proves its id and speaks one of `protocols`, best first.
+pub(super) fn server_config(
+    key: Arc<CertifiedKey>,
+    protocols: Vec<Vec<u8>>,
+) -> Result<QuicServerConfig, Error> {
     let verifier = KeyVerifier { expected: None, found: Arc::default(), provider: provider() };
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(key)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocols;
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});

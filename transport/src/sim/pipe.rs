@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Conditions, Inner, Place};
 use crate::LinkError;
-use crate::link::{Carrier, Read, Sink, Source};
+use crate::link::{Carrier, CarrierKind, Read, Sink, Source};
 
 /// Unread bytes that a pipe holds before its writer waits, as QUIC's windows do.
 const CAPACITY_BYTES: usize = 8 << 20;
@@ -238,6 +238,10 @@ impl Sink for Outgoing {
 pub(super) struct Connection(pub(super) Arc<Pipe>);
 
 impl Carrier for Connection {
+    fn kind(&self) -> CarrierKind {
+        CarrierKind::Simulated
+    }
+
     fn rtt(&self) -> Option<Duration> {
         let Pipe { network, from, to, .. } = &*self.0;
         Some(network.conditions(from.id, to.id).delay + network.conditions(to.id, from.id).delay)

@@ -21,6 +21,16 @@ macro_rules! conformance {
                 tokio::time::timeout(limit, super::$test(&World::Quic)).await.expect("the test hangs");
             })*
         }
+        #[cfg(feature = "rdma")]
+        mod rdma {
+            use super::World;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let Some(world) = World::rdma() else { return };
+                let limit = std::time::Duration::from_secs(60);
+                tokio::time::timeout(limit, super::$test(&world)).await.expect("the test hangs");
+            })*
+        }
         mod simulated {
             use super::World;
             $(#[tokio::test(start_paused = true)]
@@ -45,13 +55,15 @@ conformance!(
     halves_live_until_the_last_is_dropped,
     an_endpoint_closes_its_links_in_good_order,
     a_dropped_endpoint_is_noticed_and_replaced,
+    a_peer_may_die_in_the_middle_of_anything,
+    a_close_ends_a_flood_of_the_other_side,
     another_node_at_the_address_is_refused,
     nobody_at_the_address_times_out,
     links_are_limited_on_both_sides,
 );
 
 async fn messages_keep_their_order_and_bytes_in_both_directions(world: &World) {
-    let (ends, links) = world.linked(Limits::default()).await;
+    let (ends, links) = world.linked(world.limits()).await;
     assert_eq!([links[0].peer(), links[1].peer()], [ends[1].id(), ends[0].id()]);
     let [a, b] = links.map(|link| async move {
         let (sender, mut receiver) = link.split();
@@ -76,7 +88,7 @@ async fn messages_keep_their_order_and_bytes_in_both_directions(world: &World) {
 }
 
 async fn empty_and_largest_messages_pass_and_larger_ones_fail(world: &World) {
-    let limits = Limits::default();
+    let limits = world.limits();
     let largest = limits.max_message_bytes as usize;
     let (_ends, [a, mut b]) = world.linked(limits).await;
     let parts = [Bytes::from(vec![1; largest - 3]), Bytes::new(), Bytes::from(vec![2; 3])];
@@ -92,7 +104,7 @@ async fn empty_and_largest_messages_pass_and_larger_ones_fail(world: &World) {
 }
 
 async fn a_slow_receiver_bounds_the_sender(world: &World) {
-    let limits = Limits { send_queue_bytes: 100_000, ..Limits::default() }.with_max_message_bytes(10_000);
+    let limits = Limits { send_queue_bytes: 100_000, ..world.limits() }.with_max_message_bytes(10_000);
     let most = limits.receive_window_bytes / cost(10_000);
     let (_ends, [a, mut b]) = world.linked(limits).await;
     let (sender, _receiver) = a.split();
@@ -120,7 +132,7 @@ async fn a_slow_receiver_bounds_the_sender(world: &World) {
 }
 
 async fn cancelled_sends_leave_whole_messages(world: &World) {
-    let limits = Limits::default().with_max_message_bytes(10_000);
+    let limits = world.limits().with_max_message_bytes(10_000);
     let (_ends, [a, mut b]) = world.linked(limits).await;
     let mut sent = 0u32;
     let mut received = 0u32;
@@ -148,8 +160,8 @@ async fn cancelled_sends_leave_whole_messages(world: &World) {
 }
 
 async fn many_peers_share_an_endpoint(world: &World) {
-    let hub = world.endpoint(Limits::default());
-    let spokes: Vec<_> = (0..16).map(|_| world.endpoint(Limits::default())).collect();
+    let hub = world.endpoint(world.limits());
+    let spokes: Vec<_> = (0..16).map(|_| world.endpoint(world.limits())).collect();
     let hub_address = address(&*hub);
     let echo = async {
         let mut tasks = tokio::task::JoinSet::new();
@@ -182,7 +194,7 @@ async fn many_peers_share_an_endpoint(world: &World) {
 }
 
 async fn a_close_delivers_everything_and_its_reason(world: &World) {
-    let (_ends, [a, mut b]) = world.linked(Limits::default()).await;
+    let (_ends, [a, mut b]) = world.linked(world.limits()).await;
     for index in 0..50 {
         a.send(body(index)).await.unwrap();
     }
@@ -203,7 +215,7 @@ async fn a_close_delivers_everything_and_its_reason(world: &World) {
 }
 
 async fn halves_live_until_the_last_is_dropped(world: &World) {
-    let (_ends, [a, mut b]) = world.linked(Limits::default()).await;
+    let (_ends, [a, mut b]) = world.linked(world.limits()).await;
     let (sender, receiver) = a.split();
     drop(receiver);
     let clone = sender.clone();
@@ -221,7 +233,7 @@ async fn halves_live_until_the_last_is_dropped(world: &World) {
 }
 
 async fn an_endpoint_closes_its_links_in_good_order(world: &World) {
-    let ([a, b], [link, mut other]) = world.linked(Limits::default()).await;
+    let ([a, b], [link, mut other]) = world.linked(world.limits()).await;
     for index in 0..50 {
         link.send(body(index)).await.unwrap();
     }
@@ -240,20 +252,77 @@ async fn an_endpoint_closes_its_links_in_good_order(world: &World) {
 }
 
 async fn a_dropped_endpoint_is_noticed_and_replaced(world: &World) {
-    let ([a, b], [mut link_a, link_b]) = world.linked(Limits::default()).await;
+    let ([a, b], [mut link_a, link_b]) = world.linked(world.limits()).await;
     drop(b);
     let end = tokio::time::timeout(Duration::from_secs(2), link_a.recv()).await.unwrap().unwrap_err();
     assert_eq!(end.fault(), Fault::Network, "{end}");
     assert_eq!(link_b.closed().await, LinkError::EndpointGone);
 
-    let b = world.endpoint(Limits::default());
+    let b = world.endpoint(world.limits());
     let [link_a, mut link_b] = link(&*a, &*b).await;
     link_a.send(vec![5]).await.unwrap();
     assert_eq!(link_b.recv().await.unwrap(), &[5][..]);
 }
 
+/// What arrived before is a prefix of what was sent, and a new endpoint of the peer can be dialled at once.
+async fn a_peer_may_die_in_the_middle_of_anything(world: &World) {
+    let a = world.endpoint(world.limits());
+    for received in [0, 1, 2, 7, 20] {
+        let b = world.endpoint(world.limits());
+        let [link_a, mut link_b] = link(&*a, &*b).await;
+        let (sender, mut receiver) = link_a.split();
+        let flood = async {
+            for index in 0.. {
+                if let Err(error) = sender.send(body(index)).await {
+                    return error;
+                }
+            }
+            unreachable!("a flood ends by an error only");
+        };
+        let dying = async {
+            for index in 0..received {
+                assert_eq!(link_b.recv().await.unwrap(), body(index));
+            }
+            drop(b);
+            assert_eq!(link_b.closed().await, LinkError::EndpointGone);
+        };
+        let (error, ()) = tokio::join!(flood, dying);
+        let SendError::Ended(end) = error else { panic!("{error}") };
+        assert_eq!(end.fault(), Fault::Network, "{end}");
+        assert_eq!(receiver.recv().await, Err(end.clone()));
+        assert_eq!(sender.closed().await, end);
+    }
+}
+
+/// A side that closes is heard although the other sends without pause, and drops what comes after.
+async fn a_close_ends_a_flood_of_the_other_side(world: &World) {
+    let (_ends, [a, b]) = world.linked(world.limits()).await;
+    let (sender, mut receiver) = b.split();
+    let flood = async {
+        for index in 0.. {
+            if let Err(error) = sender.send(body(index)).await {
+                return error;
+            }
+        }
+        unreachable!("a flood ends by an error only");
+    };
+    let (a_sender, mut a_receiver) = a.split();
+    let closing = async {
+        assert_eq!(a_receiver.recv().await.unwrap(), body(0));
+        a_sender.send(vec![9; 70_000]).await.unwrap();
+        a_sender.close(CloseReason::new(7, "enough"));
+        let end = LinkError::ClosedLocally(CloseReason::new(7, "enough"));
+        assert_eq!(a_sender.closed().await, end);
+    };
+    let (error, ()) = tokio::join!(flood, closing);
+    let end = LinkError::ClosedByPeer(CloseReason::new(7, "enough"));
+    assert_eq!(error, SendError::Ended(end.clone()));
+    assert_eq!(receiver.recv().await.unwrap().len(), 70_000);
+    assert_eq!(receiver.recv().await, Err(end));
+}
+
 async fn another_node_at_the_address_is_refused(world: &World) {
-    let (a, b) = (world.endpoint(Limits::default()), world.endpoint(Limits::default()));
+    let (a, b) = (world.endpoint(world.limits()), world.endpoint(world.limits()));
     let expected = Identity::from_secret([99; 32]).id();
     let stale = PeerAddress { id: expected, address: b.local_address() };
     let refused = a.connect(&stale).await.unwrap_err();
@@ -274,9 +343,9 @@ async fn another_node_at_the_address_is_refused(world: &World) {
 }
 
 async fn nobody_at_the_address_times_out(world: &World) {
-    let limits = Limits { connect_timeout: Duration::from_millis(500), ..Limits::default() };
+    let limits = Limits { connect_timeout: Duration::from_millis(500), ..world.limits() };
     let a = world.endpoint(limits);
-    let gone = world.endpoint(Limits::default());
+    let gone = world.endpoint(world.limits());
     let gone_address = address(&*gone);
     gone.close().await;
     drop(gone);
@@ -284,15 +353,15 @@ async fn nobody_at_the_address_times_out(world: &World) {
 }
 
 async fn links_are_limited_on_both_sides(world: &World) {
-    let b = world.endpoint(Limits { max_links: 2, ..Limits::default() });
-    let a = world.endpoint(Limits { max_links: 3, ..Limits::default() });
+    let b = world.endpoint(Limits { max_links: 2, ..world.limits() });
+    let a = world.endpoint(Limits { max_links: 3, ..world.limits() });
     let first = link(&*a, &*b).await;
     let _second = link(&*a, &*b).await;
     let b_address = address(&*b);
     let refused = a.connect(&b_address).await.unwrap_err();
     assert!(matches!(refused, ConnectError::Refused(_)), "{refused}");
 
-    let c = world.endpoint(Limits::default());
+    let c = world.endpoint(world.limits());
     let _third = link(&*a, &*c).await;
     assert_eq!(a.connect(&address(&*c)).await.unwrap_err(), ConnectError::TooManyLinks);
 
