@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{cluster::ClusterError, demand::DemandError, model::ModelError, problem::Problem};
@@ -60,7 +60,7 @@ pub enum Bottleneck {
 }
 
 /// How good any plan could be at most.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// What the plan reaches: seconds per token, tokens per second, or price per token.
     pub reached: f64,
@@ -71,7 +71,7 @@ pub struct Bound {
 }
 
 /// How a bound is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
     /// Every plan was tried or excluded.
@@ -160,6 +160,14 @@ pub enum PlanError {
         /// What would fit.
         advice: String,
     },
+    /// A node would be left without a layer.
+    #[error("{layers} layers cannot be cut over {nodes} nodes: each needs at least one")]
+    TooManyNodes {
+        /// Layers of the model.
+        layers: usize,
+        /// Nodes.
+        nodes: usize,
+    },
     /// The memory is there, but not where it can be joined.
     #[error("no pipeline can be joined: nothing passes from {from} to {to}")]
     Disconnected {
@@ -241,10 +249,11 @@ impl Plan {
         for stage in &self.held {
             let node = &problem.cluster.nodes()[stage.node];
             let kv = needed.get(&stage.node).copied().unwrap_or(0);
-            if problem.bytes(&stage.layers).saturating_add(kv) > node.memory {
+            let fits = problem.sessions(stage.node, &stage.layers).is_some();
+            if !fits || problem.bytes(&stage.layers).saturating_add(kv) > node.memory {
                 return Err(PlanError::Invalid {
                     pipeline: 0,
-                    reason: format!("node {} is too full", node.id),
+                    reason: format!("node {} is too full, or keeps other layers", node.id),
                 });
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, fmt::Write};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cluster::Cluster,
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A plan with the names of its nodes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Model.
     pub model: String,
@@ -39,7 +39,7 @@ pub struct Report {
 }
 
 /// A pipeline with the names of its nodes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PipelineReport {
     /// Stages in order.
     pub stages: Vec<StageReport>,
@@ -60,7 +60,7 @@ pub struct PipelineReport {
 }
 
 /// A stage with its node's name.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
     /// Name of the node.
     pub node: String,
@@ -75,7 +75,7 @@ pub struct StageReport {
 }
 
 /// A link between two stages.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinkReport {
     /// Milliseconds one way.
     pub latency_ms: f64,

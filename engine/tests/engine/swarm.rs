@@ -5,9 +5,9 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use engine::{
     device::Device,
-    front::costs,
+    front::planned,
     local::{StageBudget, load_stage},
-    message::Priority,
+    message::{Offer, Priority},
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     on_device,
@@ -62,13 +62,14 @@ impl World {
         let gateway = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
         let mut config = SwarmConfig {
             fingerprint: model.fingerprint(QUANTISATION),
-            costs: costs(&model, QUANTISATION, false),
+            model: planned(&model, QUANTISATION, false).unwrap(),
             positions: 256,
             running: 64,
             waiting: 256,
             allow: None,
             private_ends: None,
             speculation: true,
+            replan: true,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -100,6 +101,8 @@ impl World {
             chunk: BUDGET.chunk,
             weight_bytes: 1,
             device: self.device.describe(),
+            offer: Offer::default(),
+            loader: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();
