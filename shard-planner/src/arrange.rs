@@ -93,18 +93,13 @@ pub fn arrange(
     Ok(Arrangement { loads, before, after: worth(&problem, &serve), serve })
 }
 
-/// The plan of the routes of a placement's maximum flow, each with its part of the requests, and the flow.
+/// The plan of the routes of a placement's maximum flow, each with its part of the requests.
 ///
 /// # Errors
 /// If the input is not sound, or nothing covers the model.
-pub fn routes(
-    model: &Model,
-    cluster: &Cluster,
-    demand: &Demand,
-    serve: &Held,
-) -> Result<(Plan, f64), PlanError> {
+pub fn routes(model: &Model, cluster: &Cluster, demand: &Demand, serve: &Held) -> Result<Plan, PlanError> {
     let problem = Problem::new(model, cluster, demand)?;
-    let (routes, sessions, flow) = dealt(&problem, serve);
+    let (routes, sessions) = dealt(&problem, serve);
     if routes.is_empty() {
         return Err(crate::shortage::reason(&problem, 1));
     }
@@ -113,11 +108,11 @@ pub fn routes(
     let limit = most_tokens_per_s(&problem).max(reached);
     let whole = routes.into_iter().zip(figures);
     let routes = whole.map(|((stages, part), figures)| (stages, (sessions * part) as u64, figures)).collect();
-    Ok((Plan::new(&problem, routes, Bound { reached, limit, proof: Proof::Capacity })?, flow))
+    Plan::new(&problem, routes, Bound { reached, limit, proof: Proof::Capacity })
 }
 
-/// The routes of a placement with their parts, as many sessions as fit, and the flow.
-fn dealt(problem: &Problem, serve: &Held) -> (Vec<(Vec<Stage>, f64)>, f64, f64) {
+/// The routes of a placement with their parts, and as many sessions as fit.
+fn dealt(problem: &Problem, serve: &Held) -> (Vec<(Vec<Stage>, f64)>, f64) {
     let flow = through(problem, serve);
     let back = |(stages, _): &(Vec<Stage>, f64)| {
         let ends = stages.first().zip(stages.last());
@@ -129,7 +124,7 @@ fn dealt(problem: &Problem, serve: &Held) -> (Vec<(Vec<Stage>, f64)>, f64, f64) 
         routes.iter_mut().for_each(|(_, part)| *part /= whole);
         let sessions = shared_sessions(problem, &routes);
         if routes.is_empty() || sessions >= routes.len() as f64 {
-            return (routes, sessions, flow.tokens_per_s);
+            return (routes, sessions);
         }
         routes.pop();
     }
@@ -137,7 +132,7 @@ fn dealt(problem: &Problem, serve: &Held) -> (Vec<(Vec<Stage>, f64)>, f64, f64) 
 
 /// Tokens per second predicted of a placement.
 fn worth(problem: &Problem, serve: &Held) -> f64 {
-    let (routes, sessions, _) = dealt(problem, serve);
+    let (routes, sessions) = dealt(problem, serve);
     if routes.is_empty() {
         return 0.0;
     }
@@ -182,16 +177,17 @@ impl Swarm<'_> {
             if serve[node].is_some() || self.problem.cluster.nodes()[node].pinned.is_some() {
                 continue;
             }
-            let mut best = (worth(self.problem, &serve) * (1.0 + 1e-6), 0, None);
+            // Of ranges as good, the one that lets more through, and then the longest.
+            let mut best = ((worth(self.problem, &serve) * (1.0 + 1e-6), f64::INFINITY, 0), None);
             for range in self.ranges(node, &serve) {
-                let length = range.len();
                 serve[node] = Some(range.clone());
-                let worth = worth(self.problem, &serve);
-                if (worth, length) > (best.0, best.1) {
-                    best = (worth, length, Some(range));
+                let flow = through(self.problem, &serve).tokens_per_s;
+                let merit = (worth(self.problem, &serve), flow, range.len());
+                if merit > best.0 {
+                    best = (merit, Some(range));
                 }
             }
-            serve[node] = best.2;
+            serve[node] = best.1;
         }
         serve
     }
@@ -338,10 +334,9 @@ mod tests {
     #[test]
     fn routes_share_what_overlaps() {
         let nodes = cluster(vec![node("a", 12, 1.0), node("b", 12, 1.0), node("c", 12, 2.0)]);
-        let (plan, flow) =
-            routes(&model(), &nodes, &demand(), &[Some(0..4), Some(4..12), Some(4..12)]).unwrap();
+        let plan = routes(&model(), &nodes, &demand(), &[Some(0..4), Some(4..12), Some(4..12)]).unwrap();
         assert_eq!(plan.pipelines.len(), 2);
         assert!(plan.pipelines[0].weight > 1.5 * plan.pipelines[1].weight, "{plan:?}");
-        assert!(flow >= plan.figures.tokens_per_s);
+        assert!(plan.flow_tokens_per_s >= plan.figures.tokens_per_s, "{plan:?}");
     }
 }

@@ -17,7 +17,6 @@ use crate::{
     demand::Demand,
     model::Model,
     plan::{PlanError, Stage},
-    predict::batches,
     problem::Problem,
 };
 
@@ -46,7 +45,7 @@ pub fn flow(
 /// Units of flow in a token per second: capacities are whole numbers, for which the algorithm is exact.
 const UNITS: f64 = 1e6;
 /// More than all nodes together let through.
-const MOST_UNITS: u64 = 1 << 50;
+const MOST_UNITS: u64 = 1 << 53;
 
 pub(crate) fn through(problem: &Problem, held: &[Option<Range<usize>>]) -> Flow {
     let network = Network::new(problem, held);
@@ -162,7 +161,10 @@ fn most_of(problem: &Problem, node: usize, range: &Range<usize>) -> f64 {
         return 0.0;
     }
     let stage = Stage { node, layers: range.clone() };
-    batches(most).map(|batch| batch / problem.stage_s(&stage, batch)).fold(0.0, f64::max)
+    // Between measured batches the time is linear, so that tokens per second are most at one of them or an end.
+    let measured = problem.batches(node).filter(|&batch| batch > 1.0 && batch < most);
+    let rates = measured.chain([1.0, most]).map(|batch| batch / problem.stage_s(&stage, batch));
+    rates.fold(0.0, f64::max)
 }
 
 fn units(tokens_per_s: f64) -> u64 {

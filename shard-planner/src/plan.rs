@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::Range};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{cluster::ClusterError, demand::DemandError, model::ModelError, problem::Problem};
+use crate::{cluster::ClusterError, demand::DemandError, flow::through, model::ModelError, problem::Problem};
 
 /// One stage of a pipeline, or what one node holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -106,6 +106,8 @@ pub struct Plan {
     pub pipelines: Vec<Pipeline>,
     /// What is predicted of all.
     pub figures: Figures,
+    /// Most tokens per second, prompts between them, that what the nodes hold lets through: its maximum flow.
+    pub flow_tokens_per_s: f64,
     /// Price of an hour of the nodes used.
     pub price: f64,
     /// How far it can be from the best.
@@ -203,11 +205,14 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let pipelines = weighted(pipelines);
         let held = held(&pipelines);
+        let mut placement = vec![None; problem.cluster.len()];
+        held.iter().for_each(|stage| placement[stage.node] = Some(stage.layers.clone()));
         let price = held.iter().map(|stage| problem.cluster.nodes()[stage.node].price).sum();
         let plan = Self {
             format: problem.weights.format.clone(),
             layers: problem.layers(),
             figures: together(&pipelines),
+            flow_tokens_per_s: through(problem, &placement).tokens_per_s,
             held,
             pipelines,
             price,

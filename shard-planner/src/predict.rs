@@ -121,7 +121,7 @@ pub(crate) fn keeps(figures: &Figures, limits: Limits) -> bool {
 }
 
 /// Batches to choose from: 1 up to `most`, an eighth more each time.
-pub(crate) fn batches(most: f64) -> impl Iterator<Item = f64> {
+fn batches(most: f64) -> impl Iterator<Item = f64> {
     let next = move |batch: &f64| (*batch < most).then(|| (batch * 1.125).ceil().min(most));
     std::iter::successors(Some(1.0), next)
 }

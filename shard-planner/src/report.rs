@@ -26,6 +26,8 @@ pub struct Report {
     pub tpot_s: f64,
     /// Tokens per second of all replies.
     pub tokens_per_s: f64,
+    /// Most tokens per second that the placement lets through.
+    pub flow_tokens_per_s: f64,
     /// Price of an hour.
     pub price: f64,
     /// What limits it.
@@ -101,6 +103,7 @@ impl Report {
             ttft_s,
             tpot_s,
             tokens_per_s,
+            flow_tokens_per_s: plan.flow_tokens_per_s,
             price: plan.price,
             bottleneck: what(cluster, bottleneck),
             gap: plan.bound.gap(),
@@ -281,6 +284,7 @@ impl fmt::Display for Report {
             self.ttft_s,
             self.bottleneck
         )?;
+        writeln!(out, "the placement lets through at most {:.1} tokens/s", self.flow_tokens_per_s)?;
         if self.price > 0.0 {
             writeln!(
                 out,

@@ -175,9 +175,6 @@ impl Desk {
     pub(super) fn reloaded(&mut self, outcome: Option<Outcome>) -> Result<(), NodeError> {
         self.loading = None;
         let Outcome { gateway, assigned, loaded, refusal } = outcome.ok_or(NodeError::StageDied)?;
-        if let Some(reason) = refusal {
-            self.cannot(gateway, assigned, reason);
-        }
         let Loaded { worker, outputs, shard, limits, weight_bytes, rate } =
             loaded.map_err(NodeError::Reload)?;
         tracing::info!(layers = ?shard.layers, "loaded");
@@ -191,6 +188,10 @@ impl Desk {
         let up: Vec<NodeId> =
             self.gateways.iter().filter(|(_, gateway)| gateway.up).map(|(id, _)| *id).collect();
         up.into_iter().for_each(|id| self.say_join(id));
+        // After the stage is there: joining anew ends whatever the gateway sent before.
+        if let Some(reason) = refusal {
+            self.cannot(gateway, assigned, reason);
+        }
         Ok(())
     }
 

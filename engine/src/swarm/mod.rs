@@ -106,8 +106,6 @@ pub struct LiveCluster {
     pub link: Vec<shard_planner::cluster::Link>,
     /// The ways that requests take, if there is one.
     pub plan: Option<shard_planner::Report>,
-    /// Most tokens per second that what the nodes hold lets through.
-    pub flow_tokens_per_s: f64,
     /// Why the model is not covered.
     pub problem: Option<String>,
 }
@@ -247,7 +245,11 @@ impl Desk {
     fn planned(&mut self, verdict: Result<Verdict, JoinError>) {
         match verdict {
             Ok(verdict) => self.state.planned(verdict, Instant::now()),
-            Err(error) => tracing::error!(%error, "the planner died"),
+            // A bug of ours; the next change asks it again.
+            Err(error) => {
+                tracing::error!(%error, "the planner died");
+                self.state.unplanned();
+            }
         }
     }
 

@@ -101,7 +101,6 @@ impl Sketch {
                 node: nodes,
                 link: links,
                 plan: None,
-                flow_tokens_per_s: 0.0,
                 problem: None,
             },
         };
@@ -117,7 +116,7 @@ impl Sketch {
         let live = &mut verdict.live;
         let cluster = Cluster::new(live.node.clone(), &live.link).map_err(|error| error.to_string())?;
         let arranged = arrange(&self.model, &cluster, &self.demand, &held, EFFORT);
-        let mut serve: Vec<_> = held.clone();
+        let mut serve = held.clone();
         if let Ok(arranged) = &arranged {
             let newcomers: Vec<_> = arranged.loads.iter().filter(|load| held[load.node].is_none()).collect();
             // Those that serve go on until a newcomer has what it needs.
@@ -134,12 +133,15 @@ impl Sketch {
             serve = if settled { arranged.serve.clone() } else { serve };
         }
         let leaves: HashSet<NodeId> = verdict.loads.iter().map(|(id, _)| *id).collect();
-        for (node, serve) in self.nodes.iter().zip(&mut serve) {
-            if !node.serves || leaves.contains(&node.id) {
-                *serve = None;
-            }
-        }
-        if let Ok((plan, flow)) = routes(&self.model, &cluster, &self.demand, &serve) {
+        let there = |ranges: Vec<Option<Range<usize>>>| {
+            let all = self.nodes.iter().zip(ranges);
+            let now = all.map(|(node, range)| range.filter(|_| node.serves && !leaves.contains(&node.id)));
+            routes(&self.model, &cluster, &self.demand, &now.collect::<Vec<_>>()).ok()
+        };
+        // Some may only be on their way: then what is held may serve better than what is meant.
+        let rate = |plan: &shard_planner::Plan| plan.figures.tokens_per_s;
+        let ways = [there(held), there(serve)].into_iter().flatten();
+        if let Some(plan) = ways.max_by(|a, b| rate(a).total_cmp(&rate(b))) {
             let stage =
                 |stage: &shard_planner::plan::Stage| (self.nodes[stage.node].id, stage.layers.clone());
             let lane = |pipeline: &shard_planner::plan::Pipeline| Lane {
@@ -148,7 +150,6 @@ impl Sketch {
             };
             verdict.lanes = plan.pipelines.iter().map(lane).collect();
             live.plan = Some(Report::new(&self.model.name, &cluster, &plan));
-            live.flow_tokens_per_s = flow;
         }
         arranged.map(|_| ()).map_err(|error| error.to_string())
     }

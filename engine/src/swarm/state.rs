@@ -275,8 +275,10 @@ impl State {
         }
         tracing::info!(node = %peer.short(), layers = ?join.shard.layers, device = join.device, "a node joined");
         self.settled(peer, &join.shard.layers);
+        // It is as fast as it was, with whatever layers.
+        let layer_ns = self.members.get(&peer).and_then(|member| member.layer_ns);
         self.lost(peer, "it joined anew");
-        self.members.insert(peer, Member::new(join));
+        self.members.insert(peer, Member { layer_ns, ..Member::new(join) });
         self.members_changed = true;
         self.actions.push(Action::Send { to: peer, message: Message::Welcome });
         self.admit();

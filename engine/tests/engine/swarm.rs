@@ -24,8 +24,8 @@ use transport::{Identity, Limits, NodeId, Transport, sim::Conditions, sim::Netwo
 
 use crate::support::{Golden, Pipeline, argmax, open};
 
-const QUANTISATION: Quantisation = Quantisation::Q8;
-const BUDGET: StageBudget =
+pub(crate) const QUANTISATION: Quantisation = Quantisation::Q8;
+pub(crate) const BUDGET: StageBudget =
     StageBudget { rows: 32, chunk: 16, sessions: 64, context: 256, kv_bytes: 64 << 20 };
 
 /// A gateway on a simulated network, and what is needed to add nodes.
@@ -36,12 +36,12 @@ pub(crate) struct World {
     pub(crate) device: Device,
     swarm: Swarm,
     pub(crate) submitter: Submitter,
-    gateway: GatewayAddress,
+    pub(crate) gateway: GatewayAddress,
     /// KV pages of each node; as many as its budget has if `None`.
     pub(crate) pages: Option<usize>,
 }
 
-fn identity(seed: u8) -> Identity {
+pub(crate) fn identity(seed: u8) -> Identity {
     Identity::from_secret([seed; 32])
 }
 

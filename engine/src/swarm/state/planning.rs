@@ -186,9 +186,8 @@ impl State {
 
     /// Gives up a move.
     fn keep(&mut self, peer: NodeId, now: Instant) {
-        if self.planning.moves.remove(&peer).is_some() {
-            self.planning.bar(peer, now);
-        }
+        self.planning.moves.remove(&peer);
+        self.planning.bar(peer, now);
         if let Some(member) = self.members.get_mut(&peer) {
             member.moving = false;
         }
@@ -330,6 +329,15 @@ impl State {
             }
         }
         self.admit();
+    }
+
+    /// The planner gave no answer: newcomers get one all the same.
+    pub(in crate::swarm) fn unplanned(&mut self) {
+        self.planning.busy = false;
+        let now = Instant::now();
+        for (id, offer) in std::mem::take(&mut self.planning.asking) {
+            self.fill(id, offer, now);
+        }
     }
 
     /// A newcomer that no pipeline needs, or not yet, stands by where the least speed serves.
