@@ -192,6 +192,11 @@ impl State {
 
     /// A node is gone: what runs through it fails.
     pub(super) fn lost(&mut self, peer: NodeId, reason: &str) {
+        self.remove(peer, reason);
+        self.admit();
+    }
+
+    fn remove(&mut self, peer: NodeId, reason: &str) {
         self.planning.lost(peer);
         if self.members.remove(&peer).is_none() {
             return;
@@ -205,7 +210,6 @@ impl State {
             self.break_off(session, failure);
         }
         self.routes.retain(|(_, hops)| !hops.iter().any(|hop| hop.node == *peer.as_bytes()));
-        self.admit();
     }
 
     /// A client asks for a reply.
@@ -277,7 +281,7 @@ impl State {
         self.settled(peer, &join.shard.layers);
         // It is as fast as it was, with whatever layers.
         let layer_ns = self.members.get(&peer).and_then(|member| member.layer_ns);
-        self.lost(peer, "it joined anew");
+        self.remove(peer, "it joined anew");
         self.members.insert(peer, Member { layer_ns, ..Member::new(join) });
         self.members_changed = true;
         self.actions.push(Action::Send { to: peer, message: Message::Welcome });
@@ -327,7 +331,7 @@ impl State {
             };
             let refusal = match outcome {
                 Err(NoRoute::Full) => return,
-                Err(NoRoute::Missing(_)) if self.planning.is_moving() => return,
+                Err(NoRoute::Missing(_)) if self.may_mend() => return,
                 Err(NoRoute::Missing(gap)) => Refusal::NoPipeline { missing: gap.to_string() },
                 Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: need.most, limit },
                 Ok(hops) => {

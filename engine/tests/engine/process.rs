@@ -96,10 +96,10 @@ async fn a_killed_process_ends_its_requests_within_two_seconds() {
         let args = ["node", "--join", join, "--layers", layers, "--memory", memory, "--json"];
         Dolphin::start(home.path(), &args)
     };
-    // Room for five layers of six.
-    let first = node("0..2", "2MiB");
-    let second = node("2..4", "2MiB");
-    let third = node("auto", "2MiB");
+    // Room for two layers, with the head and without.
+    let first = node("0..2", "4MiB");
+    let second = node("2..4", "4MiB");
+    let third = node("auto", "1240KiB");
     assert_eq!((&third.announced["from"], &third.announced["to"]), (&json!(4), &json!(6)));
     until_healthy(url).await;
     let before = answer(url).await;
@@ -121,7 +121,7 @@ async fn a_killed_process_ends_its_requests_within_two_seconds() {
     // like the running one; then it says what is missing.
     let refused = chat(url, json!({})).send().await.unwrap();
     assert!([502, 503].contains(&refused.status().as_u16()), "{}", refused.status());
-    let again = node("auto", "2MiB");
+    let again = node("auto", "1000KiB");
     assert_eq!((&again.announced["from"], &again.announced["to"]), (&json!(2), &json!(4)));
     until_healthy(url).await;
     assert_eq!(answer(url).await, before);

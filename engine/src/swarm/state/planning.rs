@@ -115,11 +115,6 @@ impl Planning {
         self.stale = true;
     }
 
-    /// Whether a node is about to hold what is missing.
-    pub(super) fn is_moving(&self) -> bool {
-        !self.moves.is_empty()
-    }
-
     /// When there is something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let due =
@@ -138,6 +133,10 @@ impl Planning {
         let mut moves: Vec<MoveSummary> = self.moves.iter().map(summary).collect();
         moves.sort_by(|a, b| a.node.cmp(&b.node));
         (moves, [self.moved, self.failed], self.live.clone())
+    }
+
+    fn is_barred(&self, peer: &NodeId, now: Instant) -> bool {
+        self.barred.get(peer).is_some_and(|barred| barred.until > now)
     }
 
     fn bar(&mut self, peer: NodeId, now: Instant) {
@@ -208,6 +207,14 @@ impl State {
         planning.stale = true;
     }
 
+    /// Whether what is missing may soon be held: a node is to load it, or the planner may find one.
+    pub(super) fn may_mend(&self) -> bool {
+        let planning = &self.planning;
+        let movable = || self.members.values().any(|member| member.join.offer.movable);
+        let asked = self.config.replan && (planning.stale || planning.busy) && movable();
+        asked || !planning.moves.is_empty()
+    }
+
     /// Sees to moves, and asks for a plan if it is time; called after every event.
     pub(in crate::swarm) fn steer(&mut self, now: Instant) {
         self.see_to_moves(now);
@@ -252,7 +259,7 @@ impl State {
     fn sketch(&self, now: Instant) -> Sketch {
         let planning = &self.planning;
         // One move at a time: what it brings should be seen before the next.
-        let still = !self.config.replan || self.planning.is_moving();
+        let still = !self.config.replan || !planning.moves.is_empty();
         let layers = self.config.model.layers();
         let ends = self.config.private_ends.as_ref();
         let member = |(id, member): (&NodeId, &Member)| {
@@ -260,10 +267,11 @@ impl State {
             // Ranges without their ends, and ends alone, are no business of the planner.
             let begins = shard.embedding || shard.layers.start > 0 || ends.is_some();
             let whole = begins && (shard.head || shard.layers.end < layers || ends.is_some());
-            if shard.layers.is_empty() || !whole {
+            // One that asks has begun anew, whether or not its old link is known to be gone.
+            if shard.layers.is_empty() || !whole || planning.asking.contains_key(id) {
                 return None;
             }
-            let barred = planning.barred.get(id).is_some_and(|barred| barred.until > now);
+            let barred = planning.is_barred(id, now);
             let moving = planning.moves.get(id);
             let held = moving.map_or(&shard.layers, |moving| &moving.shard.layers).clone();
             Some(Seen {
@@ -289,7 +297,7 @@ impl State {
         let away = |id: &NodeId| !self.members.contains_key(id);
         let coming = planning.coming.iter().filter(|(id, _)| away(id));
         nodes.extend(coming.map(|(id, c)| absent(*id, Some(c.shard.layers.clone()), &c.offer)));
-        nodes.extend(planning.asking.iter().filter(|(id, _)| away(id)).map(|(id, o)| absent(*id, None, o)));
+        nodes.extend(planning.asking.iter().map(|(id, offer)| absent(*id, None, offer)));
         nodes.sort_by_key(|node| node.id);
         let format = &self.config.model.weights[0].format;
         let replies = u32::try_from(self.config.running).unwrap_or(u32::MAX).max(1);
@@ -316,6 +324,8 @@ impl State {
             let shard = self.shard(layers);
             if let Some(offer) = self.planning.asking.remove(&id) {
                 self.assign(id, shard, offer, now);
+            } else if self.planning.is_barred(&id, now) {
+                // It refused while the plan was made.
             } else if let Some(member) = self.members.get_mut(&id).filter(|member| !member.moving) {
                 let (from, to) = (&member.join.shard.layers, &shard.layers);
                 tracing::warn!(node = %id.short(), ?from, ?to, before, after, "replanned: a node loads other layers");
