@@ -62,6 +62,7 @@ impl Setup {
             allow: None,
             private_ends: None,
             speculation: self.speculation,
+            replan: true,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

@@ -4,7 +4,7 @@ use kernels::backend::PAGE;
 
 use super::{
     Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
-    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport,
+    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, offer::check_near,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -21,7 +21,10 @@ impl Message {
             Message::Refuse(reason) => check_text(reason),
             Message::Failed(failed) => failed.check(),
             Message::Pace(pace) => ensure(pace.layer_ns > 0, "a layer that takes no time"),
-            Message::Ask(_) | Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
+            Message::Ask(ask) => ask.offer.check(),
+            Message::Cannot(cannot) => check_shard(&cannot.shard).and_then(|()| cannot.check()),
+            Message::Near(near) => check_near(near),
+            Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
         }
     }
 }
@@ -35,7 +38,7 @@ fn check_shard(shard: &Shard) -> Result<(), MessageError> {
     ensure(shard.layers.end <= MAX_LAYERS, "more layers than a model may have")
 }
 
-fn check_text(text: &str) -> Result<(), MessageError> {
+pub(super) fn check_text(text: &str) -> Result<(), MessageError> {
     let sound = text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control);
     ensure(sound, "a text that is too long or has control characters")
 }
@@ -62,6 +65,7 @@ impl Join {
         check_shard(&self.shard)?;
         check_text(&self.address)?;
         check_text(&self.device)?;
+        self.offer.check()?;
         ensure(self.rows > 0, "steps without rows")
     }
 }

@@ -6,6 +6,7 @@
 
 mod block;
 mod check;
+mod offer;
 mod rows;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub use block::BlockHash;
+pub use offer::{Cannot, LoadRefusal, Neighbour, Offer};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
@@ -84,6 +86,10 @@ pub enum Message {
     Draft(Draft),
     /// Node to gateway: how fast it is, when that has changed much.
     Pace(Pace),
+    /// Node to gateway: I hold what I held, and not what you assigned.
+    Cannot(Cannot),
+    /// Node to gateway: how near other nodes are, as my links to them show.
+    Near(Vec<Neighbour>),
 }
 
 /// How fast a node is.
@@ -98,8 +104,8 @@ pub struct Pace {
 pub struct Ask {
     /// Fingerprint of the model it can load, at its quantisation.
     pub fingerprint: [u8; 32],
-    /// Bytes it lends for weights.
-    pub weight_bytes: u64,
+    /// What it lends.
+    pub offer: Offer,
 }
 
 /// Layers given to a node.
@@ -130,6 +136,8 @@ pub struct Join {
     pub weight_bytes: u64,
     /// What it computes on, for people.
     pub device: String,
+    /// What it lends.
+    pub offer: Offer,
 }
 
 /// One stage of a route.
@@ -429,6 +437,28 @@ pub enum MessageError {
 }
 
 impl Message {
+    /// Its kind, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Ask(_) => "Ask",
+            Message::Assign(_) => "Assign",
+            Message::Join(_) => "Join",
+            Message::Welcome => "Welcome",
+            Message::Refuse(_) => "Refuse",
+            Message::Open(_) => "Open",
+            Message::Close(_) => "Close",
+            Message::Step(_) => "Step",
+            Message::Results(_) => "Results",
+            Message::Tokens(_) => "Tokens",
+            Message::Failed(_) => "Failed",
+            Message::Held(_) => "Held",
+            Message::Draft(_) => "Draft",
+            Message::Pace(_) => "Pace",
+            Message::Cannot(_) => "Cannot",
+            Message::Near(_) => "Near",
+        }
+    }
+
     /// Bytes of the message, without the body of a step.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")

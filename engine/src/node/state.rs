@@ -1,6 +1,8 @@
 //! What a node knows and decides: sessions, routes and the steps of those it heads. Pure: events
 //! go in, actions come out; sockets and the device are the business of its surroundings.
 
+mod hold;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
@@ -176,7 +178,7 @@ impl State {
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft, now),
-            other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
+            other => self.expel(from, format!("sent a message that is not for a stage: {}", other.name())),
         }
         self.pump(now);
     }
@@ -574,25 +576,6 @@ enum OpenRefused {
     Forged(&'static str),
     /// The gateway asks for what this node does not do.
     Unservable(String),
-}
-
-fn name(message: &Message) -> &'static str {
-    match message {
-        Message::Ask(_) => "Ask",
-        Message::Assign(_) => "Assign",
-        Message::Join(_) => "Join",
-        Message::Welcome => "Welcome",
-        Message::Refuse(_) => "Refuse",
-        Message::Open(_) => "Open",
-        Message::Close(_) => "Close",
-        Message::Step(_) => "Step",
-        Message::Results(_) => "Results",
-        Message::Tokens(_) => "Tokens",
-        Message::Failed(_) => "Failed",
-        Message::Held(_) => "Held",
-        Message::Draft(_) => "Draft",
-        Message::Pace(_) => "Pace",
-    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ mod bits;
 #[cfg(feature = "cuda")]
 mod cards;
 mod kquants;
+mod moving;
 mod pages;
 mod parity;
 mod planner;
 mod process;
 mod sharing;
+mod slow;
 mod support;
 mod swarm;

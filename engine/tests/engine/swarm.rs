@@ -5,9 +5,9 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use engine::{
     device::Device,
-    front::costs,
+    front::planned,
     local::{StageBudget, load_stage},
-    message::Priority,
+    message::{Offer, Priority},
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     on_device,
@@ -24,8 +24,8 @@ use transport::{Identity, Limits, NodeId, Transport, sim::Conditions, sim::Netwo
 
 use crate::support::{Golden, Pipeline, argmax, open};
 
-const QUANTISATION: Quantisation = Quantisation::Q8;
-const BUDGET: StageBudget =
+pub(crate) const QUANTISATION: Quantisation = Quantisation::Q8;
+pub(crate) const BUDGET: StageBudget =
     StageBudget { rows: 32, chunk: 16, sessions: 64, context: 256, kv_bytes: 64 << 20 };
 
 /// A gateway on a simulated network, and what is needed to add nodes.
@@ -36,12 +36,12 @@ pub(crate) struct World {
     pub(crate) device: Device,
     swarm: Swarm,
     pub(crate) submitter: Submitter,
-    gateway: GatewayAddress,
+    pub(crate) gateway: GatewayAddress,
     /// KV pages of each node; as many as its budget has if `None`.
     pub(crate) pages: Option<usize>,
 }
 
-fn identity(seed: u8) -> Identity {
+pub(crate) fn identity(seed: u8) -> Identity {
     Identity::from_secret([seed; 32])
 }
 
@@ -62,13 +62,14 @@ impl World {
         let gateway = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
         let mut config = SwarmConfig {
             fingerprint: model.fingerprint(QUANTISATION),
-            costs: costs(&model, QUANTISATION, false),
+            model: planned(&model, QUANTISATION, false).unwrap(),
             positions: 256,
             running: 64,
             waiting: 256,
             allow: None,
             private_ends: None,
             speculation: true,
+            replan: true,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -100,6 +101,8 @@ impl World {
             chunk: BUDGET.chunk,
             weight_bytes: 1,
             device: self.device.describe(),
+            offer: Offer::default(),
+            loader: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();
