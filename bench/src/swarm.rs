@@ -38,6 +38,7 @@ pub(crate) struct Setup {
     pub(crate) links: Links,
     /// Whether replies may be speculated with, and the draft model for it.
     pub(crate) speculation: bool,
+    pub(crate) receipts: bool,
     pub(crate) draft: Option<Arc<Model>>,
 }
 
@@ -62,6 +63,7 @@ impl Setup {
             allow: None,
             private_ends: None,
             speculation: self.speculation,
+            receipts: self.receipts,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

@@ -20,6 +20,7 @@ use transport::{
 };
 
 use crate::{
+    audit::{commitment::Signer, recorder::Audit},
     front::{Front, FrontConfig, FrontError, costs},
     message::row_bytes,
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
@@ -351,6 +352,7 @@ impl Room {
             chunk: self.budget.chunk,
             weight_bytes,
             device,
+            audit: Some(Audit { signer: Signer::new(identity), rows: None }),
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

@@ -11,8 +11,9 @@ mod serve;
 mod show;
 mod tools;
 mod up;
+mod verify;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -54,12 +55,14 @@ enum Command {
     Profile(plan::ProfileCommand),
     /// Download a model from a hub
     Pull(tools::PullCommand),
+    /// Check a finished reply from its receipt and the model's files
+    Verify(verify::Verify),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),
 }
 
 /// Parses the command line and does what it says.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let command = file::apply(Cli::command(), std::env::args_os())?;
     let cli = Cli::from_arg_matches(&command.get_matches())?;
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
@@ -76,7 +79,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Profile(command) => command.run(),
             Command::Pull(command) => command.run().await,
             Command::Doctor(command) => command.run(),
-        }
+            Command::Verify(command) => return command.run(),
+        }?;
+        Ok(ExitCode::SUCCESS)
     })
 }
 

@@ -21,7 +21,11 @@ impl Message {
             Message::Refuse(reason) => check_text(reason),
             Message::Failed(failed) => failed.check(),
             Message::Pace(pace) => ensure(pace.layer_ns > 0, "a layer that takes no time"),
-            Message::Ask(_) | Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
+            Message::Ask(_)
+            | Message::Welcome
+            | Message::Close(_)
+            | Message::Held(_)
+            | Message::Committed(_) => Ok(()),
         }
     }
 }
@@ -92,7 +96,7 @@ impl Open {
     }
 }
 
-fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
+pub(crate) fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
     let in_range = |value: f32, low: f32, high: f32| value >= low && value <= high;
     ensure(in_range(s.temperature, 0.0, 100.0), "a temperature out of range")?;
     ensure(in_range(s.top_p, 0.0, 1.0) && in_range(s.min_p, 0.0, 1.0), "top_p or min_p out of range")?;

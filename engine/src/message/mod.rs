@@ -15,11 +15,13 @@ use thiserror::Error;
 use transport::NodeId;
 
 use crate::{
+    audit::{commitment::Committed, plan::Terms},
     model::Shard,
     request::{Finish, Logprobs, Sampling},
 };
 
 pub use block::BlockHash;
+pub(crate) use check::check_sampling;
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
@@ -84,6 +86,8 @@ pub enum Message {
     Draft(Draft),
     /// Node to gateway: how fast it is, when that has changed much.
     Pace(Pace),
+    /// Any stage to gateway and to the next: what it signs of a session.
+    Committed(Box<Committed>),
 }
 
 /// How fast a node is.
@@ -176,6 +180,8 @@ pub struct Open {
     pub priority: Priority,
     /// Where drafts come from.
     pub drafts: Drafts,
+    /// What is to be proved of it; nothing if `None`.
+    pub terms: Option<Terms>,
     /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
     /// asked by a gateway it chose, whoever hands it on.
     pub signature: Vec<u8>,
@@ -235,12 +241,14 @@ pub struct Close {
     pub session: SessionId,
     /// Root and whole blocks of what it leaves to later sessions that begin alike.
     pub keep: Vec<BlockHash>,
+    /// Positions whose rows stand, which every stage signs for if that was asked for; 0 if it broke off.
+    pub end: u32,
 }
 
 impl Close {
     /// The end of a session that leaves nothing.
     pub fn abrupt(session: SessionId) -> Self {
-        Self { session, keep: Vec::new() }
+        Self { session, keep: Vec::new(), end: 0 }
     }
 }
 
@@ -429,6 +437,27 @@ pub enum MessageError {
 }
 
 impl Message {
+    /// Its kind, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Ask(_) => "Ask",
+            Message::Assign(_) => "Assign",
+            Message::Join(_) => "Join",
+            Message::Welcome => "Welcome",
+            Message::Refuse(_) => "Refuse",
+            Message::Open(_) => "Open",
+            Message::Close(_) => "Close",
+            Message::Step(_) => "Step",
+            Message::Results(_) => "Results",
+            Message::Tokens(_) => "Tokens",
+            Message::Failed(_) => "Failed",
+            Message::Held(_) => "Held",
+            Message::Draft(_) => "Draft",
+            Message::Pace(_) => "Pace",
+            Message::Committed(_) => "Committed",
+        }
+    }
+
     /// Bytes of the message, without the body of a step.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")
@@ -486,6 +515,7 @@ mod tests {
             tenant: 0,
             priority: Priority::Normal,
             drafts: Drafts::default(),
+            terms: None,
             signature: Vec::new(),
         };
         let step = Step { route: RouteId(2), number: 0, segments: Vec::new(), body: Bytes::new() };

@@ -17,6 +17,7 @@ use tokio::{
 use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
+    audit::recorder::Audit,
     message::{Join, Message, Pace, clip, row_bytes},
     peers::{Notice, PeerEvent, Peers},
     stage::Stage,
@@ -88,6 +89,8 @@ pub struct NodeConfig {
     pub weight_bytes: u64,
     /// What it computes on, for people.
     pub device: String,
+    /// What it signs its work with, where a gateway asks for proofs; without, it signs nothing.
+    pub audit: Option<Audit>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -167,7 +170,7 @@ impl Node {
             weight_bytes: config.weight_bytes,
             device: clip(&config.device),
         };
-        let (worker, outputs) = Worker::start(stage)?;
+        let (worker, outputs) = Worker::start(stage, config.audit)?;
         let load = worker.load();
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);

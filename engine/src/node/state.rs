@@ -12,6 +12,10 @@ use transport::NodeId;
 
 use super::worker::{self, Command, Output, Reply};
 use crate::{
+    audit::{
+        plan::{Terms, prompt_hash},
+        recorder::{Outgoing, Place},
+    },
     message::{
         BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, Hop, MAX_SEGMENTS, Message, Open,
         Results, RouteId, SessionId, Step, TokenReport, clip,
@@ -176,7 +180,10 @@ impl State {
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft, now),
-            other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
+            Message::Committed(committed) => {
+                self.actions.push(Action::Work(Command::Heard { from, committed }));
+            }
+            other => self.expel(from, format!("sent a message that is not for a stage: {}", other.name())),
         }
         self.pump(now);
     }
@@ -206,6 +213,10 @@ impl State {
                 None => {}
             },
             Output::Failed(failed) => self.fail(failed),
+            Output::Committed(Outgoing { to, address, committed }) => {
+                let message = Message::Committed(Box::new(committed));
+                self.actions.push(Action::Send { to, address, message });
+            }
             Output::Refused { step, error } => self.refused(&step, &error.to_string(), now),
         }
         self.pump(now);
@@ -298,6 +309,7 @@ impl State {
                 drafts: open.drafts,
             });
         }
+        let place = Place::of(&open, stage);
         self.actions.push(Action::Work(Command::Open(worker::Opening {
             session,
             route: route_id,
@@ -305,6 +317,7 @@ impl State {
             prompt_length: open.prompt_length,
             blocks: open.blocks.clone(),
             reply,
+            place,
         })));
         if let Some(next) = route.next() {
             let action = send_to(next, Message::Open(Box::new(open)));
@@ -351,6 +364,10 @@ impl State {
         if stage == 0 && open.prompt.is_empty() {
             return Err("the first stage got no prompt".into());
         }
+        let hashed = |terms: &Terms| terms.prompt_hash == prompt_hash(&terms.salt, &open.prompt);
+        if stage == 0 && !open.terms.as_ref().is_none_or(hashed) {
+            return Err("the prompt is another than the one agreed on".into());
+        }
         if self.sessions.len() >= self.identity.sessions {
             return Err(format!("this node already serves {} sessions", self.identity.sessions));
         }
@@ -393,7 +410,7 @@ impl State {
     fn close_asked(&mut self, from: NodeId, close: Close) {
         let Some(route) = self.route_of(close.session) else { return };
         if route.gateway == from || route.previous() == Some(from) {
-            self.close(close.session, close.keep);
+            self.close(close.session, close.keep, close.end);
         }
     }
 
@@ -408,12 +425,12 @@ impl State {
 
     /// Ends a session here and tells the next stage. What of it may be kept, the first stage knows; the
     /// others are told.
-    fn close(&mut self, session: SessionId, keep: Vec<BlockHash>) {
+    fn close(&mut self, session: SessionId, keep: Vec<BlockHash>, end: u32) {
         let Some(route) = self.sessions.remove(&session) else { return };
         let Some(route) = self.routes.get_mut(&route) else { return };
         route.sessions.remove(&session);
         let keep = route.scheduler.as_mut().map_or(keep, |scheduler| scheduler.close(session));
-        let close = Close { session, keep };
+        let close = Close { session, keep, end };
         if let Some(next) = route.next() {
             self.actions.push(send_to(next, Message::Close(close.clone())));
         }
@@ -426,7 +443,7 @@ impl State {
         let Some(to) = self.route_of(session).map(|route| route.gateway) else { return };
         let action = Action::Send { to, address: None, message: Message::Failed(failed) };
         self.actions.push(action);
-        self.close(session, Vec::new());
+        self.close(session, Vec::new(), 0);
     }
 
     fn step(&mut self, from: NodeId, step: Step) {
@@ -493,9 +510,11 @@ impl State {
             scheduler.results(results.number, &results.draws, now);
         }
         let own = |draws: &&Draws| draws.ended && route.sessions.contains(&draws.session);
-        let ended: Vec<SessionId> = results.draws.iter().filter(own).map(|draws| draws.session).collect();
-        for session in ended {
-            self.close(session, Vec::new());
+        let ended: Vec<&Draws> = results.draws.iter().filter(own).collect();
+        for draws in ended {
+            // The last token was drawn from the row before it, and has none itself.
+            let tokens = draws.position.saturating_add(draws.tokens.len() as u32);
+            self.close(draws.session, Vec::new(), tokens.saturating_sub(1));
         }
     }
 
@@ -574,25 +593,6 @@ enum OpenRefused {
     Forged(&'static str),
     /// The gateway asks for what this node does not do.
     Unservable(String),
-}
-
-fn name(message: &Message) -> &'static str {
-    match message {
-        Message::Ask(_) => "Ask",
-        Message::Assign(_) => "Assign",
-        Message::Join(_) => "Join",
-        Message::Welcome => "Welcome",
-        Message::Refuse(_) => "Refuse",
-        Message::Open(_) => "Open",
-        Message::Close(_) => "Close",
-        Message::Step(_) => "Step",
-        Message::Results(_) => "Results",
-        Message::Tokens(_) => "Tokens",
-        Message::Failed(_) => "Failed",
-        Message::Held(_) => "Held",
-        Message::Draft(_) => "Draft",
-        Message::Pace(_) => "Pace",
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! node goes.
 
 mod admission;
+mod recording;
 mod state;
 mod view;
 
@@ -21,6 +22,7 @@ use crate::{
     request::Submission,
     speculation::drafter::{Drafter, Drafting},
 };
+pub use recording::Receipts;
 pub use shard_planner::Costs;
 use state::{Action, State};
 
@@ -43,6 +45,8 @@ pub struct SwarmConfig {
     pub private_ends: Option<HashSet<NodeId>>,
     /// Whether replies may be speculated with.
     pub speculation: bool,
+    /// Receipts for replies, if there are any.
+    pub receipts: Option<Receipts>,
 }
 
 /// One node as people see it.

@@ -78,7 +78,8 @@ mod tests {
             waiting: 1,
             allow: None,
             private_ends: None,
-            speculation: false,
+            speculation: true,
+            receipts: None,
         }
     }
 

@@ -69,6 +69,7 @@ impl World {
             allow: None,
             private_ends: None,
             speculation: true,
+            receipts: None,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -100,6 +101,7 @@ impl World {
             chunk: BUDGET.chunk,
             weight_bytes: 1,
             device: self.device.describe(),
+            audit: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();
