@@ -14,7 +14,7 @@ use crate::{
     report::Report,
     suites::{
         compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, plan::PlanArgs, serve::ServeArgs,
-        soak::SoakArgs, speculation::SpeculationArgs, transport::TransportArgs,
+        soak::SoakArgs, speculation::SpeculationArgs, transport::TransportArgs, verify::VerifyArgs,
     },
 };
 
@@ -52,6 +52,8 @@ pub enum Suite {
     Speculation(SpeculationArgs),
     /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
     Transport(TransportArgs),
+    /// What receipts cost where they are made, and what it takes to check one
+    Verify(VerifyArgs),
     /// Write a random-weight checkpoint in the shape of a known model
     MakeModel(MakeModelArgs),
 }
@@ -77,6 +79,7 @@ impl Cli {
             }
             Suite::Speculation(args) => runtime()?.block_on(args.run())?,
             Suite::Transport(args) => runtime()?.block_on(args.run())?,
+            Suite::Verify(args) => runtime()?.block_on(args.run())?,
             Suite::MakeModel(args) => return args.run(),
         };
         self.write(&report)

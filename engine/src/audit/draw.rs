@@ -26,9 +26,9 @@ impl Rate {
         let (mut miss, mut power, mut left) = (ONE, ONE - u64::from(self.0), chunks);
         while left > 0 {
             if left & 1 == 1 {
-                miss = (u128::from(miss) * u128::from(power) >> 32) as u64;
+                miss = ((u128::from(miss) * u128::from(power)) >> 32) as u64;
             }
-            power = (u128::from(power) * u128::from(power) >> 32) as u64;
+            power = ((u128::from(power) * u128::from(power)) >> 32) as u64;
             left >>= 1;
         }
         Self(u32::try_from(ONE - miss).unwrap_or(u32::MAX))

@@ -9,6 +9,7 @@ mod pages;
 mod parity;
 mod planner;
 mod process;
+mod receipts;
 mod sharing;
 mod support;
 mod swarm;

@@ -6,7 +6,7 @@ use kernels::backend::{Backend, Profile};
 use super::{VerifyError, shard};
 use crate::{
     audit::{receipt::Receipt, rows::row_root},
-    local::{LoadError, StageBudget, load_stage},
+    local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, decode_rows, encode_rows, row_bytes},
     model::{Model, Progress},
     sampler::Sampler,
@@ -111,7 +111,7 @@ impl<'a, B: Backend + Clone> Replay<'a, B> {
         let quantisation = self.receipt.plan.terms.quantisation;
         let shard = shard(self.receipt, index);
         let stage = load_stage(self.model, &shard, quantisation, &budget, self.backend.clone(), &|_| ());
-        let mut stage = stage.map_err(LoadError::from)?;
+        let mut stage = stage?;
         stage
             .open(SESSION, ROUTE, positions, Prompt::default())
             .map_err(|error| VerifyError::Room(error.to_string()))?;
