@@ -285,7 +285,6 @@ async fn receipt(local: &Local, seed: usize, max_tokens: u32) -> anyhow::Result<
 mod tests {
     use clap::Parser;
 
-    use super::*;
     use crate::cli::{Cli, Suite};
 
     #[tokio::test(flavor = "multi_thread")]
