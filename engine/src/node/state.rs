@@ -10,19 +10,23 @@ use std::{
 use bytes::Bytes;
 use transport::NodeId;
 
+mod route;
+
 use super::worker::{self, Command, Output, Reply};
 use crate::{
     audit::{
+        commitment::Committed,
         plan::{Terms, prompt_hash},
         recorder::{Outgoing, Place},
     },
     message::{
-        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, Hop, MAX_SEGMENTS, Message, Open,
-        Results, RouteId, SessionId, Step, TokenReport, clip,
+        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, MAX_SEGMENTS, Message, Open, Results,
+        RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
     scheduler::{Memories, Opening, Scheduler, SchedulerLimits, Tally},
 };
+use route::{Route, send_to};
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
 const MAX_WAITING_STEPS: usize = 256;
@@ -83,38 +87,6 @@ pub struct Identity {
     pub positions: u32,
     /// Most prompt rows of a step in which replies wait.
     pub chunk: usize,
-}
-
-#[derive(Debug)]
-struct Route {
-    hops: Vec<Hop>,
-    stage: usize,
-    gateway: NodeId,
-    sessions: HashSet<SessionId>,
-    /// Present on the first stage.
-    scheduler: Option<Scheduler>,
-}
-
-impl Route {
-    fn shard(&self) -> &Shard {
-        &self.hops[self.stage].shard
-    }
-
-    fn next(&self) -> Option<&Hop> {
-        self.hops.get(self.stage + 1)
-    }
-
-    fn previous(&self) -> Option<NodeId> {
-        self.stage.checked_sub(1).map(|stage| NodeId(self.hops[stage].node))
-    }
-
-    fn is_last(&self) -> bool {
-        self.stage + 1 == self.hops.len()
-    }
-}
-
-fn send_to(hop: &Hop, message: Message) -> Action {
-    Action::Send { to: NodeId(hop.node), address: Some(hop.address.clone()), message }
 }
 
 /// See the module.
@@ -180,9 +152,7 @@ impl State {
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft, now),
-            Message::Committed(committed) => {
-                self.actions.push(Action::Work(Command::Heard { from, committed }));
-            }
+            Message::Committed(committed) => self.heard(from, committed),
             other => self.expel(from, format!("sent a message that is not for a stage: {}", other.name())),
         }
         self.pump(now);
@@ -533,6 +503,14 @@ impl State {
         if let Some(scheduler) = scheduler {
             scheduler.held(held, next, now);
         }
+    }
+
+    /// A stage signed what it sent here; the session may be over already.
+    fn heard(&mut self, from: NodeId, committed: Box<Committed>) {
+        if !self.routes.values().any(|route| route.previous() == Some(from)) {
+            return self.expel(from, "signed for a route it does not come before on".into());
+        }
+        self.actions.push(Action::Work(Command::Heard { from, committed }));
     }
 
     fn draft(&mut self, from: NodeId, draft: &Draft, now: Instant) {

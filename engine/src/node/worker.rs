@@ -7,7 +7,11 @@ mod draw;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -36,6 +40,8 @@ use draw::Drawing;
 const PACE_ROWS: usize = 8;
 /// Reports that may wait for the node's task; past it the worker pauses.
 const QUEUE: usize = 1024;
+/// Commitments of other stages that may wait for the stage's thread.
+const MAX_HEARD: usize = 4096;
 
 /// What the node asks of its worker.
 #[derive(Debug)]
@@ -149,6 +155,8 @@ pub struct Worker {
     commands: Sender<Command>,
     thread: JoinHandle<Result<(), BackendError>>,
     load: watch::Receiver<StageLoad>,
+    /// Commitments of other stages that wait.
+    heard: Arc<AtomicUsize>,
 }
 
 impl Worker {
@@ -166,14 +174,22 @@ impl Worker {
         let pages = stage.limits().pages;
         let recorder = audit.map(|audit| Recorder::start(audit, pages, emit(outbox.clone()))).transpose()?;
         let (publish, load) = watch::channel(StageLoad { kv: stage.usage(), ..StageLoad::default() });
+        let heard = Arc::new(AtomicUsize::new(0));
         let mut desk = Desk::new(stage, outbox, publish, recorder);
+        desk.heard = heard.clone();
         let thread = std::thread::Builder::new().name("stage".into()).spawn(move || desk.run(&inbox))?;
-        Ok((Self { commands, thread, load }, outputs))
+        Ok((Self { commands, thread, load, heard }, outputs))
     }
 
     /// Hands in a command. What may wait is bounded by the node's state: its sessions, and its steps
-    /// in waiting.
+    /// in waiting; commitments of other stages past a bound are dropped, and with them the proof of what
+    /// they are for.
     pub fn submit(&self, command: Command) {
+        if matches!(command, Command::Heard { .. }) && self.heard.fetch_add(1, Ordering::Relaxed) >= MAX_HEARD
+        {
+            self.heard.fetch_sub(1, Ordering::Relaxed);
+            return tracing::warn!("a stage signs faster than this one works");
+        }
         // A worker that died shows in the end of its outputs.
         let _ = self.commands.send(command);
     }
@@ -209,6 +225,7 @@ struct Desk<B: Backend> {
     recorder: Option<Recorder>,
     /// Sessions whose rows it is told.
     recorded: HashSet<SessionId>,
+    heard: Arc<AtomicUsize>,
     #[cfg(test)]
     cheat: Option<cheat::Cheat>,
 }
@@ -234,6 +251,7 @@ impl<B: Backend> Desk<B> {
             short: Vec::new(),
             recorder,
             recorded: HashSet::new(),
+            heard: Arc::default(),
             #[cfg(test)]
             cheat: cheat::taken(),
         }
@@ -245,7 +263,10 @@ impl<B: Backend> Desk<B> {
             match command {
                 Command::Open(opening) => self.open(opening),
                 Command::Close(close) => self.close(close),
-                Command::Heard { from, committed } => self.tell(Event::Heard { from, committed }),
+                Command::Heard { from, committed } => {
+                    self.heard.fetch_sub(1, Ordering::Relaxed);
+                    self.tell(Event::Heard { from, committed });
+                }
                 Command::Step { step, shard } => self.step(step, &shard)?,
             }
             self.load.kv = self.stage.usage();

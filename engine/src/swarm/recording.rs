@@ -11,7 +11,7 @@ use transport::{Identity, NodeId};
 
 use crate::{
     audit::{
-        commitment::{Chunk, Committed, Follower, Signer},
+        commitment::{Chunk, CommitmentError, Committed, Follower, Signer},
         plan::{Digest, Plan, Terms, prompt_hash},
         receipt::Receipt,
         store::{ReceiptId, ReceiptStore},
@@ -131,19 +131,19 @@ impl Recordings {
     }
 
     /// A stage signed.
-    pub(super) fn committed(&mut self, peer: NodeId, committed: Committed) {
+    ///
+    /// # Errors
+    /// If it may not have signed that.
+    pub(super) fn committed(&mut self, peer: NodeId, committed: Committed) -> Result<(), CommitmentError> {
         let session = committed.session;
-        let Some(recording) = self.open.get_mut(&session) else { return };
+        let Some(recording) = self.open.get_mut(&session) else { return Ok(()) };
         let most = recording.plan.prompt_length.saturating_add(recording.plan.max_tokens);
-        let Some(stage) = recording.stages.iter_mut().find(|stage| stage.node == peer) else { return };
-        if committed.chunk.to > most {
-            return;
-        }
-        match stage.follower.take(&committed.chunk, &committed.before) {
-            Ok(_) => stage.chunks.push(committed.chunk),
-            Err(error) => tracing::warn!(node = %peer.short(), %error, "a node's commitment is not taken"),
-        }
+        let stage = recording.stages.iter_mut().find(|stage| stage.node == peer);
+        let stage = stage.filter(|_| committed.chunk.to <= most).ok_or(CommitmentError::Range)?;
+        stage.follower.take(&committed.chunk, &committed.before)?;
+        stage.chunks.push(committed.chunk);
         self.settle(session);
+        Ok(())
     }
 
     /// When [`Recordings::expire`] has something to do.

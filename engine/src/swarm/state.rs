@@ -185,7 +185,9 @@ impl State {
                 Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::Committed(committed) if self.members.contains_key(&peer) => {
-                    self.recordings.committed(peer, *committed);
+                    if let Err(error) = self.recordings.committed(peer, *committed) {
+                        self.actions.push(Action::Expel { peer, reason: error.to_string() });
+                    }
                 }
                 _ => {
                     let reason = "sent what a gateway does not take, or not from it".into();
@@ -378,7 +380,8 @@ impl State {
         let Submission { request, reply } = submission;
         let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
         let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
-        let (tenant, follow) = (request.tenant, self.follow(session, &request));
+        let tenant = request.tenant;
+        let follow = self.drafts().model.then(|| Action::Follow(drafter::Command::open(session, &request)));
         let open = self.opening(session, route, hops.clone(), request);
         let receipt = self.recordings.begin(&open, tenant);
         if reply.send(Ok(Generation { events: receiver, receipt })).is_err() {
@@ -394,19 +397,6 @@ impl State {
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
         let running = Running { route, hops, left, positions, reserved, drawn: 0, deadline, events };
         self.running.insert(session, running);
-    }
-
-    /// Tells the draft model of a reply, if there is one.
-    fn follow(&self, session: SessionId, request: &Request) -> Option<Action> {
-        self.drafts().model.then(|| {
-            Action::Follow(drafter::Command::Open {
-                session,
-                prompt: request.prompt.clone(),
-                max_tokens: request.max_tokens,
-                stop_tokens: request.stop_tokens.clone(),
-                sampling: request.sampling.clone(),
-            })
-        })
     }
 
     fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
