@@ -5,8 +5,9 @@
 //! every stage hashes the rows that come in and go out ([`rows`]), and signs them chunk by chunk
 //! ([`commitment`], made beside the stage's thread by [`recorder`]), and may keep them for a while
 //! ([`retain`]); the gateway joins what the stages signed to a [`receipt`] and keeps it ([`store`]); anybody
-//! replays the receipt ([`verify`]). [`draw`] says which sessions an auditor replays, once a beacon is known.
+//! replays the receipt ([`verify`]). [`draw`] says which sessions an [`auditor`] replays, once a beacon is known.
 
+pub mod auditor;
 pub mod commitment;
 pub mod draw;
 pub mod plan;

@@ -124,6 +124,16 @@ impl ReceiptStore {
         tokio::time::timeout(patience, wait).await.ok().flatten()
     }
 
+    /// Names of a tenant's receipts that are complete, oldest first.
+    pub fn list(&self, tenant: u64) -> Vec<String> {
+        let mut state = self.lock();
+        state.trim(&self.limits);
+        let mine = |id: &&String| {
+            state.entries.get(*id).is_some_and(|entry| entry.tenant == tenant && entry.receipt.is_some())
+        };
+        state.order.iter().filter(mine).cloned().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -171,6 +181,9 @@ mod tests {
         store.fill(&id, "{}".into());
         assert_eq!(waiting.await.expect("no panic").as_deref(), Some("{}"));
         assert_eq!(store.get(&id.to_string(), 8, SOON).await, None, "another's");
+        let pending = store.announce(7);
+        assert_eq!((store.list(7), store.list(8)), (vec![id.to_string()], Vec::new()));
+        store.forget(&pending);
         assert_eq!(store.get("nothing", 7, SOON).await, None);
     }
 

@@ -1,6 +1,7 @@
 //! Commands and their options. Every option can stand on the command line, in the environment
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
+mod audit;
 mod doctor;
 mod file;
 mod node;
@@ -57,6 +58,8 @@ enum Command {
     Pull(tools::PullCommand),
     /// Check a finished reply from its receipt and the model's files
     Verify(verify::Verify),
+    /// Replay some of an endpoint's finished replies, drawn after they were signed
+    Audit(audit::AuditCommand),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),
 }
@@ -80,6 +83,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             Command::Pull(command) => command.run().await,
             Command::Doctor(command) => command.run(),
             Command::Verify(command) => return command.run(),
+            Command::Audit(command) => return command.run().await,
         }?;
         Ok(ExitCode::SUCCESS)
     })

@@ -20,7 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::options::{CpuArgs, byte_bar, follow, open_model};
 
 /// What the process ends with when a receipt does not hold.
-const UNSOUND: u8 = 3;
+pub(super) const UNSOUND: u8 = 3;
 
 /// Check a finished reply from its receipt and the model's files alone.
 ///

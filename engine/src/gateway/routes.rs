@@ -34,6 +34,7 @@ pub(super) fn router(state: Arc<State>, origins: &[HeaderValue]) -> Router {
         .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .route("/v1/receipts", get(receipts))
         .route("/v1/receipts/{id}", get(receipt))
         .route_layer(from_fn_with_state(state.clone(), authorize));
     Router::new()
@@ -93,6 +94,7 @@ fn route_label(path: &str) -> &'static str {
         "/v1/models" => "/v1/models",
         "/v1/chat/completions" => "/v1/chat/completions",
         "/v1/completions" => "/v1/completions",
+        "/v1/receipts" => "/v1/receipts",
         path if path.starts_with("/v1/models/") => "/v1/models/{id}",
         path if path.starts_with("/v1/receipts/") => "/v1/receipts/{id}",
         _ => "other",
@@ -148,6 +150,12 @@ async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Res
         return Err(ApiError::ModelNotFound { model: shortened(&id) });
     }
     Ok(Json(model_object(&state, &id)))
+}
+
+async fn receipts(Shared(state): Shared<Arc<State>>, Extension(tenant): Extension<Tenant>) -> Json<Value> {
+    let names = state.config.receipts.as_ref().map_or_else(Vec::new, |store| store.list(tenant.0));
+    let data: Vec<Value> = names.iter().map(|id| json!({ "id": id, "object": "receipt" })).collect();
+    Json(json!({ "object": "list", "data": data }))
 }
 
 async fn receipt(

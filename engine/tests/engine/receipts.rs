@@ -68,6 +68,13 @@ async fn a_client_checks_its_replies() {
     assert_eq!(get(&ids[0], "two").await.0, 404, "another client's");
     assert_eq!(get("nothing", "one").await.0, 404);
 
+    let mut audit = command(home.path(), &["audit", url, "--api-key", "one", "--rate", "1000", "--once"]);
+    let audited = audit.output().unwrap();
+    let lines = String::from_utf8(audited.stdout).unwrap();
+    assert_eq!(audited.status.code(), Some(0), "{lines}{}", String::from_utf8_lossy(&audited.stderr));
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() >= 3 && lines.iter().all(|line| line["verdict"]["sound"] == true), "{lines:?}");
+
     let mut receipt: Value = serde_json::from_str(&get(&ids[0], "one").await.1).unwrap();
     let reply: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(receipt["reply"].as_array().unwrap().len(), 80, "{reply}");

@@ -2,7 +2,7 @@ use transport::Identity as Key;
 
 use super::*;
 use crate::{
-    message::{Drafts, Priority, Segment},
+    message::{Drafts, Hop, Priority, Segment},
     request::Sampling,
 };
 
