@@ -15,6 +15,7 @@ use crate::{
     suites::{
         compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, kernels::KernelsArgs, plan::PlanArgs,
         serve::ServeArgs, soak::SoakArgs, speculation::SpeculationArgs, transport::TransportArgs,
+        verify::VerifyArgs,
     },
 };
 
@@ -54,6 +55,8 @@ pub enum Suite {
     Speculation(SpeculationArgs),
     /// Round trips and bulk rate of a QUIC link on loopback, beside TCP
     Transport(TransportArgs),
+    /// What receipts cost where they are made, and what it takes to check one
+    Verify(VerifyArgs),
     /// Write a random-weight checkpoint in the shape of a known model
     MakeModel(MakeModelArgs),
 }
@@ -80,6 +83,7 @@ impl Cli {
             }
             Suite::Speculation(args) => runtime()?.block_on(args.run())?,
             Suite::Transport(args) => runtime()?.block_on(args.run())?,
+            Suite::Verify(args) => runtime()?.block_on(args.run())?,
             Suite::MakeModel(args) => return args.run(),
         };
         self.write(&report)

@@ -38,6 +38,7 @@ pub(crate) struct Setup {
     pub(crate) links: Links,
     /// Whether replies may be speculated with, and the draft model for it.
     pub(crate) speculation: bool,
+    pub(crate) receipts: bool,
     pub(crate) draft: Option<Arc<Model>>,
 }
 
@@ -63,6 +64,7 @@ impl Setup {
             private_ends: None,
             speculation: self.speculation,
             replan: true,
+            receipts: self.receipts,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

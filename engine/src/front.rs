@@ -9,16 +9,21 @@ use tokio::{sync::watch, task::JoinHandle};
 use transport::{Identity, NodeId, Transport};
 
 use crate::{
+    audit::{
+        plan::Digest,
+        store::{ReceiptStore, StoreLimits},
+    },
     gateway::{
-        ChatTemplate, Gateway, GatewayConfig, Metrics, PipelineStatus, SamplingDefaults, ServeError,
-        ServedModel, TemplateError, serve,
+        self, ApiError, ChatTemplate, Gateway, GatewayConfig, Metrics, PipelineStatus, SamplingDefaults,
+        ServeError, ServedModel, TemplateError, serve,
     },
     model::{Model, ModelError, Quantisation},
     node::Node,
     profile::shape,
     request::Submitter,
     speculation::drafter::Drafting,
-    swarm::{Swarm, SwarmConfig, SwarmStatus},
+    swarm::{Receipts, Swarm, SwarmConfig, SwarmStatus},
+    tokenizer::Tokenizer,
 };
 
 /// Submissions between the HTTP side and the swarm's task.
@@ -47,6 +52,8 @@ pub struct FrontConfig {
     pub speculation: bool,
     /// Whether nodes at work may be told to load other layers.
     pub replan: bool,
+    /// Whether replies have receipts.
+    pub receipts: bool,
 }
 
 /// Why a front could not start.
@@ -64,6 +71,9 @@ pub enum FrontError {
     /// The endpoint cannot listen as configured.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// A request is none.
+    #[error(transparent)]
+    Request(#[from] ApiError),
     /// The metrics cannot be set up.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -84,17 +94,23 @@ impl Front {
     ///
     /// `identity` is the one of `transport`. `drafting` speeds replies up, if there is a draft model.
     pub async fn start(
-        model: &Model,
+        model: &Arc<Model>,
         identity: Identity,
         transport: Arc<dyn Transport>,
         drafting: Option<Drafting>,
-        config: FrontConfig,
+        mut config: FrontConfig,
     ) -> Result<Self, FrontError> {
         let served = served_model(model, &config)?;
         let model_name = served.id.clone();
         let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
-        let swarm = Swarm::start(identity, transport, swarm_config(model, &config)?, drafting, submissions);
+        let mut rules = swarm_config(model, &config)?;
+        if config.receipts {
+            let receipts = receipts(model, &model_name, config.quantisation);
+            config.gateway.receipts = Some(receipts.store.clone());
+            rules.receipts = Some(receipts);
+        }
+        let swarm = Swarm::start(identity, transport, rules, drafting, submissions);
         let (status, bridge) = bridge(swarm.status(), metrics.clone());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {
@@ -135,15 +151,29 @@ impl Front {
     }
 }
 
-fn served_model(model: &Model, config: &FrontConfig) -> Result<ServedModel, FrontError> {
-    let tokenizer = Arc::new(model.tokenizer()?);
+/// The chat template that the model is served with.
+fn template(model: &Model, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
     let text = |token: Option<u32>| token.and_then(|token| tokenizer.token_text(token)).unwrap_or_default();
     let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos().first().copied()));
     let special = [("bos_token", bos.as_str()), ("eos_token", eos.as_str())];
-    let template = match model.chat_template() {
-        Some(source) => ChatTemplate::new(source, special)?,
-        None => ChatTemplate::plain(special)?,
-    };
+    match model.chat_template() {
+        Some(source) => ChatTemplate::new(source, special),
+        None => ChatTemplate::plain(special),
+    }
+}
+
+/// What the body of a request comes to in token ids, one prompt or several.
+///
+/// # Errors
+/// If the model has no tokenizer, or the body is none that an endpoint takes.
+pub fn prompts_of(model: &Model, body: &[u8]) -> Result<Vec<Vec<u32>>, FrontError> {
+    let tokenizer = model.tokenizer()?;
+    Ok(gateway::prompts_of(&template(model, &tokenizer)?, &tokenizer, body)?)
+}
+
+fn served_model(model: &Model, config: &FrontConfig) -> Result<ServedModel, FrontError> {
+    let tokenizer = Arc::new(model.tokenizer()?);
+    let template = template(model, &tokenizer)?;
     let mut eos_ids: Vec<u32> =
         tokenizer.eos().iter().chain(&model.config().eos).chain(&model.generation().eos).copied().collect();
     eos_ids.sort_unstable();
@@ -179,7 +209,24 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> Result<SwarmConfig, Shap
         private_ends: config.private_ends.clone(),
         speculation: config.speculation,
         replan: config.replan,
+        receipts: None,
     })
+}
+
+/// Receipts of a model that is hashed on a thread of its own: replies that begin before the hash is known have
+/// none, and serving waits for nothing.
+fn receipts(model: &Arc<Model>, name: &str, quantisation: Quantisation) -> Receipts {
+    let store = Arc::new(ReceiptStore::new(StoreLimits::default()));
+    let receipts = Receipts { model_name: name.to_owned(), quantisation, model: Arc::default(), store };
+    let (model, known) = (model.clone(), receipts.model.clone());
+    tokio::task::spawn_blocking(move || match model.hash(quantisation, &|_| ()) {
+        Ok(found) => {
+            let hash = known.get_or_init(|| Digest(found.hash));
+            tracing::info!(%hash, "replies have receipts");
+        }
+        Err(error) => tracing::warn!(%error, "replies have no receipts: the model cannot be hashed"),
+    });
+    receipts
 }
 
 /// The model as the planner takes it, in the one format that is served; with private ends no node is asked to

@@ -4,11 +4,12 @@
 //! [`tokenizer`]; the [`swarm`] finds a route over [`node`]s for it; the first stage's [`scheduler`] makes
 //! steps of the sessions' rows; each [`stage`] runs its layers of a [`model`]; the last one's [`sampler`]
 //! draws the tokens, and [`speculation`] guesses some of them ahead. [`message`] is what they say to one
-//! another, [`peers`] the links it travels on, [`device`] what stages compute on. [`profile`] tells
-//! `shard_planner` how fast this machine is.
+//! another, [`peers`] the links it travels on, [`device`] what stages compute on. [`audit`] proves what was
+//! computed. [`profile`] tells `shard_planner` how fast this machine is.
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod device;
 pub mod doctor;
 pub mod front;

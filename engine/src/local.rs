@@ -26,6 +26,7 @@ use transport::{
 };
 
 use crate::{
+    audit::{commitment::Signer, recorder::Audit},
     front::{Front, FrontConfig, FrontError, planned},
     message::{Offer, row_bytes},
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
@@ -401,6 +402,7 @@ impl Room {
             device,
             offer: Offer { profile: self.profile.clone(), ..Offer::default() },
             loader: None,
+            audit: Some(Audit { signer: Signer::new(identity), rows: None }),
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

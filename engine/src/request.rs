@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::message::Priority;
+use crate::{audit::store::ReceiptId, message::Priority};
 
 /// How tokens are drawn (section 10 of the numerics). The defaults are greedy-free: temperature 1
 /// and no truncation.
@@ -188,6 +188,8 @@ pub enum Refusal {
 pub struct Generation {
     /// What happens, ending with [`Event::Finished`] or [`Event::Failed`].
     pub events: mpsc::Receiver<Event>,
+    /// Name of the receipt that there will be.
+    pub receipt: Option<ReceiptId>,
 }
 
 /// A request on its way to the pipeline.

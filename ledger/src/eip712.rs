@@ -39,7 +39,8 @@ impl Domain {
     }
 }
 
-pub(crate) fn keccak(bytes: &[u8]) -> [u8; 32] {
+/// Keccak-256, as the chain has it.
+pub fn keccak(bytes: &[u8]) -> [u8; 32] {
     Keccak256::digest(bytes).into()
 }
 

@@ -102,6 +102,7 @@ impl HopsArgs {
             api_key: None,
             links: Links::loopback(),
             speculation: false,
+            receipts: false,
             draft: None,
         };
         let one = Served::start(&setup, self.max_tokens).await?;

@@ -10,4 +10,5 @@ mod shape;
 pub mod soak;
 pub mod speculation;
 pub mod transport;
+pub mod verify;
 mod wide;

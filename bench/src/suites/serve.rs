@@ -197,6 +197,7 @@ impl ServeArgs {
             api_key: self.api_key.clone(),
             links,
             speculation: false,
+            receipts: false,
             draft: None,
         })
     }

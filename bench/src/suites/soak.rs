@@ -147,6 +147,7 @@ impl SoakArgs {
             api_key: None,
             links: Links::loopback(),
             speculation: false,
+            receipts: false,
             draft: None,
         })
     }

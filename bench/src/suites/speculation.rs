@@ -128,6 +128,7 @@ impl SpeculationArgs {
             api_key: None,
             links: Links::Simulated(network),
             speculation: way != Way::Plain,
+            receipts: false,
             draft: (way == Way::Draft).then(|| draft.clone()),
         }
     }

@@ -1,6 +1,7 @@
 //! Commands and their options. Every option can stand on the command line, in the environment
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
+mod audit;
 mod doctor;
 mod file;
 mod node;
@@ -11,8 +12,9 @@ mod serve;
 mod show;
 mod tools;
 mod up;
+mod verify;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -54,12 +56,16 @@ enum Command {
     Profile(plan::ProfileCommand),
     /// Download a model from a hub
     Pull(tools::PullCommand),
+    /// Check a finished reply from its receipt and the model's files
+    Verify(verify::Verify),
+    /// Replay some of an endpoint's finished replies, drawn after they were signed
+    Audit(audit::AuditCommand),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),
 }
 
 /// Parses the command line and does what it says.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let command = file::apply(Cli::command(), std::env::args_os())?;
     let cli = Cli::from_arg_matches(&command.get_matches())?;
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
@@ -76,7 +82,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Profile(command) => command.run(),
             Command::Pull(command) => command.run().await,
             Command::Doctor(command) => command.run(),
-        }
+            Command::Verify(command) => return command.run(),
+            Command::Audit(command) => return command.run().await,
+        }?;
+        Ok(ExitCode::SUCCESS)
     })
 }
 

@@ -1,11 +1,19 @@
 //! `dolphin node`: lend this machine.
 
-use std::{net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::Args;
 use engine::{
+    audit::{commitment::Signer, recorder::Audit, retain::RowStore},
     local::{load_stage, shard_bytes},
     message::{Ask, Offer},
     model::{Model, Shard},
@@ -13,7 +21,7 @@ use engine::{
     on_device,
     profile::soonest,
 };
-use transport::{Limits, Transport, quic::Endpoint};
+use transport::{Identity, Limits, Transport, quic::Endpoint};
 
 use super::{
     interrupted,
@@ -47,6 +55,12 @@ pub(super) struct NodeCommand {
     /// The node's key, made on first use [default: node.key in the configuration directory]
     #[arg(long, env = "DOLPHIN_KEY_FILE", value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Keep the rows that went out in this directory for a day, so that an auditor can ask for them
+    #[arg(long, env = "DOLPHIN_RETAIN", value_name = "DIR")]
+    retain: Option<PathBuf>,
+    /// Most bytes of them; the oldest go
+    #[arg(long, env = "DOLPHIN_RETAIN_BYTES", default_value = "4GiB", value_name = "BYTES")]
+    retain_bytes: ByteSize,
     #[command(flatten)]
     stage: StageArgs,
     /// Print one line of JSON once the layers are loaded
@@ -82,7 +96,19 @@ pub(super) fn parse_layers(text: &str) -> Result<Range<usize>, String> {
     }
 }
 
+/// How long rows are kept.
+const RETAIN: Duration = Duration::from_secs(24 * 3600);
+
 impl NodeCommand {
+    fn audit(&self, identity: &Identity) -> anyhow::Result<Audit> {
+        let open = |directory: &PathBuf| {
+            RowStore::open(directory, self.retain_bytes.as_u64(), RETAIN)
+                .with_context(|| format!("--retain {}", directory.display()))
+        };
+        let rows = self.retain.as_ref().map(open).transpose()?.map(Arc::new);
+        Ok(Audit { signer: Signer::new(identity.clone()), rows })
+    }
+
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let model = Arc::new(self.model.open()?);
         let gateway = resolve(&self.join[0].address).await?;
@@ -124,6 +150,7 @@ impl NodeCommand {
             device: device.clone(),
             offer,
             loader: Some(loader),
+            audit: Some(self.audit(&key.identity)?),
         };
         let mut node = on_device!(chosen, backend => {
             let loader = Loader::new(model.clone(), quantisation, budget, backend.clone());

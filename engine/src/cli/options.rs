@@ -154,6 +154,13 @@ pub(super) enum SpeculationChoice {
     Off,
 }
 
+/// Whether replies have receipts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ReceiptsChoice {
+    On,
+    Off,
+}
+
 /// The HTTP endpoint and its limits.
 #[derive(Args, Debug)]
 pub(super) struct GatewayArgs {
@@ -194,6 +201,9 @@ pub(super) struct GatewayArgs {
     /// for the embedded demo model's own
     #[arg(long, env = "DOLPHIN_DRAFT", value_name = "DIR|FILE")]
     pub draft: Option<PathBuf>,
+    /// Whether replies have receipts, which `dolphin verify` checks; the model is hashed at the start for it
+    #[arg(long, env = "DOLPHIN_RECEIPTS", default_value = "on", value_name = "WHEN")]
+    pub receipts: ReceiptsChoice,
     /// Time running replies get to finish at Ctrl-C, in seconds
     #[arg(long, env = "DOLPHIN_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
     pub drain_s: u64,
@@ -238,6 +248,7 @@ impl GatewayArgs {
             private_ends: None,
             speculation: self.speculation == SpeculationChoice::Auto,
             replan: true,
+            receipts: self.receipts == ReceiptsChoice::On,
         })
     }
 }

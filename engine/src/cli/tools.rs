@@ -5,17 +5,18 @@ use std::{ops::Range, path::PathBuf};
 use clap::Args;
 use engine::{
     inspect::Inspection,
+    model::{Model, Quantisation},
     pull::{Event, Pull, Reference, pull},
 };
 
 use super::{
     node::parse_layers,
-    options::{byte_bar, open_model},
+    options::{byte_bar, follow, open_model},
 };
 
 /// Show what a model is made of, and what each layer weighs at each quantisation.
 ///
-/// Only headers are read, so it takes a moment whatever the model's size.
+/// Only headers are read, so it takes a moment whatever the model's size; with --hash every weight is.
 #[derive(Args, Debug)]
 pub(super) struct Inspect {
     /// Directory with config.json and safetensors, or a .gguf file [default: the embedded demo model]
@@ -23,15 +24,46 @@ pub(super) struct Inspect {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Hash every weight: print the model hash, by which receipts name the model
+    #[arg(long)]
+    hash: bool,
+    /// How the weights that are hashed are held
+    #[arg(long, env = "DOLPHIN_QUANT", default_value = "q8", value_name = "q8|q4|f32")]
+    quant: Quantisation,
 }
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let inspection = Inspection::of(&open_model(self.model.as_deref())?)?;
+        let model = open_model(self.model.as_deref())?;
+        if self.hash {
+            return self.print_hash(&model);
+        }
+        let inspection = Inspection::of(&model)?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&inspection)?);
         } else {
             print!("{inspection}");
+        }
+        Ok(())
+    }
+
+    fn print_hash(&self, model: &Model) -> anyhow::Result<()> {
+        let bar = byte_bar("hashing");
+        let report = model.hash(self.quant, &follow(&bar))?.report(self.quant);
+        bar.finish_and_clear();
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+            return Ok(());
+        }
+        println!("{}  {} ({})", report.hash, model.name(), report.quantisation);
+        println!("\ntokenizer     {}\nrope          {}", report.tokenizer, report.rope);
+        for (index, root) in report.layers.iter().enumerate() {
+            let part = match index {
+                0 => "embedding".to_owned(),
+                last if last + 1 == report.layers.len() => "norm, head".to_owned(),
+                layer => format!("layer {}", layer - 1),
+            };
+            println!("{part:<14}{root}");
         }
         Ok(())
     }

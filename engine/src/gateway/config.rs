@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::params::SamplingDefaults;
 use super::templates::ChatTemplate;
+use crate::audit::store::ReceiptStore;
 use crate::tokenizer::Tokenizer;
 
 /// Addresses, keys and limits. The defaults suit one machine with a handful of callers.
@@ -43,6 +44,8 @@ pub struct GatewayConfig {
     pub keep_alive: Duration,
     /// What running replies get to finish once the gateway is told to stop.
     pub drain_timeout: Duration,
+    /// Receipts of replies, if there are any.
+    pub receipts: Option<Arc<ReceiptStore>>,
 }
 
 impl Default for GatewayConfig {
@@ -64,6 +67,7 @@ impl Default for GatewayConfig {
             write_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
+            receipts: None,
         }
     }
 }

@@ -81,6 +81,12 @@ pub enum ApiError {
     /// Caller: the body came too slowly or broke off.
     #[error("The request body did not arrive in time.")]
     BodyTimeout,
+    /// Caller: no such receipt, not the caller's, or not signed yet.
+    #[error("There is no receipt '{id}', or it is not complete yet.")]
+    NoReceipt {
+        /// The name, shortened.
+        id: String,
+    },
     /// Caller: unknown path.
     #[error("Unknown request URL: {method} {path}. Please check the URL for typos.")]
     UnknownUrl {
@@ -137,7 +143,9 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::InvalidApiKey => StatusCode::UNAUTHORIZED,
-            Self::ModelNotFound { .. } | Self::UnknownUrl { .. } => StatusCode::NOT_FOUND,
+            Self::ModelNotFound { .. } | Self::NoReceipt { .. } | Self::UnknownUrl { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -168,6 +176,7 @@ impl ApiError {
             Self::InvalidValue { .. } => "invalid_value",
             Self::UnsupportedValue { .. } => "unsupported_value",
             Self::ModelNotFound { .. } => "model_not_found",
+            Self::NoReceipt { .. } => "receipt_not_found",
             Self::ContextLength { .. } => "context_length_exceeded",
             Self::BodyTooLarge { .. } => "request_too_large",
             Self::BodyTimeout => "request_timeout",

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
+use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use tokio::sync::OwnedSemaphorePermit;
@@ -12,13 +13,13 @@ use tokio::time::timeout_at;
 use super::error::{ApiError, shortened};
 use super::openai::{Endpoint, Shape, usage};
 use super::params::{ChatCall, Common, CompletionCall, Prompt, parse_object};
+use super::prompts::encode;
 use super::replies::{Replies, Source};
 use super::reply::{Reply, Update};
-use super::routes::Payload;
+use super::routes::{Payload, RECEIPT_HEADER};
 use super::server::{State, Tenant};
 use super::stream::{self, closing};
 use crate::request::Request;
-use crate::tokenizer::TokenizerError;
 
 /// A request whose prompts are tokens.
 struct Prepared {
@@ -58,18 +59,28 @@ async fn run(
     let stream = prepared.common.stream;
     let sources = submit(&state, prepared, deadline).await?;
     state.metrics.prompt(prompt_tokens);
+    let receipts = receipts(&sources);
     let replies = Replies::new(sources, started, state.metrics.clone(), slot);
-    if stream {
-        let phase = state.phase.clone();
-        let keep_alive = state.config.keep_alive;
-        return Ok(stream::response(shape, replies, prompt_tokens, deadline, phase, keep_alive));
-    }
     let mut phase = state.phase.clone();
-    tokio::select! {
-        biased;
-        () = closing(&mut phase) => Err(ApiError::ShuttingDown),
-        response = collect(shape, replies, prompt_tokens) => response,
-    }
+    let mut response = if stream {
+        let keep_alive = state.config.keep_alive;
+        stream::response(shape, replies, prompt_tokens, deadline, phase, keep_alive)
+    } else {
+        tokio::select! {
+            biased;
+            () = closing(&mut phase) => return Err(ApiError::ShuttingDown),
+            response = collect(shape, replies, prompt_tokens) => response?,
+        }
+    };
+    response.headers_mut().extend(receipts.map(|receipts| (RECEIPT_HEADER, receipts)));
+    Ok(response)
+}
+
+/// The names of the replies' receipts, if they all have one.
+fn receipts(sources: &[Source]) -> Option<HeaderValue> {
+    let names: Option<Vec<String>> =
+        sources.iter().map(|source| Some(source.receipt()?.to_string())).collect();
+    HeaderValue::from_str(&names?.join(", ")).ok()
 }
 
 async fn collect(shape: Shape, mut replies: Replies, prompt_tokens: u64) -> Result<Response, ApiError> {
@@ -108,7 +119,7 @@ fn prepare_chat(state: &State, payload: &Payload) -> Result<Prepared, ApiError> 
     known_model(state, &call.common.model)?;
     let text = state.model.template.render(&call)?;
     // The template has written the special tokens already.
-    let prompt = checked(state, encode(state, &text, false, "messages")?, "messages")?;
+    let prompt = checked(state, encode(&state.model.tokenizer, &text, false, "messages")?, "messages")?;
     let (endpoint, tenant) = (Endpoint::Chat, payload.tenant);
     Ok(Prepared { endpoint, tenant, common: call.common, prompts: vec![prompt] })
 }
@@ -118,21 +129,14 @@ fn prepare_completions(state: &State, payload: &Payload) -> Result<Prepared, Api
     let call = CompletionCall::parse(&body, &state.bounds)?;
     known_model(state, &call.common.model)?;
     let tokens = |prompt: Prompt| match prompt {
-        Prompt::Text(text) => checked(state, encode(state, &text, true, "prompt")?, "prompt"),
+        Prompt::Text(text) => {
+            checked(state, encode(&state.model.tokenizer, &text, true, "prompt")?, "prompt")
+        }
         Prompt::Tokens(tokens) => checked(state, tokens, "prompt"),
     };
     let prompts = call.prompts.into_iter().map(tokens).collect::<Result<_, _>>()?;
     let (endpoint, tenant) = (Endpoint::Completions, payload.tenant);
     Ok(Prepared { endpoint, tenant, common: call.common, prompts })
-}
-
-fn encode(state: &State, text: &str, add_special: bool, param: &str) -> Result<Vec<u32>, ApiError> {
-    state.model.tokenizer.encode(text, add_special).map_err(|error| match error {
-        TokenizerError::TooLong { .. } => {
-            ApiError::InvalidValue { param: param.to_owned(), reason: error.to_string() }
-        }
-        _ => ApiError::Internal { reason: "the tokenizer could not encode the prompt" },
-    })
 }
 
 fn known_model(state: &State, model: &str) -> Result<(), ApiError> {

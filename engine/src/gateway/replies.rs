@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::error::ApiError;
 use super::metrics::{InFlight, Metrics};
 use super::reply::{Reply, Update};
+use crate::audit::store::ReceiptId;
 use crate::request::{Event, Generation};
 
 /// One reply and where its tokens come from.
@@ -23,6 +24,11 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn new(reply: Reply, generation: Generation) -> Self {
         Self { reply, generation: Some(generation), last_token: None }
+    }
+
+    /// The name of its receipt.
+    pub(super) fn receipt(&self) -> Option<&ReceiptId> {
+        self.generation.as_ref()?.receipt.as_ref()
     }
 }
 

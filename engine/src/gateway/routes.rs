@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State as Shared};
@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -23,6 +23,11 @@ use super::generate;
 use super::openai::Endpoint;
 use super::server::{Phase, PipelineStatus, State, Tenant};
 
+/// Names the receipts of a response, one for each choice, separated by commas.
+pub(super) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-dolphin-receipt");
+/// Longest wait for a receipt whose reply has not ended, or is not signed yet.
+const RECEIPT_PATIENCE: Duration = Duration::from_secs(20);
+
 pub(super) fn router(state: Arc<State>, origins: &[HeaderValue]) -> Router {
     let api = Router::new()
         .route("/v1/models", get(models))
@@ -30,6 +35,8 @@ pub(super) fn router(state: Arc<State>, origins: &[HeaderValue]) -> Router {
         .route("/v1/cluster", get(cluster))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .route("/v1/receipts", get(receipts))
+        .route("/v1/receipts/{id}", get(receipt))
         .route_layer(from_fn_with_state(state.clone(), authorize));
     Router::new()
         .route("/health", get(health))
@@ -49,7 +56,7 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .allow_origin(origins)
         .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::OPTIONS]))
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([HeaderName::from_static("retry-after")])
+        .expose_headers([HeaderName::from_static("retry-after"), RECEIPT_HEADER])
 }
 
 async fn authorize(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
@@ -89,7 +96,9 @@ fn route_label(path: &str) -> &'static str {
         "/v1/models" => "/v1/models",
         "/v1/chat/completions" => "/v1/chat/completions",
         "/v1/completions" => "/v1/completions",
+        "/v1/receipts" => "/v1/receipts",
         path if path.starts_with("/v1/models/") => "/v1/models/{id}",
+        path if path.starts_with("/v1/receipts/") => "/v1/receipts/{id}",
         _ => "other",
     }
 }
@@ -159,6 +168,26 @@ async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Res
         return Err(ApiError::ModelNotFound { model: shortened(&id) });
     }
     Ok(Json(model_object(&state, &id)))
+}
+
+async fn receipts(Shared(state): Shared<Arc<State>>, Extension(tenant): Extension<Tenant>) -> Json<Value> {
+    let names = state.config.receipts.as_ref().map_or_else(Vec::new, |store| store.list(tenant.0));
+    let data: Vec<Value> = names.iter().map(|id| json!({ "id": id, "object": "receipt" })).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+async fn receipt(
+    Shared(state): Shared<Arc<State>>,
+    Extension(tenant): Extension<Tenant>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let found = match &state.config.receipts {
+        Some(store) => store.get(&id, tenant.0, RECEIPT_PATIENCE).await,
+        None => None,
+    };
+    let receipt = found.ok_or_else(|| ApiError::NoReceipt { id: shortened(&id) })?;
+    let json = HeaderValue::from_static("application/json");
+    Ok(([(header::CONTENT_TYPE, json)], receipt.to_string()).into_response())
 }
 
 async fn chat(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {

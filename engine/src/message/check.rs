@@ -24,7 +24,7 @@ impl Message {
             Message::Ask(ask) => ask.offer.check(),
             Message::Cannot(cannot) => check_shard(&cannot.shard).and_then(|()| cannot.check()),
             Message::Near(near) => check_near(near),
-            Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
+            Message::Welcome | Message::Close(_) | Message::Held(_) | Message::Committed(_) => Ok(()),
         }
     }
 }
@@ -96,7 +96,7 @@ impl Open {
     }
 }
 
-fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
+pub(crate) fn check_sampling(s: &Sampling) -> Result<(), MessageError> {
     let in_range = |value: f32, low: f32, high: f32| value >= low && value <= high;
     ensure(in_range(s.temperature, 0.0, 100.0), "a temperature out of range")?;
     ensure(in_range(s.top_p, 0.0, 1.0) && in_range(s.min_p, 0.0, 1.0), "top_p or min_p out of range")?;

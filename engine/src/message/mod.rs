@@ -16,11 +16,13 @@ use thiserror::Error;
 use transport::NodeId;
 
 use crate::{
+    audit::{commitment::Committed, plan::Terms},
     model::Shard,
     request::{Finish, Logprobs, Sampling},
 };
 
 pub use block::BlockHash;
+pub(crate) use check::check_sampling;
 pub use offer::{Cannot, LoadRefusal, Neighbour, Offer};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
@@ -90,6 +92,8 @@ pub enum Message {
     Cannot(Cannot),
     /// Node to gateway: how near other nodes are, as my links to them show.
     Near(Vec<Neighbour>),
+    /// Any stage to gateway and to the next: what it signs of a session.
+    Committed(Box<Committed>),
 }
 
 /// How fast a node is.
@@ -184,6 +188,8 @@ pub struct Open {
     pub priority: Priority,
     /// Where drafts come from.
     pub drafts: Drafts,
+    /// What is to be proved of it; nothing if `None`.
+    pub terms: Option<Terms>,
     /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
     /// asked by a gateway it chose, whoever hands it on.
     pub signature: Vec<u8>,
@@ -243,12 +249,14 @@ pub struct Close {
     pub session: SessionId,
     /// Root and whole blocks of what it leaves to later sessions that begin alike.
     pub keep: Vec<BlockHash>,
+    /// Positions whose rows stand, which every stage signs for if that was asked for; 0 if it broke off.
+    pub end: u32,
 }
 
 impl Close {
     /// The end of a session that leaves nothing.
     pub fn abrupt(session: SessionId) -> Self {
-        Self { session, keep: Vec::new() }
+        Self { session, keep: Vec::new(), end: 0 }
     }
 }
 
@@ -456,6 +464,7 @@ impl Message {
             Message::Pace(_) => "Pace",
             Message::Cannot(_) => "Cannot",
             Message::Near(_) => "Near",
+            Message::Committed(_) => "Committed",
         }
     }
 
@@ -516,6 +525,7 @@ mod tests {
             tenant: 0,
             priority: Priority::Normal,
             drafts: Drafts::default(),
+            terms: None,
             signature: Vec::new(),
         };
         let step = Step { route: RouteId(2), number: 0, segments: Vec::new(), body: Bytes::new() };

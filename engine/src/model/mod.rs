@@ -15,6 +15,7 @@ mod demo;
 mod error;
 mod family;
 mod fingerprint;
+mod hash;
 mod open;
 pub(crate) mod partial;
 mod plan;
@@ -37,6 +38,7 @@ pub use self::{
     cache::{LIMIT_BYTES, ShardCache, cache_root},
     defaults::{GenerationDefaults, chat_template, parse_generation},
     error::{ModelError, TensorFault},
+    hash::{HashReport, ModelHash},
     open::{Model, NUMERICS, Progress},
     table::{Dtype, TensorInfo, TensorTable},
 };

@@ -55,8 +55,8 @@ struct Parts {
 pub struct Model {
     name: String,
     path: Option<PathBuf>,
-    layout: Layout,
-    table: TensorTable,
+    pub(super) layout: Layout,
+    pub(super) table: TensorTable,
     generation: GenerationDefaults,
     chat_template: Option<String>,
     tokenizer: TokenizerSource,
@@ -349,7 +349,7 @@ impl Model {
         })
     }
 
-    fn load_unit(
+    pub(super) fn load_unit(
         &self,
         unit: Unit,
         quantisation: Quantisation,

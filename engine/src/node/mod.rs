@@ -18,6 +18,7 @@ use tokio::{
 use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
+    audit::recorder::Audit,
     message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
     peers::{Notice, PeerEvent, Peers},
     stage::{Stage, StageLimits},
@@ -98,6 +99,8 @@ pub struct NodeConfig {
     pub offer: Offer,
     /// Loads other layers, for a node that may be told to.
     pub loader: Option<Loader>,
+    /// What it signs its work with, where a gateway asks for proofs; without, it signs nothing.
+    pub audit: Option<Audit>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -183,7 +186,7 @@ impl Node {
         };
         join.limit(&limits);
         let (report, load) = watch::channel(StageLoad::default());
-        let (worker, outputs) = Worker::report_to(stage, report.clone())?;
+        let (worker, outputs) = Worker::start(stage, config.audit.clone(), report.clone())?;
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
@@ -198,6 +201,7 @@ impl Node {
             outputs: Some(outputs),
             load: report,
             loader: config.loader,
+            audit: config.audit,
             assigned: None,
             loading: None,
             publish,
@@ -278,6 +282,7 @@ struct Desk {
     outputs: Option<mpsc::Receiver<Output>>,
     load: watch::Sender<StageLoad>,
     loader: Option<Loader>,
+    audit: Option<Audit>,
     /// What is to be loaded once no session is left.
     assigned: Option<Assigned>,
     loading: Option<JoinHandle<Outcome>>,

@@ -12,6 +12,7 @@ use super::{
     worker::{Output, StageLoad, Worker},
 };
 use crate::{
+    audit::recorder::Audit,
     local::{LoadError, StageBudget, load_stage, shard_bytes},
     message::{Assign, Cannot, LoadRefusal, Message, Neighbour, clip},
     model::{Model, Quantisation, Shard},
@@ -23,8 +24,12 @@ use crate::{
 pub struct Loader {
     /// Bytes of a shard's weights; `None` for layers that the model has not.
     bytes: Arc<dyn Fn(&Shard) -> Option<u64> + Send + Sync>,
-    load: Arc<dyn Fn(&Shard, watch::Sender<StageLoad>) -> Result<Loaded, LoadRefusal> + Send + Sync>,
+    load: Arc<Load>,
 }
+
+/// Loads a shard into a worker that signs with what it is given and reports to what it is given.
+type Load =
+    dyn Fn(&Shard, Option<Audit>, watch::Sender<StageLoad>) -> Result<Loaded, LoadRefusal> + Send + Sync;
 
 impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,12 +77,12 @@ impl Loader {
             let known = !layers.is_empty() && layers.end <= source.config().layers;
             known.then(|| shard_bytes(&source, shard, quantisation))
         };
-        let load = move |shard: &Shard, report: watch::Sender<StageLoad>| {
+        let load = move |shard: &Shard, audit: Option<Audit>, report: watch::Sender<StageLoad>| {
             let begun = Instant::now();
             let stage = load_stage(&model, shard, quantisation, &budget, backend.clone(), &|_| ())?;
             let weight_bytes = shard_bytes(&model, shard, quantisation);
             let limits = *stage.limits();
-            let (worker, outputs) = Worker::report_to(stage, report)
+            let (worker, outputs) = Worker::start(stage, audit, report)
                 .map_err(|error| LoadRefusal::Device(clip(&error.to_string())))?;
             let rate = load_rate(weight_bytes, begun.elapsed());
             Ok(Loaded { worker, outputs, shard: shard.clone(), limits, weight_bytes, rate })
@@ -154,6 +159,7 @@ impl Desk {
         };
         tracing::info!(layers = ?shard.layers, before = ?self.join.shard.layers, "loading other layers");
         let (worker, before, report) = (self.worker.take(), self.join.shard.clone(), self.load.clone());
+        let audit = self.audit.clone();
         self.outputs = None;
         let nothing = Shard { layers: 0..0, embedding: false, head: false };
         self.state.holds(nothing, &self.limits);
@@ -162,11 +168,11 @@ impl Desk {
             let ended = worker.map_or(Ok(()), Worker::stop);
             let assigned = shard.clone();
             let loaded = match ended {
-                Ok(()) => (loader.load)(&shard, report.clone()),
+                Ok(()) => (loader.load)(&shard, audit.clone(), report.clone()),
                 Err(error) => Err(LoadRefusal::Device(clip(&error.to_string()))),
             };
             let Err(refusal) = loaded else { return Outcome { gateway, assigned, loaded, refusal: None } };
-            let loaded = (loader.load)(&before, report);
+            let loaded = (loader.load)(&before, audit, report);
             Outcome { gateway, assigned, loaded, refusal: Some(refusal) }
         }));
     }

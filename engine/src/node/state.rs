@@ -12,15 +12,23 @@ use std::{
 use bytes::Bytes;
 use transport::NodeId;
 
+mod route;
+
 use super::worker::{self, Command, Output, Reply};
 use crate::{
+    audit::{
+        commitment::Committed,
+        plan::{Terms, prompt_hash},
+        recorder::{Outgoing, Place},
+    },
     message::{
-        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, Hop, MAX_SEGMENTS, Message, Open,
-        Results, RouteId, SessionId, Step, TokenReport, clip,
+        BlockHash, Close, Draft, Draws, Failed, FailedReason, Held, MAX_SEGMENTS, Message, Open, Results,
+        RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
     scheduler::{Memories, Opening, Scheduler, SchedulerLimits, Tally},
 };
+use route::{Route, send_to};
 
 /// Steps that may wait for this stage, over all routes; honest first stages send far fewer.
 const MAX_WAITING_STEPS: usize = 256;
@@ -81,38 +89,6 @@ pub struct Identity {
     pub positions: u32,
     /// Most prompt rows of a step in which replies wait.
     pub chunk: usize,
-}
-
-#[derive(Debug)]
-struct Route {
-    hops: Vec<Hop>,
-    stage: usize,
-    gateway: NodeId,
-    sessions: HashSet<SessionId>,
-    /// Present on the first stage.
-    scheduler: Option<Scheduler>,
-}
-
-impl Route {
-    fn shard(&self) -> &Shard {
-        &self.hops[self.stage].shard
-    }
-
-    fn next(&self) -> Option<&Hop> {
-        self.hops.get(self.stage + 1)
-    }
-
-    fn previous(&self) -> Option<NodeId> {
-        self.stage.checked_sub(1).map(|stage| NodeId(self.hops[stage].node))
-    }
-
-    fn is_last(&self) -> bool {
-        self.stage + 1 == self.hops.len()
-    }
-}
-
-fn send_to(hop: &Hop, message: Message) -> Action {
-    Action::Send { to: NodeId(hop.node), address: Some(hop.address.clone()), message }
 }
 
 /// See the module.
@@ -178,6 +154,7 @@ impl State {
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft, now),
+            Message::Committed(committed) => self.heard(from, committed),
             other => self.expel(from, format!("sent a message that is not for a stage: {}", other.name())),
         }
         self.pump(now);
@@ -208,6 +185,10 @@ impl State {
                 None => {}
             },
             Output::Failed(failed) => self.fail(failed),
+            Output::Committed(Outgoing { to, address, committed }) => {
+                let message = Message::Committed(Box::new(committed));
+                self.actions.push(Action::Send { to, address, message });
+            }
             Output::Refused { step, error } => self.refused(&step, &error.to_string(), now),
         }
         self.pump(now);
@@ -300,6 +281,7 @@ impl State {
                 drafts: open.drafts,
             });
         }
+        let place = Place::of(&open, stage);
         self.actions.push(Action::Work(Command::Open(worker::Opening {
             session,
             route: route_id,
@@ -307,6 +289,7 @@ impl State {
             prompt_length: open.prompt_length,
             blocks: open.blocks.clone(),
             reply,
+            place,
         })));
         if let Some(next) = route.next() {
             let action = send_to(next, Message::Open(Box::new(open)));
@@ -353,6 +336,10 @@ impl State {
         if stage == 0 && open.prompt.is_empty() {
             return Err("the first stage got no prompt".into());
         }
+        let hashed = |terms: &Terms| terms.prompt_hash == prompt_hash(&terms.salt, &open.prompt);
+        if stage == 0 && !open.terms.as_ref().is_none_or(hashed) {
+            return Err("the prompt is another than the one agreed on".into());
+        }
         if self.sessions.len() >= self.identity.sessions {
             return Err(format!("this node already serves {} sessions", self.identity.sessions));
         }
@@ -395,7 +382,7 @@ impl State {
     fn close_asked(&mut self, from: NodeId, close: Close) {
         let Some(route) = self.route_of(close.session) else { return };
         if route.gateway == from || route.previous() == Some(from) {
-            self.close(close.session, close.keep);
+            self.close(close.session, close.keep, close.end);
         }
     }
 
@@ -410,12 +397,12 @@ impl State {
 
     /// Ends a session here and tells the next stage. What of it may be kept, the first stage knows; the
     /// others are told.
-    fn close(&mut self, session: SessionId, keep: Vec<BlockHash>) {
+    fn close(&mut self, session: SessionId, keep: Vec<BlockHash>, end: u32) {
         let Some(route) = self.sessions.remove(&session) else { return };
         let Some(route) = self.routes.get_mut(&route) else { return };
         route.sessions.remove(&session);
         let keep = route.scheduler.as_mut().map_or(keep, |scheduler| scheduler.close(session));
-        let close = Close { session, keep };
+        let close = Close { session, keep, end };
         if let Some(next) = route.next() {
             self.actions.push(send_to(next, Message::Close(close.clone())));
         }
@@ -428,7 +415,7 @@ impl State {
         let Some(to) = self.route_of(session).map(|route| route.gateway) else { return };
         let action = Action::Send { to, address: None, message: Message::Failed(failed) };
         self.actions.push(action);
-        self.close(session, Vec::new());
+        self.close(session, Vec::new(), 0);
     }
 
     fn step(&mut self, from: NodeId, step: Step) {
@@ -495,9 +482,11 @@ impl State {
             scheduler.results(results.number, &results.draws, now);
         }
         let own = |draws: &&Draws| draws.ended && route.sessions.contains(&draws.session);
-        let ended: Vec<SessionId> = results.draws.iter().filter(own).map(|draws| draws.session).collect();
-        for session in ended {
-            self.close(session, Vec::new());
+        let ended: Vec<&Draws> = results.draws.iter().filter(own).collect();
+        for draws in ended {
+            // The last token was drawn from the row before it, and has none itself.
+            let tokens = draws.position.saturating_add(draws.tokens.len() as u32);
+            self.close(draws.session, Vec::new(), tokens.saturating_sub(1));
         }
     }
 
@@ -516,6 +505,14 @@ impl State {
         if let Some(scheduler) = scheduler {
             scheduler.held(held, next, now);
         }
+    }
+
+    /// A stage signed what it sent here; the session may be over already.
+    fn heard(&mut self, from: NodeId, committed: Box<Committed>) {
+        if !self.routes.values().any(|route| route.previous() == Some(from)) {
+            return self.expel(from, "signed for a route it does not come before on".into());
+        }
+        self.actions.push(Action::Work(Command::Heard { from, committed }));
     }
 
     fn draft(&mut self, from: NodeId, draft: &Draft, now: Instant) {

@@ -1,11 +1,17 @@
 //! The thread that computes: it owns the stage, takes commands in order and reports what came of
 //! them. The node's task never waits for it.
 
+#[cfg(test)]
+pub(crate) mod cheat;
 mod draw;
 
 use std::{
-    collections::HashMap,
-    sync::mpsc::{Receiver, Sender, channel},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -13,8 +19,13 @@ use std::{
 use bytes::Bytes;
 use kernels::backend::{Backend, BackendError};
 use tokio::sync::{mpsc, watch};
+use transport::NodeId;
 
 use crate::{
+    audit::{
+        commitment::Committed,
+        recorder::{Audit, Event, Outgoing, Passed, Place, Recorder},
+    },
     message::{
         BlockHash, Close, Draws, Failed, FailedReason, Held, RouteId, Segment, SessionId, Step, TokenReport,
         decode_rows, encode_rows,
@@ -29,6 +40,8 @@ use draw::Drawing;
 const PACE_ROWS: usize = 8;
 /// Reports that may wait for the node's task; past it the worker pauses.
 const QUEUE: usize = 1024;
+/// Commitments of other stages that may wait for the stage's thread.
+const MAX_HEARD: usize = 4096;
 
 /// What the node asks of its worker.
 #[derive(Debug)]
@@ -37,6 +50,13 @@ pub enum Command {
     Open(Opening),
     /// A session is over.
     Close(Close),
+    /// What the stage before a session's signed.
+    Heard {
+        /// Who says so.
+        from: NodeId,
+        /// What.
+        committed: Box<Committed>,
+    },
     /// Rows to process as `shard` of the route.
     Step {
         /// The rows.
@@ -61,6 +81,8 @@ pub struct Opening {
     pub blocks: Vec<BlockHash>,
     /// On the last stage: how to draw.
     pub reply: Option<Reply>,
+    /// If what is computed is to be proved: by whom, and of which plan.
+    pub place: Option<Box<Place>>,
 }
 
 /// What the last stage needs to draw a session's tokens.
@@ -101,6 +123,8 @@ pub enum Output {
     Held(Held),
     /// A session cannot go on.
     Failed(Failed),
+    /// Rows are hashed and signed.
+    Committed(Outgoing),
     /// A step broke the rules; nothing of it was computed.
     Refused {
         /// The step without its body.
@@ -130,30 +154,42 @@ pub struct StageLoad {
 pub struct Worker {
     commands: Sender<Command>,
     thread: JoinHandle<Result<(), BackendError>>,
+    /// Commitments of other stages that wait.
+    heard: Arc<AtomicUsize>,
 }
 
 impl Worker {
-    /// Starts the thread; reports come through the returned receiver.
-    pub fn start<B: Backend>(stage: Stage<B>) -> std::io::Result<(Self, mpsc::Receiver<Output>)> {
-        Self::report_to(stage, watch::channel(StageLoad::default()).0)
-    }
-
-    /// The same, and `publish` says what the stage has done and holds.
-    pub fn report_to<B: Backend>(
+    /// Starts the thread; reports come through the returned receiver, and `publish` says what the stage has done
+    /// and holds. Rows are hashed and signed if `audit` says with what.
+    pub fn start<B: Backend>(
         stage: Stage<B>,
+        audit: Option<Audit>,
         publish: watch::Sender<StageLoad>,
     ) -> std::io::Result<(Self, mpsc::Receiver<Output>)> {
         let (commands, inbox) = channel();
         let (outbox, outputs) = mpsc::channel(QUEUE);
+        let emit = |outbox: mpsc::Sender<Output>| {
+            move |outgoing| drop(outbox.blocking_send(Output::Committed(outgoing)))
+        };
+        let pages = stage.limits().pages;
+        let recorder = audit.map(|audit| Recorder::start(audit, pages, emit(outbox.clone()))).transpose()?;
         publish.send_replace(StageLoad { kv: stage.usage(), ..StageLoad::default() });
-        let mut desk = Desk::new(stage, outbox, publish);
+        let heard = Arc::new(AtomicUsize::new(0));
+        let mut desk = Desk::new(stage, outbox, publish, recorder);
+        desk.heard = heard.clone();
         let thread = std::thread::Builder::new().name("stage".into()).spawn(move || desk.run(&inbox))?;
-        Ok((Self { commands, thread }, outputs))
+        Ok((Self { commands, thread, heard }, outputs))
     }
 
     /// Hands in a command. What may wait is bounded by the node's state: its sessions, and its steps
-    /// in waiting.
+    /// in waiting; commitments of other stages past a bound are dropped, and with them the proof of what
+    /// they are for.
     pub fn submit(&self, command: Command) {
+        if matches!(command, Command::Heard { .. }) && self.heard.fetch_add(1, Ordering::Relaxed) >= MAX_HEARD
+        {
+            self.heard.fetch_sub(1, Ordering::Relaxed);
+            return tracing::warn!("a stage signs faster than this one works");
+        }
         // A worker that died shows in the end of its outputs.
         let _ = self.commands.send(command);
     }
@@ -181,13 +217,39 @@ struct Desk<B: Backend> {
     logits: Vec<f32>,
     faults: Vec<Fault>,
     short: Vec<Short>,
+    recorder: Option<Recorder>,
+    /// Sessions whose rows it is told.
+    recorded: HashSet<SessionId>,
+    heard: Arc<AtomicUsize>,
+    #[cfg(test)]
+    cheat: Option<cheat::Cheat>,
 }
 
 impl<B: Backend> Desk<B> {
-    fn new(stage: Stage<B>, outbox: mpsc::Sender<Output>, publish: watch::Sender<StageLoad>) -> Self {
-        let (tokens, rows, logits, faults, short) = Default::default();
+    fn new(
+        stage: Stage<B>,
+        outbox: mpsc::Sender<Output>,
+        publish: watch::Sender<StageLoad>,
+        recorder: Option<Recorder>,
+    ) -> Self {
         let load = *publish.borrow();
-        Self { stage, drawing: HashMap::new(), outbox, load, publish, tokens, rows, logits, faults, short }
+        Self {
+            stage,
+            drawing: HashMap::new(),
+            outbox,
+            load,
+            publish,
+            tokens: Vec::new(),
+            rows: Vec::new(),
+            logits: Vec::new(),
+            faults: Vec::new(),
+            short: Vec::new(),
+            recorder,
+            recorded: HashSet::new(),
+            heard: Arc::default(),
+            #[cfg(test)]
+            cheat: cheat::taken(),
+        }
     }
 
     /// Runs until nobody hands in commands any more, or the device fails.
@@ -195,7 +257,11 @@ impl<B: Backend> Desk<B> {
         while let Ok(command) = inbox.recv() {
             match command {
                 Command::Open(opening) => self.open(opening),
-                Command::Close(close) => self.close(&close),
+                Command::Close(close) => self.close(close),
+                Command::Heard { from, committed } => {
+                    self.heard.fetch_sub(1, Ordering::Relaxed);
+                    self.tell(Event::Heard { from, committed });
+                }
                 Command::Step { step, shard } => self.step(step, &shard)?,
             }
             self.load.kv = self.stage.usage();
@@ -210,12 +276,17 @@ impl<B: Backend> Desk<B> {
     }
 
     fn open(&mut self, opening: Opening) {
-        let Opening { session, route, positions, prompt_length, blocks, reply } = opening;
+        let Opening { session, route, positions, prompt_length, blocks, reply, place } = opening;
         match self.stage.open(session, route, positions, Prompt { length: prompt_length, blocks: &blocks }) {
             Ok(held) => {
                 self.load.reused += u64::from(held);
-                self.drawing.extend(reply.map(|reply| (session, Drawing::new(reply, prompt_length))));
+                let drawing = reply.map(|reply| self.drawing_of(reply, prompt_length));
+                self.drawing.extend(drawing.map(|drawing| (session, drawing)));
                 self.report(Output::Opened { session, held });
+                if let Some(place) = place.filter(|_| self.recorder.is_some()) {
+                    self.recorded.insert(session);
+                    self.tell(Event::Open { session, route, place, blocks });
+                }
             }
             Err(error) => {
                 let reason = FailedReason::Refused(error.to_string());
@@ -224,14 +295,35 @@ impl<B: Backend> Desk<B> {
         }
     }
 
-    fn close(&mut self, close: &Close) {
+    #[cfg(not(test))]
+    fn drawing_of(&self, reply: Reply, prompt_length: u32) -> Drawing {
+        Drawing::new(reply, prompt_length)
+    }
+
+    #[cfg(test)]
+    fn drawing_of(&self, mut reply: Reply, prompt_length: u32) -> Drawing {
+        if let Some(cheat) = &self.cheat {
+            cheat.reply(&mut reply);
+        }
+        let mut drawing = Drawing::new(reply, prompt_length);
+        drawing.forged = self.cheat.and_then(|cheat| cheat.forged());
+        drawing
+    }
+
+    fn close(&mut self, close: Close) {
         self.stage.close(close.session, &close.keep);
         self.drawing.remove(&close.session);
+        if self.recorded.remove(&close.session) {
+            self.tell(Event::Close(close));
+        }
     }
 
     fn step(&mut self, step: Step, shard: &Shard) -> Result<(), BackendError> {
         let (mut step, body) = split(step);
         let mut faults = std::mem::take(&mut self.faults);
+        let segments = &step.segments;
+        let recorded = segments.iter().any(|segment| self.recorded.contains(&segment.session));
+        let given = recorded.then(|| (step.segments.clone(), body.clone()));
         let begun = Instant::now();
         match self.compute(&mut step, &body, shard, &mut faults) {
             Ok(()) => {
@@ -240,9 +332,15 @@ impl<B: Backend> Desk<B> {
                 let cut = self.settle_faults(&mut step, &faults);
                 if shard.head {
                     let (draws, reports) = self.draw(&step, &cut)?;
+                    if given.is_some() {
+                        let mut passed = step.clone();
+                        self.pass_on(&mut passed, &cut)?;
+                        self.record(given, &passed, draws.clone());
+                    }
                     self.report(Output::Drawn { step, draws, reports });
                 } else {
                     self.pass_on(&mut step, &cut)?;
+                    self.record(given, &step, Vec::new());
                     self.report(Output::Rows(step));
                 }
             }
@@ -251,6 +349,19 @@ impl<B: Backend> Desk<B> {
         }
         self.faults = faults;
         Ok(())
+    }
+
+    /// Tells the recorder what was sent here, what came of it, and what was drawn.
+    fn record(&self, given: Option<(Vec<Segment>, Bytes)>, passed: &Step, draws: Vec<Draws>) {
+        let Some((given, input)) = given else { return };
+        let (kept, output) = (passed.segments.clone(), passed.body.clone());
+        self.tell(Event::Passed(Passed { given, input, kept, output, draws }));
+    }
+
+    fn tell(&self, event: Event) {
+        if let Some(recorder) = &self.recorder {
+            recorder.tell(event);
+        }
     }
 
     /// Keeps the pace of small steps, which is that of reading the weights.
@@ -272,6 +383,8 @@ impl<B: Backend> Desk<B> {
         shard: &Shard,
         faults: &mut Vec<Fault>,
     ) -> Result<(), ComputeError> {
+        #[cfg(test)]
+        self.spoil(step, shard);
         let total = step.rows();
         if shard.embedding {
             let (words, rest) = body.as_chunks::<4>();
@@ -282,6 +395,10 @@ impl<B: Backend> Desk<B> {
             self.tokens.extend(words.iter().map(|&word| u32::from_le_bytes(word)));
             let mut tokens = std::mem::take(&mut self.tokens);
             self.admit(step, &mut tokens, 1);
+            #[cfg(test)]
+            if let Some(cheat) = &self.cheat {
+                cheat.tokens(&step.segments, &mut tokens);
+            }
             self.tokens = tokens;
             self.stage.step(shard.layers.clone(), &step.segments, Input::Tokens(&self.tokens), faults)
         } else {

@@ -24,7 +24,7 @@ use self::sequence::Sequence;
 use crate::{
     message::{Draft, RouteId, Segment, SessionId},
     model::{Model, ModelError},
-    request::Sampling,
+    request::{Request, Sampling},
     stage::{ComputeError, Fault, Input, Prompt, Short, Stage},
 };
 
@@ -71,6 +71,19 @@ pub enum Command {
     },
     /// A reply is over.
     Close(SessionId),
+}
+
+impl Command {
+    /// A reply to `request` begins.
+    pub fn open(session: SessionId, request: &Request) -> Self {
+        Self::Open {
+            session,
+            prompt: request.prompt.clone(),
+            max_tokens: request.max_tokens,
+            stop_tokens: request.stop_tokens.clone(),
+            sampling: request.sampling.clone(),
+        }
+    }
 }
 
 /// Why there is no drafter.

@@ -2,6 +2,7 @@
 //! node goes.
 
 mod admission;
+mod recording;
 mod sketch;
 mod state;
 mod view;
@@ -22,6 +23,7 @@ use crate::{
     request::Submission,
     speculation::drafter::{Drafter, Drafting},
 };
+pub use recording::Receipts;
 use sketch::Verdict;
 use state::{Action, State};
 
@@ -46,6 +48,8 @@ pub struct SwarmConfig {
     pub speculation: bool,
     /// Whether nodes at work may be told to load other layers.
     pub replan: bool,
+    /// Receipts for replies, if there are any.
+    pub receipts: Option<Receipts>,
 }
 
 /// One node as people see it.

@@ -13,6 +13,7 @@ use transport::{Identity, NodeId};
 use super::{
     SwarmConfig, SwarmStatus,
     admission::{Member, NoRoute, Replies, find_route},
+    recording::Recordings,
     sketch::Sketch,
     view::look,
 };
@@ -120,16 +121,19 @@ pub(super) struct State {
     routes: Vec<(RouteId, Vec<Hop>)>,
     waiting: VecDeque<Waiting>,
     replies: Replies,
+    recordings: Recordings,
     actions: Vec<Action>,
 }
 
 impl State {
     /// A swarm without nodes.
     pub(super) fn new(identity: Identity, config: SwarmConfig, drafter: bool) -> Self {
+        let recordings = Recordings::new(config.receipts.clone(), identity.clone());
         Self {
             planning: Planning::new(&config),
             identity,
             config,
+            recordings,
             drafter,
             salt: random().to_le_bytes(),
             members: HashMap::new(),
@@ -150,7 +154,9 @@ impl State {
     /// When [`State::expire`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let running = self.running.values().map(|r| r.deadline);
-        running.chain(self.waiting.iter().map(|w| w.deadline)).chain(self.planning.next_deadline()).min()
+        let waiting = self.waiting.iter().map(|w| w.deadline);
+        let plans = self.planning.next_deadline();
+        running.chain(waiting).chain(plans).chain(self.recordings.next_deadline()).min()
     }
 
     /// Brings `status` up to date; whether it changed. The nodes are looked at only when they did:
@@ -182,6 +188,11 @@ impl State {
                 }
                 Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
+                Message::Committed(committed) if self.members.contains_key(&peer) => {
+                    if let Err(error) = self.recordings.committed(peer, *committed) {
+                        self.actions.push(Action::Expel { peer, reason: error.to_string() });
+                    }
+                }
                 _ => {
                     let reason = "sent what a gateway does not take, or not from it".into();
                     self.actions.push(Action::Expel { peer, reason });
@@ -237,7 +248,8 @@ impl State {
     /// The client of a session went away.
     pub(super) fn cancelled(&mut self, session: SessionId) {
         if self.running.contains_key(&session) {
-            self.close_everywhere(session);
+            let end = self.recordings.end(session, None);
+            self.close_everywhere(session, end);
             self.finish(session);
             self.admit();
         }
@@ -245,6 +257,7 @@ impl State {
 
     /// Ends what took too long.
     pub(super) fn expire(&mut self, now: Instant) {
+        self.recordings.expire(now);
         let late: Vec<SessionId> =
             self.running.iter().filter(|(_, r)| r.deadline <= now).map(|(session, _)| *session).collect();
         for session in late {
@@ -352,25 +365,20 @@ impl State {
         let route = self.route(&hops);
         let Submission { request, reply } = submission;
         let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
-        if reply.send(Ok(Generation { events: receiver })).is_err() {
-            return;
+        let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
+        let tenant = request.tenant;
+        let follow = self.drafts().model.then(|| Action::Follow(drafter::Command::open(session, &request)));
+        let open = self.opening(session, route, hops.clone(), request);
+        let receipt = self.recordings.begin(&open, tenant);
+        if reply.send(Ok(Generation { events: receiver, receipt })).is_err() {
+            return self.recordings.forget(session);
         }
         for hop in &hops {
             if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
                 member.reserve(reserved);
             }
         }
-        let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
-        if self.drafts().model {
-            self.actions.push(Action::Follow(drafter::Command::Open {
-                session,
-                prompt: request.prompt.clone(),
-                max_tokens: request.max_tokens,
-                stop_tokens: request.stop_tokens.clone(),
-                sampling: request.sampling.clone(),
-            }));
-        }
-        let open = self.opening(session, route, hops.clone(), request);
+        self.actions.extend(follow);
         self.actions.push(Action::Watch { session, events: events.clone() });
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
         let running = Running { route, hops, left, positions, reserved, drawn: 0, deadline, events };
@@ -380,7 +388,8 @@ impl State {
     fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
         let rows =
             hops.iter().filter_map(|hop| self.members.get(&NodeId(hop.node))).map(|m| m.join.rows).min();
-        let root = self.root(request.tenant);
+        let terms = self.recordings.terms(&request.prompt);
+        let root = self.root(request.tenant, terms.is_some());
         let blocks = BlockHash::chain(root, &request.prompt);
         let mut open = Open {
             session,
@@ -399,16 +408,18 @@ impl State {
             tenant: root.0.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
             priority: request.priority,
             drafts: self.drafts(),
+            terms,
             signature: Vec::new(),
         };
         open.signature = self.identity.sign(&open.signed_bytes()).to_vec();
         open
     }
 
-    /// The hash of no tokens of a tenant.
-    fn root(&self, tenant: u64) -> BlockHash {
+    /// The hash of no tokens of a tenant. What was computed without proof is not shared with what is proved.
+    fn root(&self, tenant: u64, proved: bool) -> BlockHash {
         let mut salt = self.salt.to_vec();
         salt.extend_from_slice(&tenant.to_le_bytes());
+        salt.push(proved.into());
         BlockHash::root(&salt)
     }
 
@@ -467,12 +478,14 @@ impl State {
                     }
                 }
             }
+            self.recordings.token(report.session, report.token);
             running.tell(Event::Token { token: report.token, logprobs: report.logprobs });
             if let Some(finish) = report.finish {
                 running.tell(Event::Finished(finish));
                 // The first stage learns of the end by itself, but perhaps after the next session's
                 // opening; told by the same link, it frees this one's room before.
-                let close = Message::Close(Close::abrupt(report.session));
+                let end = self.recordings.end(report.session, Some(finish));
+                let close = Message::Close(Close { end, ..Close::abrupt(report.session) });
                 self.actions.push(Action::Send { to: running.node(0), message: close });
                 self.replies.ended(running.drawn);
                 self.finish(report.session);
@@ -521,17 +534,19 @@ impl State {
             let route = running.route;
             self.routes.retain(|(id, _)| *id != route || !lost);
         }
-        self.close_everywhere(session);
+        self.recordings.forget(session);
+        self.close_everywhere(session, 0);
         self.finish(session);
     }
 
     /// Stages pass a close on, but one of them may be the reason for it; so each is told.
-    fn close_everywhere(&mut self, session: SessionId) {
+    fn close_everywhere(&mut self, session: SessionId, end: u32) {
         let Some(running) = self.running.get(&session) else { return };
         for hop in &running.hops {
             let to = NodeId(hop.node);
             if self.members.contains_key(&to) {
-                self.actions.push(Action::Send { to, message: Message::Close(Close::abrupt(session)) });
+                let message = Message::Close(Close { end, ..Close::abrupt(session) });
+                self.actions.push(Action::Send { to, message });
             }
         }
     }

@@ -84,8 +84,9 @@ mod tests {
             waiting: 1,
             allow: None,
             private_ends: None,
-            speculation: false,
+            speculation: true,
             replan: true,
+            receipts: None,
         }
     }
 

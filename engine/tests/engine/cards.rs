@@ -6,7 +6,10 @@ use engine::{
     doctor::examine,
     message::{RouteId, Segment, SessionId, Step},
     model::{Model, Quantisation, Shard},
-    node::worker::{Command, Opening, Output, Worker},
+    node::{
+        StageLoad,
+        worker::{Command, Opening, Output, Worker},
+    },
     request::{Request, Sampling},
     stage::{Stage, StageLimits},
 };
@@ -168,7 +171,8 @@ fn a_stage_ends_with_its_card() {
     let cuda = Cuda::open(0).unwrap();
     let stage = whole(&model, &cuda, LIMITS);
     let shard = stage.shard().clone();
-    let (worker, mut outputs) = Worker::start(stage).unwrap();
+    let (worker, mut outputs) =
+        Worker::start(stage, None, tokio::sync::watch::channel(StageLoad::default()).0).unwrap();
     let (session, route) = (SessionId(1), RouteId(1));
     worker.submit(Command::Open(Opening {
         session,
@@ -177,6 +181,7 @@ fn a_stage_ends_with_its_card() {
         prompt_length: 3,
         blocks: Vec::new(),
         reply: None,
+        place: None,
     }));
     assert!(matches!(outputs.blocking_recv(), Some(Output::Opened { .. })));
     stand_in.set("fault-at=1");

@@ -10,6 +10,7 @@ mod pages;
 mod parity;
 mod planner;
 mod process;
+mod receipts;
 mod sharing;
 mod slow;
 mod support;

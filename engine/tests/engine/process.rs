@@ -11,7 +11,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 /// A running `dolphin`, killed when dropped.
-struct Dolphin {
+pub(crate) struct Dolphin {
     child: Child,
     stdout: BufReader<ChildStdout>,
     /// The line of JSON it printed when it was ready.
@@ -19,7 +19,7 @@ struct Dolphin {
 }
 
 impl Dolphin {
-    fn start(home: &Path, args: &[&str]) -> Self {
+    pub(crate) fn start(home: &Path, args: &[&str]) -> Self {
         let mut child = command(home, args).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -28,7 +28,7 @@ impl Dolphin {
         Self { child, stdout, announced }
     }
 
-    fn text(&self, key: &str) -> &str {
+    pub(crate) fn text(&self, key: &str) -> &str {
         self.announced[key].as_str().unwrap()
     }
 
@@ -48,14 +48,14 @@ impl Drop for Dolphin {
 }
 
 /// `dolphin` with a home of its own, so that no settings or keys of the user are touched.
-fn command(home: &Path, args: &[&str]) -> Command {
+pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dolphin"));
     command.args(args).env("XDG_CONFIG_HOME", home).env("XDG_CACHE_HOME", home).env("DOLPHIN_LOG", "error");
     command.env("DOLPHIN_THREADS", "1");
     command
 }
 
-fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
+pub(crate) fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
     let mut full =
         json!({"model": "dolphin-demo", "messages": [{"role": "user", "content": "What is Dolphin?"}]});
     full.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());

@@ -70,6 +70,7 @@ impl World {
             private_ends: None,
             speculation: true,
             replan: true,
+            receipts: None,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -103,6 +104,7 @@ impl World {
             device: self.device.describe(),
             offer: Offer::default(),
             loader: None,
+            audit: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();

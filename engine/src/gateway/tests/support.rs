@@ -134,7 +134,7 @@ pub(super) async fn play(
                     }
                 }
             });
-            Generation { events: receiver }
+            Generation { events: receiver, receipt: None }
         });
         let _ = reply.send(answer);
     }

@@ -2,7 +2,7 @@ use transport::Identity as Key;
 
 use super::*;
 use crate::{
-    message::{Drafts, Priority, Segment},
+    message::{Drafts, Hop, Priority, Segment},
     request::Sampling,
 };
 
@@ -49,6 +49,7 @@ fn open(session: u128, gateway: u8) -> Open {
         tenant: 0,
         priority: Priority::Normal,
         drafts: Drafts::default(),
+        terms: None,
         signature: Vec::new(),
     };
     open.signature = key(gateway).sign(&open.signed_bytes()).to_vec();

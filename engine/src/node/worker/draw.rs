@@ -22,6 +22,8 @@ pub(super) struct Drawing {
     /// Positions before this one hold the session's own tokens in this stage's KV, if it holds them at all;
     /// guesses are told apart from them here alone.
     verified: usize,
+    #[cfg(test)]
+    pub(super) forged: Option<(u32, u32)>,
 }
 
 impl Drawing {
@@ -30,7 +32,16 @@ impl Drawing {
         let sampler = Sampler::new(sampling, &prompt);
         let prompt_length = prompt_length as usize;
         let (reply, verified) = (Vec::new(), prompt_length.saturating_sub(1));
-        Self { sampler, stop_tokens, left: max_tokens, prompt_length, reply, verified }
+        Self {
+            sampler,
+            stop_tokens,
+            left: max_tokens,
+            prompt_length,
+            reply,
+            verified,
+            #[cfg(test)]
+            forged: None,
+        }
     }
 
     /// Position of the next token.
@@ -112,6 +123,11 @@ impl Drawing {
     }
 
     fn take(&mut self, session: SessionId, draw: Draw) -> TokenReport {
+        #[cfg(test)]
+        let draw = match self.forged.filter(|forged| forged.0 as usize == self.position()) {
+            Some((_, token)) => Draw { token, ..draw },
+            None => draw,
+        };
         self.left -= 1;
         self.reply.push(draw.token);
         let finish = if self.stop_tokens.contains(&draw.token) {
