@@ -1,9 +1,11 @@
-//! Who is paid what. So far what needs no chain: cumulative [`voucher`]s and the [`plan`]s that divide them,
-//! and every digest that the contracts in `contracts/` compute too. Keys and the chain come on top of it.
+//! Who is paid what: cumulative [`voucher`]s and the [`plan`]s that divide them, every digest that the contracts
+//! in `contracts/` compute too, and the [`client`] of a chain that has those contracts.
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod eip712;
+pub mod embedded;
 pub mod merkle;
 pub mod model;
 pub mod node;
