@@ -1,6 +1,7 @@
 //! Commands and their options. Every option can stand on the command line, in the environment
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
+mod chain;
 mod doctor;
 mod file;
 mod node;
@@ -56,6 +57,12 @@ enum Command {
     Pull(tools::PullCommand),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),
+    /// Make an account on the chain, fill it, look into it, empty it
+    Account(chain::account::AccountCommand),
+    /// Put POD behind a node or an auditor, and take it back
+    Stake(chain::stake::StakeCommand),
+    /// Propose, vote, and carry out what was decided
+    Gov(chain::gov::GovCommand),
 }
 
 /// Parses the command line and does what it says.
@@ -76,6 +83,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Profile(command) => command.run(),
             Command::Pull(command) => command.run().await,
             Command::Doctor(command) => command.run(),
+            Command::Account(command) => command.run().await,
+            Command::Stake(command) => command.run().await,
+            Command::Gov(command) => command.run().await,
         }
     })
 }

@@ -2,8 +2,8 @@
 
 use ledger::{
     client::{
-        Action, Client, Cursor, Error, Event, Ledger, Motion, NODE_ROLE, NodeEntry, ProposalState, SignedVoucher,
-        Support,
+        Action, Client, Cursor, Error, Event, Ledger, Motion, NODE_ROLE, NodeEntry, ProposalState,
+        SignedVoucher, Support,
     },
     embedded::Sealing,
     merkle,
@@ -64,7 +64,8 @@ async fn payments(net: &Net, payer: &Client, node: &Client) {
     refused(node, Action::Collect(Box::new(signed(node, &plan, "4", 4))), "NothingDue").await;
 
     let unlocked = Plan { session: [9; 32], ..plan.clone() };
-    let batch = vec![signed(node, &unlocked, "1", 2), signed(node, &plan, "8", 2), signed(node, &plan, "9", 5)];
+    let batch =
+        vec![signed(node, &unlocked, "1", 2), signed(node, &plan, "8", 2), signed(node, &plan, "9", 5)];
     let receipt = done(net, node, Action::CollectBatch(batch)).await;
     assert_eq!(receipt.paid(), pod("4"));
     let skipped: Vec<_> = receipt.skipped().collect();
@@ -133,7 +134,8 @@ async fn earnings(net: &Net, poster: &Client) {
 }
 
 async fn votes(net: &Net, holder: &Client) {
-    let model = ledger::model::Model { numerics: 1, tokenizer: [1; 32], rope: [2; 32], layers: vec![[3; 32]; 3] };
+    let model =
+        ledger::model::Model { numerics: 1, tokenizer: [1; 32], rope: [2; 32], layers: vec![[3; 32]; 3] };
     let hash = model.hash().expect("there are layers");
     done(net, holder, Action::DelegateVotes { to: key(1).address() }).await;
     net.advance(1).await;
@@ -148,7 +150,10 @@ async fn votes(net: &Net, holder: &Client) {
     done(net, holder, vote).await;
     net.advance(8 * DAY).await;
     let proposals = holder.proposals().await.expect("proposals");
-    assert_eq!((proposals.len(), proposals[0].id, proposals[0].state), (1, proposal, ProposalState::Succeeded));
+    assert_eq!(
+        (proposals.len(), proposals[0].id, proposals[0].state),
+        (1, proposal, ProposalState::Succeeded)
+    );
     assert!(proposals[0].in_favour > pod("1_000_000") && proposals[0].calls.len() == 2);
     done(net, holder, Action::Queue { proposal }).await;
     refused(holder, Action::Execute { proposal }, "TimelockUnexpectedOperationState").await;

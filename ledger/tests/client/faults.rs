@@ -39,7 +39,8 @@ async fn locked(net: &Net, deployment: &Deployment) -> Pod {
 async fn over_a_bad_line(net: Net) {
     let deployment = prepared(&net).await;
     let proxy = Proxy::before(&net.url).await;
-    let client = Client::connect(config(&proxy.url), deployment.clone(), Some(key(1))).await.expect("a client");
+    let client =
+        Client::connect(config(&proxy.url), deployment.clone(), Some(key(1))).await.expect("a client");
     proxy.set_bad(true);
     net.mining(lock_wei(&client, 12)).await;
     assert_eq!(locked(&net, &deployment).await, Pod(12));
@@ -48,7 +49,8 @@ async fn over_a_bad_line(net: Net) {
 async fn while_the_node_is_down(net: Net) {
     let deployment = prepared(&net).await;
     let proxy = Proxy::before(&net.url).await;
-    let client = Client::connect(config(&proxy.url), deployment.clone(), Some(key(1))).await.expect("a client");
+    let client =
+        Client::connect(config(&proxy.url), deployment.clone(), Some(key(1))).await.expect("a client");
     let client = Arc::new(client);
     let (before, during) = (client.clone(), client.clone());
     let before = tokio::spawn(async move { lock_wei(&before, 1).await });

@@ -84,11 +84,14 @@ async fn pass(State(line): State<Arc<Line>>, body: Bytes) -> Response {
         2 => return json!({ "jsonrpc": "2.0", "id": 1, "result": "0x7" }).to_string().into_response(),
         3 => return vec![b' '; 17 << 20].into_response(),
         4 => tokio::time::sleep(Duration::from_millis(300)).await,
-        5 => return json!({ "error": { "code": -32005, "message": "too often" } }).to_string().into_response(),
+        5 => {
+            return json!({ "error": { "code": -32005, "message": "too often" } }).to_string().into_response();
+        }
         _ => {}
     }
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let Ok(answer) = line.http.post(&line.upstream).header("content-type", "application/json").body(body).send().await
+    let Ok(answer) =
+        line.http.post(&line.upstream).header("content-type", "application/json").body(body).send().await
     else {
         return StatusCode::BAD_GATEWAY.into_response();
     };

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use ledger::{
-    client::{Action, Cursor, Event, Key, Ledger, Passphrase, Pod, Work, parse_address, show_address, write_key},
+    client::{
+        Action, Cursor, Event, Key, Ledger, Passphrase, Pod, Work, parse_address, show_address, write_key,
+    },
     eip712::Address,
 };
 use serde_json::json;

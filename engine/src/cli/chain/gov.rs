@@ -197,7 +197,8 @@ impl Propose {
     async fn run(self) -> anyhow::Result<()> {
         let motions = self.motions()?;
         let count = motions.len();
-        let what = format!("propose {count} motion{}: {}", if count == 1 { "" } else { "s" }, self.description);
+        let what =
+            format!("propose {count} motion{}: {}", if count == 1 { "" } else { "s" }, self.description);
         let actor = self.act.actor().await?;
         let action = Action::Propose { motions, description: self.description };
         let receipt = actor.act(&what, action).await?;
@@ -214,7 +215,8 @@ impl Propose {
     fn motions(&self) -> anyhow::Result<Vec<Motion>> {
         let mut motions = Vec::new();
         for (to, amount) in pairs(&self.transfer) {
-            motions.push(Motion::Transfer { to: address(to)?, amount: amount.parse().context("--transfer")? });
+            motions
+                .push(Motion::Transfer { to: address(to)?, amount: amount.parse().context("--transfer")? });
         }
         for (role, account) in pairs(&self.grant) {
             let role = role.parse().with_context(|| format!("role {role}"))?;

@@ -79,7 +79,11 @@ impl Actor {
         if estimate.l1_fee_wei > 0 {
             cost += &format!(" ({} of it for layer 1)", Pod(estimate.l1_fee_wei));
         }
-        eprintln!("{what}\n  from {}\n  {cost}, at most {}", show_address(&self.account), Pod(estimate.most_wei));
+        eprintln!(
+            "{what}\n  from {}\n  {cost}, at most {}",
+            show_address(&self.account),
+            Pod(estimate.most_wei)
+        );
         if !std::io::stdin().is_terminal() {
             bail!("nobody is there to agree: give --yes to do it without asking");
         }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +24,9 @@ pub(in crate::cli) struct ChainArgs {
     /// Addresses of the contracts, as JSON [default: deployment.json in the configuration directory]
     #[arg(long, env = "DOLPHIN_DEPLOYMENT", value_name = "FILE")]
     pub deployment: Option<PathBuf>,
+    /// Blocks until something counts as done [default: 1 for a chain on this machine, else 3]
+    #[arg(long, env = "DOLPHIN_CONFIRMATIONS", value_name = "BLOCKS")]
+    pub confirmations: Option<u64>,
     #[command(flatten)]
     pub account: AccountArgs,
 }
@@ -83,13 +87,27 @@ impl ChainArgs {
 
     async fn open(&self, key: Option<Key>) -> anyhow::Result<Client> {
         let deployment = self.deployment()?;
-        Client::connect(Config::new(&self.rpc_url), deployment, key).await.map_err(super::explained)
+        let confirmations = self.confirmations.unwrap_or(if self.is_local() { 1 } else { 3 });
+        let config = Config { confirmations, ..Config::new(&self.rpc_url) };
+        Client::connect(config, deployment, key).await.map_err(super::explained)
+    }
+
+    /// Whether the chain is on this machine: it makes a block for a transaction and no other after it.
+    fn is_local(&self) -> bool {
+        let host = reqwest::Url::parse(&self.rpc_url).ok().and_then(|url| url.host_str().map(str::to_owned));
+        host.is_some_and(|host| {
+            let host = host.trim_matches(['[', ']']);
+            host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        })
     }
 
     fn deployment(&self) -> anyhow::Result<Deployment> {
         let path = in_configuration(self.deployment.as_deref(), "deployment.json", "--deployment")?;
         let text = fs::read_to_string(&path).with_context(|| {
-            format!("the contracts' addresses: {} (`dolphin chain` writes them for a chain of your own)", path.display())
+            format!(
+                "the contracts' addresses: {} (`dolphin chain` writes them for a chain of your own)",
+                path.display()
+            )
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is no deployment", path.display()))
     }

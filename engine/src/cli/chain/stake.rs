@@ -172,7 +172,9 @@ impl Thaw {
             Part::Some(amount) => (stake.position.shares_for(amount), amount),
         };
         if shares == 0 {
-            anyhow::bail!("nothing of this account stands behind that role: `dolphin stake status` shows what does");
+            anyhow::bail!(
+                "nothing of this account stands behind that role: `dolphin stake status` shows what does"
+            );
         }
         let what = format!("begin to take back {amount} POD from behind {}", show_address(&operator));
         actor.act(&what, Action::ThawStake { operator, role, shares }).await.map(drop)
@@ -185,7 +187,8 @@ async fn withdraw(act: ActArgs) -> anyhow::Result<()> {
     let now = client.head().await.map_err(super::explained)?.time;
     let mut actions = Vec::new();
     for thaw in client.thaws(account).await.map_err(super::explained)? {
-        let held = client.stake(thaw.operator, thaw.role, account).await.map_err(super::explained)?.held_until;
+        let held =
+            client.stake(thaw.operator, thaw.role, account).await.map_err(super::explained)?.held_until;
         if thaw.releases_at.max(held) <= now {
             let what = format!("withdraw {} POD that have thawed", thaw.amount);
             actions.push((what, Action::WithdrawStake { thaw: thaw.id }));
@@ -253,7 +256,12 @@ impl Status {
         }
         for thaw in thaws {
             let state = if thaw.releases_at <= now { "released".into() } else { when(thaw.releases_at, now) };
-            println!("thaw {:<5} {} POD from behind {}: {state}", thaw.id, thaw.amount, show_address(&thaw.operator));
+            println!(
+                "thaw {:<5} {} POD from behind {}: {state}",
+                thaw.id,
+                thaw.amount,
+                show_address(&thaw.operator)
+            );
         }
         Ok(())
     }
