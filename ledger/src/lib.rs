@@ -12,3 +12,6 @@ pub mod node;
 pub mod plan;
 pub mod rewards;
 pub mod voucher;
+
+/// Parameters of a deployment, as JSON: an example, and what development chains use.
+pub const EXAMPLE_PARAMETERS: &str = include_str!("../contracts/script/local.json");

@@ -2,6 +2,7 @@
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
 mod audit;
+mod chain;
 mod doctor;
 mod file;
 mod node;
@@ -62,6 +63,12 @@ enum Command {
     Audit(audit::AuditCommand),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),
+    /// Make an account on the chain, fill it, look into it, empty it
+    Account(chain::account::AccountCommand),
+    /// Put POD behind a node or an auditor, and take it back
+    Stake(chain::stake::StakeCommand),
+    /// Propose, vote, and carry out what was decided
+    Gov(chain::gov::GovCommand),
 }
 
 /// Parses the command line and does what it says.
@@ -84,6 +91,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             Command::Doctor(command) => command.run(),
             Command::Verify(command) => return command.run(),
             Command::Audit(command) => return command.run().await,
+            Command::Account(command) => command.run().await,
+            Command::Stake(command) => command.run().await,
+            Command::Gov(command) => command.run().await,
         }?;
         Ok(ExitCode::SUCCESS)
     })

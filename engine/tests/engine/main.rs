@@ -1,6 +1,7 @@
 //! What the engine promises, tested from outside: parity with transformers, the same bytes however a
 //! model is cut and batched, and a swarm that serves over real links.
 
+mod account;
 mod bits;
 #[cfg(feature = "cuda")]
 mod cards;

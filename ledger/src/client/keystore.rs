@@ -19,7 +19,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::key::Key;
-use crate::eip712::keccak;
+use crate::eip712::{Address, keccak};
 
 /// Longest keystore or passphrase file that is read, in bytes.
 const LONGEST_FILE: u64 = 64 << 10;
@@ -170,6 +170,16 @@ pub fn read_key(path: &Path, passphrase: &Passphrase) -> Result<Key, KeystoreErr
     decrypt(&read(path)?, passphrase)
 }
 
+/// Whose key a file holds, as the file says: only the passphrase proves it. `None` if it does not say.
+pub fn read_address(path: &Path) -> Result<Option<Address>, KeystoreError> {
+    let keystore = parse(&read(path)?)?;
+    let Some(digits) = keystore.address else { return Ok(None) };
+    let mut address = [0; 20];
+    hex::decode_to_slice(digits.trim_start_matches("0x"), &mut address)
+        .map_err(|error| KeystoreError::Format(error.to_string()))?;
+    Ok(Some(address))
+}
+
 fn read(path: &Path) -> Result<Zeroizing<String>, KeystoreError> {
     let mut text = Zeroizing::new(String::new());
     let read = File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_string(&mut text));
@@ -199,10 +209,13 @@ fn encrypt(key: &Key, passphrase: &Passphrase, work: Work) -> Result<String, Key
     serde_json::to_string_pretty(&keystore).map_err(|error| KeystoreError::Format(error.to_string()))
 }
 
+fn parse(text: &str) -> Result<Keystore, KeystoreError> {
+    serde_json::from_str(text).map_err(|error| KeystoreError::Format(error.to_string()))
+}
+
 fn decrypt(text: &str, passphrase: &Passphrase) -> Result<Key, KeystoreError> {
     let format = |what: &str| KeystoreError::Format(what.to_owned());
-    let keystore: Keystore =
-        serde_json::from_str(text).map_err(|error| KeystoreError::Format(error.to_string()))?;
+    let keystore = parse(text)?;
     let crypto = keystore.crypto;
     if (keystore.version, crypto.cipher.as_str(), crypto.kdf.as_str()) != (3, "aes-128-ctr", "scrypt") {
         return Err(format("other version, cipher or key derivation"));

@@ -40,7 +40,7 @@ pub use self::{
     event::{Cursor, Event, EventId, Logged, News},
     evm::{Client, Config, Rpc, RpcFault},
     key::{BadKey, Key, recover},
-    keystore::{KeystoreError, Passphrase, Work, read_key, write_key},
+    keystore::{KeystoreError, Passphrase, Work, read_address, read_key, write_key},
     state::{Balances, Head, Lock, Position, Proposal, ProposalState, Rewards, Stake, StakeThaw},
 };
 use crate::eip712::Address;
