@@ -280,7 +280,7 @@ impl Local {
             budget: config.budget,
             gateway: local.join.clone(),
             links: config.links,
-            profile: Some(profile),
+            profile: Some(Box::new(profile)),
         };
         for seat in seats {
             local.nodes.push(room.seat(seat, backend.clone(), progress.clone()).await?);
@@ -374,7 +374,7 @@ struct Room {
     budget: StageBudget,
     gateway: GatewayAddress,
     links: Links,
-    profile: Option<Speed>,
+    profile: Option<Box<Speed>>,
 }
 
 impl Room {

@@ -134,7 +134,7 @@ impl NodeCommand {
             weight_bytes: self.memory.as_u64(),
             movable: matches!(self.layers, Layers::Auto),
             load_rate: None,
-            profile: Some(tokio::task::spawn_blocking(measuring).await??),
+            profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),
         };
         let shard = self.shard(&model, &endpoint, fingerprint, &offer).await?;
         let weight_bytes = shard_bytes(&model, &shard, self.model.quant);

@@ -23,7 +23,7 @@ pub struct Offer {
     /// Bytes of weights that it loads in a second, once it has loaded some.
     pub load_rate: Option<u64>,
     /// How fast it is at a layer, where that was measured.
-    pub profile: Option<Profile>,
+    pub profile: Option<Box<Profile>>,
 }
 
 /// Layers that a node was told to hold, and does not.
@@ -75,7 +75,8 @@ pub struct Neighbour {
 impl Offer {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         ensure(self.load_rate != Some(0), "weights that never load")?;
-        let Some(Profile { format, layer_bytes, decode, prefill }) = &self.profile else { return Ok(()) };
+        let Some(profile) = &self.profile else { return Ok(()) };
+        let Profile { format, layer_bytes, decode, prefill } = &**profile;
         ensure(format.len() <= MAX_TEXT_BYTES && *layer_bytes > 0, "a profile of nothing")?;
         let counts = decode.counts().count().max(prefill.counts().count());
         ensure(counts <= MAX_COUNTS && decode.at(1.0) > 0.0, "a profile that cannot be")

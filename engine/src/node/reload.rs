@@ -21,19 +21,56 @@ use crate::{
 
 /// Loads layers of the model that a node serves.
 #[derive(Clone)]
-pub struct Loader {
-    /// Bytes of a shard's weights; `None` for layers that the model has not.
-    bytes: Arc<dyn Fn(&Shard) -> Option<u64> + Send + Sync>,
-    load: Arc<Load>,
-}
-
-/// Loads a shard into a worker that signs with what it is given and reports to what it is given.
-type Load =
-    dyn Fn(&Shard, Option<Audit>, watch::Sender<StageLoad>) -> Result<Loaded, LoadRefusal> + Send + Sync;
+pub struct Loader(Arc<dyn Load>);
 
 impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loader").finish_non_exhaustive()
+    }
+}
+
+/// Hides what stages compute on.
+trait Load: Send + Sync {
+    /// Bytes of a shard's weights; `None` for layers that the model has not.
+    fn bytes(&self, shard: &Shard) -> Option<u64>;
+    /// Loads a shard into a worker that signs with `audit`, if with anything, and reports to `report`.
+    fn load(
+        &self,
+        shard: &Shard,
+        audit: Option<Audit>,
+        report: watch::Sender<StageLoad>,
+    ) -> Result<Loaded, LoadRefusal>;
+}
+
+/// Where weights come from, and where they go.
+struct Source<B> {
+    model: Arc<Model>,
+    quantisation: Quantisation,
+    budget: StageBudget,
+    backend: B,
+}
+
+impl<B: Backend + Clone> Load for Source<B> {
+    fn bytes(&self, shard: &Shard) -> Option<u64> {
+        let known = !shard.layers.is_empty() && shard.layers.end <= self.model.config().layers;
+        known.then(|| shard_bytes(&self.model, shard, self.quantisation))
+    }
+
+    fn load(
+        &self,
+        shard: &Shard,
+        audit: Option<Audit>,
+        report: watch::Sender<StageLoad>,
+    ) -> Result<Loaded, LoadRefusal> {
+        let begun = Instant::now();
+        let backend = self.backend.clone();
+        let stage = load_stage(&self.model, shard, self.quantisation, &self.budget, backend, &|_| ())?;
+        let weight_bytes = shard_bytes(&self.model, shard, self.quantisation);
+        let limits = *stage.limits();
+        let (worker, outputs) = Worker::start(stage, audit, report)
+            .map_err(|error| LoadRefusal::Device(clip(&error.to_string())))?;
+        let rate = load_rate(weight_bytes, begun.elapsed());
+        Ok(Loaded { worker, outputs, shard: shard.clone(), limits, weight_bytes, rate })
     }
 }
 
@@ -71,23 +108,7 @@ impl Loader {
         budget: StageBudget,
         backend: B,
     ) -> Self {
-        let source = model.clone();
-        let bytes = move |shard: &Shard| {
-            let layers = &shard.layers;
-            let known = !layers.is_empty() && layers.end <= source.config().layers;
-            known.then(|| shard_bytes(&source, shard, quantisation))
-        };
-        let load = move |shard: &Shard, audit: Option<Audit>, report: watch::Sender<StageLoad>| {
-            let begun = Instant::now();
-            let stage = load_stage(&model, shard, quantisation, &budget, backend.clone(), &|_| ())?;
-            let weight_bytes = shard_bytes(&model, shard, quantisation);
-            let limits = *stage.limits();
-            let (worker, outputs) = Worker::start(stage, audit, report)
-                .map_err(|error| LoadRefusal::Device(clip(&error.to_string())))?;
-            let rate = load_rate(weight_bytes, begun.elapsed());
-            Ok(Loaded { worker, outputs, shard: shard.clone(), limits, weight_bytes, rate })
-        };
-        Self { bytes: Arc::new(bytes), load: Arc::new(load) }
+        Self(Arc::new(Source { model, quantisation, budget, backend }))
     }
 }
 
@@ -138,7 +159,7 @@ impl Desk {
         if self.assigned.is_some() || self.loading.is_some() {
             return Err(LoadRefusal::Busy);
         }
-        let needed = (loader.bytes)(shard).ok_or(LoadRefusal::Unknown)?;
+        let needed = loader.0.bytes(shard).ok_or(LoadRefusal::Unknown)?;
         let lent = offer.weight_bytes;
         if needed > lent { Err(LoadRefusal::TooLarge { needed, lent }) } else { Ok(()) }
     }
@@ -168,11 +189,11 @@ impl Desk {
             let ended = worker.map_or(Ok(()), Worker::stop);
             let assigned = shard.clone();
             let loaded = match ended {
-                Ok(()) => (loader.load)(&shard, audit.clone(), report.clone()),
+                Ok(()) => loader.0.load(&shard, audit.clone(), report.clone()),
                 Err(error) => Err(LoadRefusal::Device(clip(&error.to_string()))),
             };
             let Err(refusal) = loaded else { return Outcome { gateway, assigned, loaded, refusal: None } };
-            let loaded = (loader.load)(&before, audit, report);
+            let loaded = loader.0.load(&before, audit, report);
             Outcome { gateway, assigned, loaded, refusal: Some(refusal) }
         }));
     }

@@ -192,10 +192,10 @@ impl Sketch {
         let expected = measured.decode.at(1.0) * layer_bytes as f64 / measured.layer_bytes as f64;
         let factor = layer_s.map_or(1.0, |now| now / expected);
         if ALIKE.contains(&factor) || !factor.is_finite() {
-            return Some(measured.clone());
+            return Some((**measured).clone());
         }
         let (decode, prefill) = (measured.decode.scaled(factor), measured.prefill.scaled(factor));
-        Some(Profile { decode, prefill, ..measured.clone() })
+        Some(Profile { decode, prefill, ..(**measured).clone() })
     }
 
     /// Links between all nodes: what the nodes have told, else no longer than by way of the gateway. How
@@ -246,8 +246,12 @@ mod tests {
     fn seen(byte: u8, held: Option<Range<usize>>) -> Seen {
         let (decode, prefill) = (curve(0.001), curve(0.001));
         let profile = Profile { format: "q8".into(), layer_bytes: 1000, decode, prefill };
-        let offer =
-            Offer { weight_bytes: 12_000, movable: true, load_rate: Some(10_000), profile: Some(profile) };
+        let offer = Offer {
+            weight_bytes: 12_000,
+            movable: true,
+            load_rate: Some(10_000),
+            profile: Some(Box::new(profile)),
+        };
         let serves = held.is_some();
         Seen { id: id(byte), held, serves, pinned: false, offer, weight_bytes: 0, layer_ns: None }
     }
