@@ -7,11 +7,11 @@ use kernels::{
     backend::Question,
     reference::{self, Change, Choice, Edit, exp},
 };
+use ledger::eip712::keccak;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
-use sha3::{Digest, Keccak256};
 
 use crate::request::{Logprobs, Sampling};
 
@@ -40,23 +40,15 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for one reply. `prompt` matters only under a repetition penalty.
     pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
-        let mut hash = Keccak256::new();
-        hash.update(DRAW_DOMAIN);
-        hash.update(sampling.seed.to_le_bytes());
-        hash.update(sampling.choice.to_le_bytes());
+        let (seed, choice) = (sampling.seed.to_le_bytes(), sampling.choice.to_le_bytes());
+        let key = keccak(&[DRAW_DOMAIN, &seed, &choice].concat());
         let mut in_prompt = Vec::new();
         if sampling.repetition_penalty != 1.0 {
             in_prompt.extend_from_slice(prompt);
             in_prompt.sort_unstable();
             in_prompt.dedup();
         }
-        Self {
-            sampling,
-            key: hash.finalize().into(),
-            in_prompt,
-            in_reply: HashMap::new(),
-            candidates: Vec::new(),
-        }
+        Self { sampling, key, in_prompt, in_reply: HashMap::new(), candidates: Vec::new() }
     }
 
     /// Draws the token that will stand at `position` from the logits of the row before it, and counts it

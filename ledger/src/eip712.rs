@@ -1,6 +1,6 @@
 //! Digests of typed data as EIP-712 has them.
 
-use sha3::{Digest, Keccak256};
+use keccak_asm::Keccak256;
 
 /// An account or a contract.
 pub type Address = [u8; 20];

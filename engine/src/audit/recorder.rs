@@ -178,6 +178,8 @@ struct Desk<E> {
     audit: Audit,
     blocks: Blocks,
     emit: E,
+    /// Threads that hash long prompts: a quarter of the cores, for the others are the stage's.
+    threads: usize,
     sessions: HashMap<SessionId, Entry>,
     /// Those that are over, in the order of their ends.
     closed: Vec<SessionId>,
@@ -186,7 +188,8 @@ struct Desk<E> {
 impl<E: Fn(Outgoing)> Desk<E> {
     fn new(audit: Audit, pages: usize, emit: E) -> Self {
         let blocks = Blocks { limit: pages.max(1), clock: 0, known: HashMap::new() };
-        Self { audit, blocks, emit, sessions: HashMap::new(), closed: Vec::new() }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4);
+        Self { audit, blocks, emit, threads, sessions: HashMap::new(), closed: Vec::new() }
     }
 
     fn take(&mut self, event: Event) {
@@ -268,15 +271,16 @@ impl<E: Fn(Outgoing)> Desk<E> {
 
     /// Hashes what stands, and takes from and leaves to other sessions what they have in common.
     fn hash(&mut self, session: SessionId) {
-        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        let Self { sessions, threads, .. } = self;
+        let Some(entry) = sessions.get_mut(&session) else { return };
         let Entry { route, blocks, recording, .. } = entry;
-        recording.hash();
+        recording.hash(*threads);
         while let Some(missing) = recording.missing() {
             // What the stage did not compute for this session, it found computed for another.
             let name = blocks.get(missing as usize / CHUNK as usize + 1);
             let Some(block) = name.and_then(|name| self.blocks.find(&(*route, *name))) else { break };
             recording.fill(block);
-            recording.hash();
+            recording.hash(*threads);
         }
         while let Some((name, block)) = recording.next_shared(blocks) {
             self.blocks.insert((*route, name), block);

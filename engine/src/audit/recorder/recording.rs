@@ -171,23 +171,31 @@ impl Recording {
         Ok(())
     }
 
-    /// Hashes the rows that stand.
-    pub(super) fn hash(&mut self) {
-        while self.outs.len() < self.known as usize {
-            let position = self.outs.len() as u32;
-            let Some((input, output)) = self.tentative.remove(&position) else { return };
-            self.ins.push(match &self.input {
-                Some(_) => row_root(&input),
-                None => {
+    /// Hashes the rows that stand, on at most `threads` threads.
+    pub(super) fn hash(&mut self, threads: usize) {
+        let (first, mut ready) = (self.outs.len() as u32, Vec::new());
+        while first + (ready.len() as u32) < self.known {
+            let Some(rows) = self.tentative.remove(&(first + ready.len() as u32)) else { break };
+            ready.push(rows);
+        }
+        let (model, tokens) = (self.output.model, self.input.is_none());
+        let hashed = hash_rows(&ready, threads, |index, (input, output)| {
+            let input = match tokens {
+                false => row_root(input),
+                true => {
                     let token = input.first_chunk().map_or(u32::MAX, |&bytes| u32::from_le_bytes(bytes));
-                    token_leaf(&self.output.model, position, token)
+                    token_leaf(&model, first + index as u32, token)
                 }
-            });
-            self.outs.push(row_root(&output));
-            if let Some(kept) = &mut self.kept {
-                // The step that the row came with is not to stay in memory for it.
-                kept.insert(position, Bytes::copy_from_slice(&output));
-            }
+            };
+            (input, row_root(output))
+        });
+        let (ins, outs): (Vec<_>, Vec<_>) = hashed.into_iter().unzip();
+        self.ins.extend(ins);
+        self.outs.extend(outs);
+        if let Some(kept) = &mut self.kept {
+            // The step that a row came with is not to stay in memory for it.
+            let copies = ready.iter().map(|(_, output)| Bytes::copy_from_slice(output));
+            kept.extend((first..).zip(copies));
         }
     }
 
@@ -262,5 +270,43 @@ impl Recording {
             false => self.output.row(position, root),
         };
         roots.map(leaf).collect()
+    }
+}
+
+/// Rows that are worth a thread.
+const THREAD_ROWS: usize = 16;
+
+/// What `hash` makes of each row and its index, in order.
+fn hash_rows<T: Sync, R: Send>(rows: &[T], threads: usize, hash: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+    let share = rows.len().div_ceil(threads.max(1)).max(THREAD_ROWS);
+    let part = |(number, rows): (usize, &[T])| -> Vec<R> {
+        rows.iter().enumerate().map(|(index, row)| hash(number * share + index, row)).collect()
+    };
+    if rows.len() <= share {
+        return part((0, rows));
+    }
+    std::thread::scope(|scope| {
+        let part = &part;
+        let parts: Vec<_> =
+            rows.chunks(share).enumerate().map(|rows| scope.spawn(move || part(rows))).collect();
+        parts
+            .into_iter()
+            .flat_map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_hashed_in_order_on_any_number_of_threads() {
+        let rows: Vec<usize> = (0..100).collect();
+        for threads in [0, 1, 3, 7, 200] {
+            let hashed = hash_rows(&rows, threads, |index, row| (index, row * 2));
+            assert_eq!(hashed, (0..100).map(|n| (n, n * 2)).collect::<Vec<_>>(), "{threads}");
+        }
+        assert!(hash_rows(&[], 4, |_, row: &u8| *row).is_empty());
     }
 }
