@@ -28,6 +28,9 @@ const HELLO_BYTES: usize = 14;
 const CREDIT_BYTES: usize = 8;
 /// What is reserved for a body before any of it has arrived.
 const FIRST_RESERVE_BYTES: usize = 64 * 1024;
+/// By how much the room for a body grows at a time. What has arrived may be copied when it does, which this
+/// keeps to a seventh.
+const GROWTH: usize = 8;
 
 /// One unit of the link protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,8 +289,8 @@ impl Decoder {
         let Some((header, body)) = &mut self.body else { return Ok(None) };
         let arrived = split_front(input, header.body_bytes - body.len());
         if body.capacity() - body.len() < arrived.len() {
-            let doubled = (2 * body.capacity()).clamp(body.len() + arrived.len(), header.body_bytes);
-            body.reserve_exact(doubled - body.len());
+            let grown = (GROWTH * body.capacity()).clamp(body.len() + arrived.len(), header.body_bytes);
+            body.reserve_exact(grown - body.len());
         }
         body.extend_from_slice(arrived);
         if body.len() < header.body_bytes {

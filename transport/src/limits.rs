@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use crate::link::cost;
 
+/// A shorter path is filled by this too, and its buffers cost nothing.
+const LEAST_WINDOW_BYTES: u32 = 1 << 20;
+/// 10 Gbit/s at 200 ms.
+const MOST_WINDOW_BYTES: u32 = 256 << 20;
+
 /// Bounds and timeouts, checked once when an endpoint is made.
 ///
 /// An endpoint's links hold at most `max_links x (receive_window_bytes + send_queue_bytes +
-/// 2 x 8 MiB)` bytes, the last term being QUIC's own buffers.
+/// 2 x path_window_bytes())` bytes, the last term being QUIC's own buffers.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Largest message body, in both directions.
@@ -31,6 +36,10 @@ pub struct Limits {
     /// Cap of the path MTU search (UDP payload). Above about 6550 bytes the segmentation
     /// offload of Linux fails.
     pub max_mtu_bytes: u16,
+    /// The fastest path that a link should fill.
+    pub path_bytes_per_s: u64,
+    /// The longest round trip at which it should.
+    pub path_round_trip: Duration,
     /// How the sending rate adapts.
     pub congestion: Congestion,
 }
@@ -58,6 +67,8 @@ impl Default for Limits {
             max_links: 128,
             max_pending_handshakes: 64,
             max_mtu_bytes: 6500,
+            path_bytes_per_s: 125_000_000,
+            path_round_trip: Duration::from_millis(100),
             congestion: Congestion::Cubic,
         }
     }
@@ -68,6 +79,14 @@ impl Limits {
     pub fn with_max_message_bytes(self, bytes: u32) -> Self {
         let receive_window_bytes = 3 * cost(bytes as usize);
         Self { max_message_bytes: bytes, receive_window_bytes, ..self }
+    }
+
+    /// What QUIC has under way on a link at most, in each direction: the product of the path's bandwidth and
+    /// delay, and at least 1 MiB.
+    pub fn path_window_bytes(&self) -> u32 {
+        let product =
+            u128::from(self.path_bytes_per_s).saturating_mul(self.path_round_trip.as_micros()) / 1_000_000;
+        u32::try_from(product).unwrap_or(u32::MAX).clamp(LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES)
     }
 
     /// Checks what the rest of the crate relies on.

@@ -8,11 +8,13 @@ pub(crate) mod tls;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
-use quinn::{ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig};
+use quinn::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+};
 use quinn::{ConnectionError, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::sign::CertifiedKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -25,12 +27,11 @@ use crate::transport::{AcceptError, BoxFuture, ConnectError, Transport};
 use crate::{CarrierKind, Identity, Limits, LinkError, NodeId, PeerAddress};
 use stream::{Connection, GONE, Incoming, Outgoing};
 
-/// What QUIC buffers per link in each direction, below the credit of the link: enough for
-/// 100 ms at 80 MB/s.
-const QUIC_WINDOW_BYTES: u32 = 8 << 20;
 /// What may be in flight before anything was acknowledged: one decode message of a large
 /// batch, so that the first steps of a link need one round trip each.
 const INITIAL_CONGESTION_BYTES: u64 = 128 << 10;
+/// Packets that one acknowledgement answers, as each costs both sides about as much as a packet of data.
+const ACK_PACKETS: u32 = 10;
 /// Socket buffers asked of the kernel, which may give less; small ones lose bursts.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Required by the API of QUIC; ids, not names, are verified, and it is not sent.
@@ -275,12 +276,20 @@ fn dial_error(error: ConnectionError) -> ConnectError {
 fn open_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address)?;
     let options = socket2::SockRef::from(&socket);
-    for outcome in
-        [options.set_recv_buffer_size(SOCKET_BUFFER_BYTES), options.set_send_buffer_size(SOCKET_BUFFER_BYTES)]
-    {
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "the system keeps its socket buffer size");
-        }
+    // Where the system refuses outright, what it gives says so as well as where it gives less.
+    let _ = options.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = options.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    let given = options.recv_buffer_size()?.min(options.send_buffer_size()?);
+    static WARNED: Once = Once::new();
+    if given < SOCKET_BUFFER_BYTES {
+        WARNED.call_once(|| {
+            tracing::warn!(
+                given_bytes = given,
+                wanted_bytes = SOCKET_BUFFER_BYTES,
+                "the system gives sockets small buffers, which lose bursts: raise net.core.rmem_max and \
+                 net.core.wmem_max"
+            );
+        });
     }
     Ok(socket)
 }
@@ -306,6 +315,9 @@ pub(crate) fn transport_config(limits: &Limits, streams: u8) -> TransportConfig 
     let keep_alive = limits.dead_peer_timeout / 4;
     let idle_ms = (limits.dead_peer_timeout - keep_alive).as_millis();
     let idle = VarInt::from_u32(u32::try_from(idle_ms).unwrap_or(u32::MAX));
+    let window = VarInt::from_u32(limits.path_window_bytes());
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_PACKETS));
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::from(idle)))
@@ -313,10 +325,11 @@ pub(crate) fn transport_config(limits: &Limits, streams: u8) -> TransportConfig 
         .max_concurrent_bidi_streams(VarInt::from(streams))
         .max_concurrent_uni_streams(VarInt::from(0u8))
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(VarInt::from_u32(QUIC_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(QUIC_WINDOW_BYTES))
-        .send_window(u64::from(QUIC_WINDOW_BYTES))
+        .stream_receive_window(window)
+        .receive_window(window)
+        .send_window(window.into_inner())
         .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acks))
         .congestion_controller_factory(congestion);
     config
 }

@@ -69,7 +69,7 @@ impl Carrier for Connection {
 }
 
 /// Why a connection ended, in a link's terms.
-pub(super) fn lost(error: ConnectionError) -> LinkError {
+pub(crate) fn lost(error: ConnectionError) -> LinkError {
     match error {
         ConnectionError::TimedOut => LinkError::TimedOut,
         ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => LinkError::EndpointGone,

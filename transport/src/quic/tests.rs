@@ -149,6 +149,35 @@ async fn idlers_in_the_handshake_neither_block_others_nor_stay() {
     }
 }
 
+/// A laptop changes its network: the same link goes on from another address.
+#[tokio::test]
+async fn a_link_survives_a_change_of_address() {
+    let (a, b) = (endpoint(Limits::default()), endpoint(Limits::default()));
+    let address = PeerAddress { id: b.id, address: b.local_address };
+    let (dialled, accepted) = tokio::join!(a.connect(&address), b.accept());
+    let (mut dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap().unwrap());
+    for round in 0..3u8 {
+        let before = a.quinn.local_addr().unwrap();
+        a.quinn.rebind(open_socket("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+        assert_ne!(a.quinn.local_addr().unwrap(), before);
+        dialled.send(vec![round; 100_000]).await.unwrap();
+        assert_eq!(accepted.recv().await.unwrap(), vec![round; 100_000]);
+        accepted.send(vec![round; 50_000]).await.unwrap();
+        assert_eq!(dialled.recv().await.unwrap(), vec![round; 50_000]);
+    }
+}
+
+#[test]
+fn windows_follow_from_the_path() {
+    let window = |path_bytes_per_s, ms| {
+        let path_round_trip = Duration::from_millis(ms);
+        Limits { path_bytes_per_s, path_round_trip, ..Limits::default() }.path_window_bytes()
+    };
+    assert_eq!(window(125_000_000, 100), 12_500_000);
+    assert_eq!(window(1_000_000, 10), 1 << 20);
+    assert_eq!(window(u64::MAX, u64::MAX / 1000), 256 << 20);
+}
+
 #[tokio::test]
 async fn unusable_limits_are_refused_at_bind() {
     let limits = Limits { receive_window_bytes: 1, ..Limits::default() };

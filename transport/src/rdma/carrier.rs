@@ -86,7 +86,7 @@ impl Control {
 
 /// Both streams of a link and what they share.
 pub(super) struct Shared {
-    pair: QueuePair,
+    pair: Arc<QueuePair>,
     /// What the peer may write; closed to it when the link ends.
     slots: Mutex<Option<Region>>,
     peer: Grant,
@@ -123,7 +123,12 @@ impl State {
 
 impl Shared {
     /// The carrier of a link whose both sides have granted each other slots.
-    pub(super) fn new(pair: QueuePair, slots: Region, peer: Grant, dead_peer_timeout: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        pair: Arc<QueuePair>,
+        slots: Region,
+        peer: Grant,
+        dead_peer_timeout: Duration,
+    ) -> Arc<Self> {
         let now = Instant::now();
         let state = State {
             credit: Credit::new(u64::from(peer.slots), u64::from(SLOTS)),

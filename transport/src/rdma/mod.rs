@@ -20,7 +20,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Timeout, timeout};
@@ -30,7 +30,7 @@ use carrier::{Connection, Incoming, Outgoing, SIZES, SLOT_BYTES, SLOTS, Shared};
 use verbs::{Listener, QueuePair, Region, Request};
 
 use crate::peer::IdentityError;
-use crate::quic::Side;
+use crate::quic::{Side, stream};
 use crate::{Identity, Limits, LinkError, NodeId, Violation};
 
 /// The part of the time for a link in which a connection over the fabric has to be made, lest there be none
@@ -177,8 +177,10 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     async fn say(&mut self, message: &[u8]) -> Result<(), LinkError> {
-        let failed = |error: quinn::WriteError| LinkError::PeerLost(error.to_string());
-        self.send.write_all(message).await.map_err(failed)
+        self.send.write_all(message).await.map_err(|error| match error {
+            WriteError::ConnectionLost(error) => stream::lost(error),
+            error => LinkError::PeerLost(error.to_string()),
+        })
     }
 
     async fn hear<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], LinkError> {
@@ -188,7 +190,7 @@ impl Exchange<'_> {
     }
 
     /// Connects queue pairs and proves to whom they belong.
-    async fn connect(&mut self) -> Result<Option<(QueuePair, Transcript)>, LinkError> {
+    async fn connect(&mut self) -> Result<Option<(Arc<QueuePair>, Transcript)>, LinkError> {
         let ours = self.rack.challenge()?;
         let mut proof = Heard::<PROOF_BYTES>::new();
         let (challenges, made) = match self.side {
@@ -235,7 +237,7 @@ impl Exchange<'_> {
     /// that everything was heard by the time it has the answer.
     async fn open(
         &mut self,
-        pair: &QueuePair,
+        pair: &Arc<QueuePair>,
         transcript: &Transcript,
     ) -> Result<Option<(Region, Grant)>, LinkError> {
         if self.side == Side::Acceptor {
@@ -250,10 +252,11 @@ impl Exchange<'_> {
 
     async fn expose(
         &mut self,
-        pair: &QueuePair,
+        pair: &Arc<QueuePair>,
         transcript: &Transcript,
     ) -> Result<Option<Region>, LinkError> {
-        let opened = pair.expose(SLOTS as usize * SLOT_BYTES).inspect_err(|error| self.stays(error));
+        let opened = pair.expose(SLOTS as usize * SLOT_BYTES).await;
+        let opened = opened.inspect_err(|error| self.stays(error));
         let message = match &opened {
             Ok(region) => {
                 let (address, key) = (region.address(), region.remote_key());
@@ -298,6 +301,7 @@ impl<const BYTES: usize> Heard<BYTES> {
             match recv.read(&mut self.bytes[self.filled..]).await {
                 Ok(Some(bytes)) => self.filled += bytes,
                 Ok(None) => return Err(Violation::EndWithoutClose.into()),
+                Err(ReadError::ConnectionLost(error)) => return Err(stream::lost(error)),
                 Err(error) => return Err(LinkError::PeerLost(error.to_string())),
             }
         }
@@ -323,13 +327,13 @@ impl<const BYTES: usize> Heard<BYTES> {
     }
 }
 
-async fn dial(rack: &Rack, peer: SocketAddr, port: u16, challenge: Challenge) -> io::Result<QueuePair> {
+async fn dial(rack: &Rack, peer: SocketAddr, port: u16, challenge: Challenge) -> io::Result<Arc<QueuePair>> {
     let here = rack.address.ip();
     let from = (!here.is_unspecified()).then_some(SocketAddr::new(here, 0));
     verbs::connect(from, SocketAddr::new(peer.ip(), port), &challenge, SIZES).await
 }
 
-async fn accept(mut awaited: Awaited<'_>) -> io::Result<QueuePair> {
+async fn accept(mut awaited: Awaited<'_>) -> io::Result<Arc<QueuePair>> {
     let request = (&mut awaited.request).await.map_err(|_| io::ErrorKind::ConnectionAborted)?;
     request.accept(SIZES).await
 }

@@ -45,14 +45,14 @@ struct Rogue {
 /// A rogue that has connected.
 struct Connected {
     rogue: Rogue,
-    pair: QueuePair,
+    pair: Arc<QueuePair>,
     transcript: Transcript,
 }
 
 /// A rogue that has been let in.
 struct Inside {
     _connection: quinn::Connection,
-    pair: QueuePair,
+    pair: Arc<QueuePair>,
     _slots: Region,
     victim: Grant,
     posted: u64,
@@ -111,7 +111,7 @@ impl Connected {
     /// Grants what `tell` makes of the truth.
     async fn grant(mut self, tell: impl FnOnce(Grant) -> Grant) -> Inside {
         self.prove().await;
-        let slots = self.pair.expose(SLOTS as usize * SLOT_BYTES).unwrap();
+        let slots = self.pair.expose(SLOTS as usize * SLOT_BYTES).await.unwrap();
         let (address, key) = (slots.address(), slots.remote_key());
         let grant = tell(Grant { address, key, slots: SLOTS, slot_bytes: SLOT_BYTES as u32 });
         let message = self.transcript.grant(&self.rogue.identity, &grant);

@@ -1,5 +1,6 @@
 //! Calls of libibverbs and librdmacm, behind types that release what they hold and check what they are
-//! asked. Nothing here knows the link protocol; nothing here blocks.
+//! asked. Nothing here knows the link protocol. What takes a device longer than a moment, which is to make
+//! queues and to register memory, happens on threads that may block.
 
 mod memory;
 mod pair;
@@ -9,6 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
 
 use rdma_sys as sys;
 use rdma_sys::rdma_cm_event_type as kinds;
@@ -318,8 +320,8 @@ impl Listener {
 
 impl Request {
     /// Accepts it.
-    pub(super) async fn accept(self, sizes: Sizes) -> io::Result<QueuePair> {
-        let pair = QueuePair::new(self.connection, sizes)?;
+    pub(super) async fn accept(self, sizes: Sizes) -> io::Result<Arc<QueuePair>> {
+        let pair = QueuePair::make(self.connection, sizes).await?;
         pair.id().accept()?;
         pair.events().expect(kinds::RDMA_CM_EVENT_ESTABLISHED).await?;
         Ok(pair)
@@ -332,13 +334,13 @@ pub(super) async fn connect(
     to: SocketAddr,
     private: &[u8],
     sizes: Sizes,
-) -> io::Result<QueuePair> {
+) -> io::Result<Arc<QueuePair>> {
     let connection = Managed::new()?;
     connection.id.resolve_address(from, to)?;
     connection.events.expect(kinds::RDMA_CM_EVENT_ADDR_RESOLVED).await?;
     connection.id.resolve_route()?;
     connection.events.expect(kinds::RDMA_CM_EVENT_ROUTE_RESOLVED).await?;
-    let pair = QueuePair::new(connection, sizes)?;
+    let pair = QueuePair::make(connection, sizes).await?;
     pair.id().connect(private)?;
     pair.events().expect(kinds::RDMA_CM_EVENT_ESTABLISHED).await?;
     Ok(pair)

@@ -46,7 +46,7 @@ impl World {
             #[cfg(feature = "rdma")]
             Self::Rdma { .. } => Limits {
                 connect_timeout: std::time::Duration::from_secs(30),
-                dead_peer_timeout: std::time::Duration::from_secs(5),
+                dead_peer_timeout: std::time::Duration::from_secs(10),
                 close_timeout: std::time::Duration::from_secs(10),
                 ..Limits::default()
             },

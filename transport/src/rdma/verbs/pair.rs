@@ -5,11 +5,13 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::OwnedFd;
 use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
 
 use rdma_sys as sys;
 use rdma_sys::rdma_cm_event_type as kinds;
 use rdma_sys::{ibv_wc_opcode as opcodes, ibv_wc_status as statuses};
 use tokio::io::unix::AsyncFd;
+use tokio::task::spawn_blocking;
 
 use super::memory::Domain;
 use super::{Events, Id, Managed, Region, check, made, watch};
@@ -107,7 +109,11 @@ pub(in super::super) enum Outcome {
 
 impl QueuePair {
     /// Gives an id queues, and posts every receive.
-    pub(super) fn new(connection: Managed, sizes: Sizes) -> io::Result<Self> {
+    pub(super) async fn make(connection: Managed, sizes: Sizes) -> io::Result<Arc<Self>> {
+        spawn_blocking(move || Self::new(connection, sizes).map(Arc::new)).await?
+    }
+
+    fn new(connection: Managed, sizes: Sizes) -> io::Result<Self> {
         // SAFETY: each call takes what the one before it made; ids that are resolved or requested have a
         // device.
         let (domain, channel, queue) = unsafe {
@@ -177,8 +183,9 @@ impl QueuePair {
     }
 
     /// Memory of this pair that its peer may write, until it is dropped.
-    pub(in super::super) fn expose(&self, bytes: usize) -> io::Result<Region> {
-        Region::new(&self.domain, bytes, true)
+    pub(in super::super) async fn expose(self: &Arc<Self>, bytes: usize) -> io::Result<Region> {
+        let pair = self.clone();
+        spawn_blocking(move || Region::new(&pair.domain, bytes, true)).await?
     }
 
     /// Posts, or posts again, receive `number`.
