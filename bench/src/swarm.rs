@@ -62,6 +62,7 @@ impl Setup {
             allow: None,
             private_ends: None,
             speculation: self.speculation,
+            payer: None,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

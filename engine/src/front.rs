@@ -14,6 +14,7 @@ use crate::{
     },
     model::{Model, ModelError, Quantisation},
     node::Node,
+    payment::{purse::Payer, store::StoreError},
     request::Submitter,
     speculation::drafter::Drafting,
     swarm::{Costs, Swarm, SwarmConfig, SwarmStatus},
@@ -43,6 +44,8 @@ pub struct FrontConfig {
     pub private_ends: Option<HashSet<NodeId>>,
     /// Whether replies may be speculated with.
     pub speculation: bool,
+    /// What nodes that ask for it are paid with; without it they are refused.
+    pub payer: Option<Payer>,
 }
 
 /// Why a front could not start.
@@ -57,6 +60,9 @@ pub enum FrontError {
     /// The endpoint cannot listen as configured.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// What was paid cannot be kept.
+    #[error("the vouchers: {0}")]
+    Store(#[from] StoreError),
     /// The metrics cannot be set up.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -70,6 +76,7 @@ pub struct Front {
     model_name: String,
     stop: watch::Sender<bool>,
     bridge: JoinHandle<()>,
+    paying: bool,
 }
 
 impl Front {
@@ -87,14 +94,15 @@ impl Front {
         let model_name = served.id.clone();
         let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
-        let swarm = Swarm::start(identity, transport, swarm_config(model, &config), drafting, submissions);
+        let swarm = Swarm::start(identity, transport, swarm_config(model, &config), drafting, submissions)?;
         let (status, bridge) = bridge(swarm.status(), metrics.clone());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {
             let _ = stopping.changed().await;
         };
+        let paying = config.payer.is_some();
         let gateway = serve(config.gateway, served, submitter, status, metrics, shutdown).await?;
-        Ok(Self { gateway, swarm, model_name, stop, bridge })
+        Ok(Self { gateway, swarm, model_name, stop, bridge, paying })
     }
 
     /// Where clients reach it, `http://host:port`.
@@ -123,7 +131,14 @@ impl Front {
         let _ = self.stop.send(true);
         self.gateway.stopped().await;
         self.bridge.abort();
-        tokio::join!(self.swarm.stop(), join_all(nodes.into_iter().map(Node::stop)));
+        let stop_nodes = join_all(nodes.into_iter().map(Node::stop));
+        if self.paying {
+            // Nodes collect when they end: they need the last vouchers before.
+            self.swarm.stop().await;
+            stop_nodes.await;
+        } else {
+            tokio::join!(self.swarm.stop(), stop_nodes);
+        }
     }
 }
 
@@ -170,6 +185,7 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> SwarmConfig {
         allow: config.allow.clone(),
         private_ends: config.private_ends.clone(),
         speculation: config.speculation,
+        payer: config.payer.clone(),
     }
 }
 
@@ -211,6 +227,7 @@ fn bridge(
             let status = swarm.borrow_and_update().clone();
             metrics.replanned(status.replans - counted);
             counted = status.replans;
+            metrics.spent(status.spent);
             let next = translate(&status);
             publish.send_if_modified(|old| std::mem::replace(old, next.clone()) != next);
         }

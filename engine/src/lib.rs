@@ -4,7 +4,7 @@
 //! [`tokenizer`]; the [`swarm`] finds a route over [`node`]s for it; the first stage's [`scheduler`] makes
 //! steps of the sessions' rows; each [`stage`] runs its layers of a [`model`]; the last one's [`sampler`]
 //! draws the tokens, and [`speculation`] guesses some of them ahead. [`message`] is what they say to one
-//! another, [`peers`] the links it travels on, [`device`] what stages compute on. [`profile`] tells
+//! another, [`payment`] how nodes are paid, [`peers`] the links it travels on, [`device`] what stages compute on. [`profile`] tells
 //! `shard_planner` how fast this machine is.
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod local;
 pub mod message;
 pub mod model;
 pub mod node;
+pub mod payment;
 pub mod peers;
 pub mod profile;
 pub mod pull;

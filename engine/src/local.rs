@@ -351,6 +351,7 @@ impl Room {
             chunk: self.budget.chunk,
             weight_bytes,
             device,
+            payee: None,
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

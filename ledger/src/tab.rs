@@ -47,6 +47,8 @@ pub enum NoRoom {
     },
     /// The lock does not pay for it.
     Lock,
+    /// Too much of the credit is lost to go on: a new plan begins with all of it.
+    Worn,
 }
 
 impl Tab {
@@ -82,6 +84,10 @@ impl Tab {
         let whole = prompt.saturating_add(reply);
         if self.received.saturating_add(self.reserved).saturating_add(whole) > self.affordable() {
             return Err(NoRoom::Lock);
+        }
+        let lost = self.stages.iter().map(|stage| stage.lost).max().unwrap_or(0);
+        if lost > self.credit / 4 || lost + prompt > limit {
+            return Err(NoRoom::Worn);
         }
         if self.exposure().saturating_add(prompt) > limit {
             return Err(NoRoom::Credit);
@@ -127,12 +133,12 @@ impl Tab {
         }
     }
 
-    /// An abandoned session brought a token after all, `after` it was over.
+    /// A session that is over brought a token after all. `prompt` is its length if that was the first.
     pub fn late(&mut self, prompt: u64) {
         for stage in &mut self.stages {
             stage.lost = stage.lost.saturating_sub(prompt);
         }
-        self.receive(prompt);
+        self.receive(prompt.saturating_add(1));
     }
 
     fn receive(&mut self, tokens: u64) {
@@ -176,15 +182,9 @@ impl Tab {
         }
     }
 
-    /// Whether too much of the credit is lost to go on: a new plan begins with all of it.
-    pub fn worn(&self) -> bool {
-        self.stages.iter().any(|stage| stage.lost > self.credit / 4)
-    }
-
-    /// Whether everything received was signed for and confirmed, and no session is open.
-    pub fn settled(&self) -> bool {
-        let all = |stage: &Stage| stage.paid == self.received;
-        self.reserved == 0 && self.signed == self.received && self.stages.iter().all(all)
+    /// Whether a stage lacks the newest voucher.
+    pub fn lacks(&self, stage: usize) -> bool {
+        self.stages.get(stage).is_some_and(|stage| stage.paid < self.signed)
     }
 }
 

@@ -115,6 +115,7 @@ impl NodeCommand {
             chunk: budget.chunk,
             weight_bytes,
             device: device.clone(),
+            payee: None,
         };
         let mut node = on_device!(chosen, backend => {
             let load = move || load_stage(&source, &part, quantisation, &budget, backend, &progress);

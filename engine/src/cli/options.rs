@@ -237,6 +237,7 @@ impl GatewayArgs {
             allow: None,
             private_ends: None,
             speculation: self.speculation == SpeculationChoice::Auto,
+            payer: None,
         })
     }
 }

@@ -4,7 +4,7 @@ use kernels::backend::PAGE;
 
 use super::{
     Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
-    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport,
+    MAX_TOP_LOGPROBS, Message, MessageError, Offer, Open, Segment, SessionId, Step, TokenReport,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -21,7 +21,11 @@ impl Message {
             Message::Refuse(reason) => check_text(reason),
             Message::Failed(failed) => failed.check(),
             Message::Pace(pace) => ensure(pace.layer_ns > 0, "a layer that takes no time"),
+            Message::Tab(tab) => tab.check(),
+            Message::TabAnswer(answer) => answer.check(),
+            Message::Voucher(voucher) => voucher.check(),
             Message::Ask(_) | Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
+            Message::Paid(_) => Ok(()),
         }
     }
 }
@@ -52,7 +56,7 @@ impl Failed {
     fn check(&self) -> Result<(), MessageError> {
         match &self.reason {
             FailedReason::Refused(reason) | FailedReason::PeerLost { reason, .. } => check_text(reason),
-            FailedReason::Fault { .. } => Ok(()),
+            FailedReason::Fault { .. } | FailedReason::Unpaid(_) => Ok(()),
         }
     }
 }
@@ -62,6 +66,7 @@ impl Join {
         check_shard(&self.shard)?;
         check_text(&self.address)?;
         check_text(&self.device)?;
+        self.offer.as_ref().map_or(Ok(()), Offer::check)?;
         ensure(self.rows > 0, "steps without rows")
     }
 }

@@ -6,10 +6,12 @@
 
 mod block;
 mod check;
+mod pay;
 mod rows;
 
 use bytes::Bytes;
 use kernels::backend::Operation;
+use ledger::account::Unpaid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use transport::NodeId;
@@ -20,6 +22,7 @@ use crate::{
 };
 
 pub use block::BlockHash;
+pub use pay::{Offer, Paid, TabAnswer, TabOffer, TabRefusal, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
@@ -84,6 +87,14 @@ pub enum Message {
     Draft(Draft),
     /// Node to gateway: how fast it is, when that has changed much.
     Pace(Pace),
+    /// Gateway to a paid node: sessions of this plan are paid.
+    Tab(Box<TabOffer>),
+    /// Paid node to gateway: whether it serves under a tab.
+    TabAnswer(TabAnswer),
+    /// Gateway to a paid node: what the stages of a tab have earned so far.
+    Voucher(VoucherNote),
+    /// Paid node to gateway: it holds the voucher.
+    Paid(Paid),
 }
 
 /// How fast a node is.
@@ -130,6 +141,8 @@ pub struct Join {
     pub weight_bytes: u64,
     /// What it computes on, for people.
     pub device: String,
+    /// What it asks for its work; nothing if `None`.
+    pub offer: Option<Offer>,
 }
 
 /// One stage of a route.
@@ -176,6 +189,8 @@ pub struct Open {
     pub priority: Priority,
     /// Where drafts come from.
     pub drafts: Drafts,
+    /// Hash of the plan by which its paid stages are paid.
+    pub tab: Option<[u8; 32]>,
     /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
     /// asked by a gateway it chose, whoever hands it on.
     pub signature: Vec<u8>,
@@ -385,6 +400,8 @@ pub enum FailedReason {
         /// Where it was seen.
         operation: FaultOperation,
     },
+    /// The stage has served as much as it does without being paid.
+    Unpaid(Unpaid),
     /// A peer that the session needs is out of reach.
     PeerLost {
         /// Its node id.
@@ -432,6 +449,30 @@ impl Message {
     /// Bytes of the message, without the body of a step.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")
+    }
+
+    /// What kind of message it is, for logs and reasons.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Ask(_) => "Ask",
+            Self::Assign(_) => "Assign",
+            Self::Join(_) => "Join",
+            Self::Welcome => "Welcome",
+            Self::Refuse(_) => "Refuse",
+            Self::Open(_) => "Open",
+            Self::Close(_) => "Close",
+            Self::Step(_) => "Step",
+            Self::Results(_) => "Results",
+            Self::Tokens(_) => "Tokens",
+            Self::Failed(_) => "Failed",
+            Self::Held(_) => "Held",
+            Self::Draft(_) => "Draft",
+            Self::Pace(_) => "Pace",
+            Self::Tab(_) => "Tab",
+            Self::TabAnswer(_) => "TabAnswer",
+            Self::Voucher(_) => "Voucher",
+            Self::Paid(_) => "Paid",
+        }
     }
 
     /// Reads a message; what follows a step is its body.
@@ -486,6 +527,7 @@ mod tests {
             tenant: 0,
             priority: Priority::Normal,
             drafts: Drafts::default(),
+            tab: None,
             signature: Vec::new(),
         };
         let step = Step { route: RouteId(2), number: 0, segments: Vec::new(), body: Bytes::new() };

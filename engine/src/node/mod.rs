@@ -18,6 +18,10 @@ use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
     message::{Join, Message, Pace, clip, row_bytes},
+    payment::{
+        store::StoreError,
+        till::{self, Payee, Till},
+    },
     peers::{Notice, PeerEvent, Peers},
     stage::Stage,
 };
@@ -88,6 +92,8 @@ pub struct NodeConfig {
     pub weight_bytes: u64,
     /// What it computes on, for people.
     pub device: String,
+    /// What it asks for its work; nothing if `None`.
+    pub payee: Option<Payee>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -107,6 +113,9 @@ pub enum NodeError {
     /// The stage's thread is gone: a bug of ours, printed where it happened.
     #[error("the stage's thread died")]
     StageDied,
+    /// What it was paid cannot be kept.
+    #[error("the vouchers: {0}")]
+    Store(#[from] StoreError),
     /// The operating system gives no thread.
     #[error("the stage's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -131,6 +140,7 @@ pub struct Node {
     id: NodeId,
     status: watch::Receiver<NodeStatus>,
     load: watch::Receiver<StageLoad>,
+    settle: Option<till::Caller>,
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), NodeError>>,
 }
@@ -166,6 +176,14 @@ impl Node {
             rows: u32::try_from(limits.rows).unwrap_or(u32::MAX),
             weight_bytes: config.weight_bytes,
             device: clip(&config.device),
+            offer: config.payee.as_ref().map(Payee::offer),
+        };
+        let (state, (till, receipts)) = match config.payee {
+            Some(payee) => {
+                let (till, receipts) = Till::start(payee, id, config.fingerprint)?;
+                (State::new(identity).paid(), (Some(till), receipts))
+            }
+            None => (State::new(identity), (None, mpsc::channel(1).1)),
         };
         let (worker, outputs) = Worker::start(stage)?;
         let load = worker.load();
@@ -173,9 +191,10 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
         let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
-        let desk = Desk { state: State::new(identity), join, gateways, peers, worker, publish, told_ns: 0 };
-        let task = tokio::spawn(desk.run(events, outputs, stopping));
-        Ok(Self { id, status, load, stop, task })
+        let settle = till.as_ref().map(Till::caller);
+        let desk = Desk { state, join, gateways, peers, worker, till, publish, told_ns: 0 };
+        let task = tokio::spawn(desk.run(events, outputs, receipts, stopping));
+        Ok(Self { id, status, load, settle, stop, task })
     }
 
     /// The node's id.
@@ -191,6 +210,13 @@ impl Node {
     /// What its stage has done and holds, now and later.
     pub fn load(&self) -> watch::Receiver<StageLoad> {
         self.load.clone()
+    }
+
+    /// Has a paid node collect what brings more than it costs, and waits until that is done.
+    pub async fn settle(&self) {
+        if let Some(settle) = &self.settle {
+            settle.settle().await;
+        }
     }
 
     /// Runs until every gateway has refused the node, or its stage is gone.
@@ -234,6 +260,8 @@ struct Desk {
     gateways: HashMap<NodeId, Gateway>,
     peers: Peers,
     worker: Worker,
+    /// Of a node that serves for pay.
+    till: Option<Till>,
     publish: watch::Sender<NodeStatus>,
     /// The pace that gateways were last told.
     told_ns: u64,
@@ -244,6 +272,7 @@ impl Desk {
         mut self,
         mut events: mpsc::Receiver<PeerEvent>,
         mut outputs: mpsc::Receiver<Output>,
+        mut receipts: mpsc::Receiver<till::Event>,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), NodeError> {
         let outcome = loop {
@@ -261,6 +290,7 @@ impl Desk {
                         break Err(error);
                     }
                 }
+                Some(receipt) = receipts.recv() => self.state.till(receipt),
                 () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
@@ -269,8 +299,11 @@ impl Desk {
             self.publish();
         };
         self.peers.shutdown().await;
-        // A worker that waits to report must not be waited for.
-        drop(outputs);
+        // A worker or a till that waits to report must not be waited for.
+        drop((outputs, receipts));
+        if let Some(till) = self.till {
+            till.stop().await;
+        }
         // Joining the thread may wait for a step; the runtime's own threads must not.
         match tokio::task::spawn_blocking(|| self.worker.stop()).await {
             Ok(Err(error)) => Err(error.into()),
@@ -358,6 +391,11 @@ impl Desk {
                     Action::Send { to, address, message } => self.peers.send(to, address.as_deref(), message),
                     Action::Expel { peer, reason } => self.peers.expel(peer, &reason),
                     Action::Work(command) => self.worker.submit(command),
+                    Action::Till(command) => {
+                        if let Some(till) = &self.till {
+                            till.submit(command);
+                        }
+                    }
                 }
             }
             for (peer, reason) in self.peers.take_unreachable() {

@@ -1,6 +1,8 @@
 //! What a node knows and decides: sessions, routes and the steps of those it heads. Pure: events
 //! go in, actions come out; sockets and the device are the business of its surroundings.
 
+mod pay;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
@@ -10,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use transport::NodeId;
 
+use self::pay::Accounts;
 use super::worker::{self, Command, Output, Reply};
 use crate::{
     message::{
@@ -17,6 +20,7 @@ use crate::{
         Results, RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
+    payment::till,
     scheduler::{Memories, Opening, Scheduler, SchedulerLimits, Tally},
 };
 
@@ -47,6 +51,8 @@ pub enum Action {
     },
     /// Hand a command to the worker.
     Work(Command),
+    /// Hand a command to the till.
+    Till(till::Command),
     /// End the links with a peer that broke the rules.
     Expel {
         /// Who.
@@ -131,6 +137,8 @@ pub struct State {
     memories: Arc<Mutex<Memories>>,
     /// What became of guesses on routes that are gone.
     drafted: Tally,
+    /// Of a node that serves for pay.
+    accounts: Option<Accounts>,
     actions: Vec<Action>,
 }
 
@@ -147,6 +155,7 @@ impl State {
             memories: Arc::default(),
             steps: 0,
             drafted: Tally::default(),
+            accounts: None,
             actions: Vec::new(),
         }
     }
@@ -176,7 +185,7 @@ impl State {
             Message::Results(results) => self.results(from, results, now),
             Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft, now),
-            other => self.expel(from, format!("sent a message that is not for a stage: {}", name(&other))),
+            other => self.money(from, other),
         }
         self.pump(now);
     }
@@ -249,7 +258,7 @@ impl State {
             Ok(stage) => stage,
             Err(OpenRefused::Forged(reason)) => return self.expel(from, reason.into()),
             Err(OpenRefused::Unservable(reason)) => {
-                let failed = Failed { session: open.session, reason: FailedReason::Refused(clip(&reason)) };
+                let failed = Failed { session: open.session, reason };
                 let to = NodeId(open.gateway);
                 self.actions.push(Action::Send { to, address: None, message: Message::Failed(failed) });
                 return;
@@ -278,6 +287,9 @@ impl State {
         });
         route.sessions.insert(session);
         self.sessions.insert(session, route_id);
+        if let Some(accounts) = &mut self.accounts {
+            accounts.open(session, &open);
+        }
 
         let keep_prompt = open.sampling.repetition_penalty != 1.0 && !route.is_last();
         let prompt = if keep_prompt { open.prompt.clone() } else { std::mem::take(&mut open.prompt) };
@@ -327,7 +339,9 @@ impl State {
         if !self.identity.gateways.contains(&NodeId(open.gateway)) || !open.is_signed() {
             return Err(forged("sent a session that no gateway of this node signed"));
         }
-        self.servable(stage, open).map_err(OpenRefused::Unservable)?;
+        let servable = self.servable(stage, open).map_err(|reason| FailedReason::Refused(clip(&reason)));
+        let paid = || self.accounts.as_ref().map_or(Ok(()), |accounts| accounts.check(open));
+        servable.and_then(|()| paid()).map_err(OpenRefused::Unservable)?;
         Ok(stage)
     }
 
@@ -410,6 +424,9 @@ impl State {
     /// others are told.
     fn close(&mut self, session: SessionId, keep: Vec<BlockHash>) {
         let Some(route) = self.sessions.remove(&session) else { return };
+        if let Some(accounts) = &mut self.accounts {
+            accounts.close(session);
+        }
         let Some(route) = self.routes.get_mut(&route) else { return };
         route.sessions.remove(&session);
         let keep = route.scheduler.as_mut().map_or(keep, |scheduler| scheduler.close(session));
@@ -448,6 +465,7 @@ impl State {
         }
         let shard = route.shard().clone();
         self.waiting += 1;
+        self.count(&step.segments);
         self.actions.push(Action::Work(Command::Step { step, shard }));
     }
 
@@ -557,6 +575,7 @@ impl State {
         self.own.insert((route_id, self.steps));
         self.steps += 1;
         self.waiting += 1;
+        self.count(&planned.segments);
         let body: Bytes = planned.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         let step = Step { route: route_id, number: planned.number, segments: planned.segments, body };
         self.actions.push(Action::Work(Command::Step { step, shard }));
@@ -573,26 +592,7 @@ enum OpenRefused {
     /// Its sender had no business sending it; nobody is told.
     Forged(&'static str),
     /// The gateway asks for what this node does not do.
-    Unservable(String),
-}
-
-fn name(message: &Message) -> &'static str {
-    match message {
-        Message::Ask(_) => "Ask",
-        Message::Assign(_) => "Assign",
-        Message::Join(_) => "Join",
-        Message::Welcome => "Welcome",
-        Message::Refuse(_) => "Refuse",
-        Message::Open(_) => "Open",
-        Message::Close(_) => "Close",
-        Message::Step(_) => "Step",
-        Message::Results(_) => "Results",
-        Message::Tokens(_) => "Tokens",
-        Message::Failed(_) => "Failed",
-        Message::Held(_) => "Held",
-        Message::Draft(_) => "Draft",
-        Message::Pace(_) => "Pace",
-    }
+    Unservable(FailedReason),
 }
 
 #[cfg(test)]

@@ -79,6 +79,7 @@ mod tests {
             allow: None,
             private_ends: None,
             speculation: false,
+            payer: None,
         }
     }
 
@@ -93,6 +94,7 @@ mod tests {
             rows: 8,
             weight_bytes: 1,
             device: String::new(),
+            offer: None,
         };
         Member { layer_ns: Some(layer_ns), ..Member::new(join) }
     }

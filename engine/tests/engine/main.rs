@@ -7,6 +7,7 @@ mod cards;
 mod kquants;
 mod pages;
 mod parity;
+mod payment;
 mod planner;
 mod process;
 mod sharing;

@@ -25,11 +25,11 @@ fn what_is_never_received_is_never_paid_and_uses_up_the_credit() {
     tab.open(30, 5);
     tab.abandoned(30);
     tab.close(35);
-    assert_eq!((tab.sign(), tab.worn()), (None, true));
+    assert_eq!((tab.sign(), tab.room(1, 1)), (None, Err(NoRoom::Worn)));
     tab.late(30);
-    assert_eq!((tab.sign(), tab.worn()), (Some(30), false));
-    tab.recounted(1, 60);
-    assert!(tab.worn(), "a stage has served 30 of which nothing came");
+    assert_eq!((tab.sign(), tab.room(1, 1)), (Some(31), Ok(())));
+    tab.recounted(1, 61);
+    assert_eq!(tab.room(1, 1), Err(NoRoom::Worn), "a stage has served 30 of which nothing came");
 }
 
 /// One step of a story with a payer, a payee, and messages between them.

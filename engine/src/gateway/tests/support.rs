@@ -132,7 +132,7 @@ pub(super) async fn play(
                     }
                 }
             });
-            Generation { events: receiver }
+            Generation { events: receiver, price: 0 }
         });
         let _ = reply.send(answer);
     }

@@ -49,6 +49,7 @@ fn open(session: u128, gateway: u8) -> Open {
         tenant: 0,
         priority: Priority::Normal,
         drafts: Drafts::default(),
+        tab: None,
         signature: Vec::new(),
     };
     open.signature = key(gateway).sign(&open.signed_bytes()).to_vec();
