@@ -1,7 +1,14 @@
 //! What payment asks of a chain.
 
-use futures::future::BoxFuture;
-use ledger::{eip712::Address, plan::Plan};
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, FutureExt};
+use ledger::{
+    client::{Action, Error, Ledger, Pod, SignedVoucher},
+    eip712::Address,
+    plan::Plan,
+    voucher::Voucher,
+};
 use thiserror::Error;
 
 /// Money locked for one plan, in wei of POD.
@@ -63,4 +70,91 @@ pub trait Chain: Send + Sync {
     fn collect(&self, claims: Vec<Claim>) -> BoxFuture<'_, Result<u128, ChainError>>;
     /// What [`Chain::collect`] would cost.
     fn collect_fee(&self, claims: Vec<Claim>) -> BoxFuture<'_, Result<u128, ChainError>>;
+}
+
+/// The account of a [`Ledger`] that has a key.
+#[derive(Clone)]
+pub struct OnChain {
+    ledger: Arc<dyn Ledger>,
+    account: Address,
+}
+
+impl OnChain {
+    /// `None` for a ledger without a key.
+    pub fn new(ledger: Arc<dyn Ledger>) -> Option<Self> {
+        let account = ledger.account()?;
+        Some(Self { ledger, account })
+    }
+
+    /// The account.
+    pub fn account(&self) -> Address {
+        self.account
+    }
+
+    fn submit(&self, action: Action) -> BoxFuture<'_, Result<(), ChainError>> {
+        async move { Ok(self.ledger.submit(action).await.map(|_| ())?) }.boxed()
+    }
+}
+
+impl From<Error> for ChainError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(_) | Error::Funds { .. } | Error::Reverted { .. } | Error::NoKey => {
+                Self::Refused(error.to_string())
+            }
+            error => Self::Unreachable(error.to_string()),
+        }
+    }
+}
+
+impl From<Claim> for SignedVoucher {
+    fn from(claim: Claim) -> Self {
+        let Claim { plan, total, signature } = claim;
+        let (session, hash) = (plan.session, plan.hash());
+        let voucher = Voucher { session, plan: hash, total, chunk: 0, commitments: [0; 32] };
+        Self { signer: plan.payer, voucher, plan, signature }
+    }
+}
+
+fn batch(claims: Vec<Claim>) -> Action {
+    Action::CollectBatch(claims.into_iter().map(SignedVoucher::from).collect())
+}
+
+impl Chain for OnChain {
+    fn lock_of(&self, payer: Address, plan: [u8; 32]) -> BoxFuture<'_, Result<Lock, ChainError>> {
+        let read = async move {
+            let lock = self.ledger.lock(payer, plan).await?;
+            Ok(Lock {
+                remaining: lock.remaining.0,
+                collected: lock.collected.0,
+                thaws: lock.thaws_at.is_some(),
+                thaws_at: lock.thaws_at.unwrap_or(0),
+            })
+        };
+        read.boxed()
+    }
+
+    fn balance(&self) -> BoxFuture<'_, Result<u128, ChainError>> {
+        async move { Ok(self.ledger.balances(self.account).await?.escrow.0) }.boxed()
+    }
+
+    fn lock(&self, plan: [u8; 32], amount: u128) -> BoxFuture<'_, Result<(), ChainError>> {
+        self.submit(Action::Lock { plan, amount: Pod(amount) })
+    }
+
+    fn thaw(&self, plan: [u8; 32]) -> BoxFuture<'_, Result<(), ChainError>> {
+        self.submit(Action::Thaw { plan })
+    }
+
+    fn release(&self, plan: [u8; 32]) -> BoxFuture<'_, Result<(), ChainError>> {
+        self.submit(Action::Release { plan })
+    }
+
+    fn collect(&self, claims: Vec<Claim>) -> BoxFuture<'_, Result<u128, ChainError>> {
+        async move { Ok(self.ledger.submit(batch(claims)).await?.fee_wei) }.boxed()
+    }
+
+    fn collect_fee(&self, claims: Vec<Claim>) -> BoxFuture<'_, Result<u128, ChainError>> {
+        async move { Ok(self.ledger.estimate(&batch(claims)).await?.fee_wei) }.boxed()
+    }
 }

@@ -14,6 +14,8 @@ pub mod till;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ledger::client::Pod;
+
 /// Seconds since 1970; 0 for a clock before that.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
@@ -24,13 +26,9 @@ fn fixed(signature: &[u8]) -> Option<&[u8; 65]> {
     signature.try_into().ok()
 }
 
-/// Text of an amount of POD: `0.000123`.
+/// Text of an amount in wei of POD: `0.000123`.
 pub fn pod(wei: u128) -> String {
-    let (whole, fraction) = (wei / ONE_POD, format!("{:018}", wei % ONE_POD));
-    match fraction.trim_end_matches('0') {
-        "" => whole.to_string(),
-        fraction => format!("{whole}.{fraction}"),
-    }
+    Pod(wei).to_string()
 }
 
 /// Wei of one POD.

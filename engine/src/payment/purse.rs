@@ -11,7 +11,7 @@ use futures::{
 use ledger::{
     eip712::{Address, Domain},
     plan::{Plan, Stage},
-    signature::Key,
+    client::Key,
     terms::Terms,
     voucher::Voucher,
 };

@@ -12,7 +12,7 @@ use ledger::{
     account::Account,
     eip712::{Address, Domain},
     node::binding_digest,
-    signature::recover,
+    client::recover,
     voucher::Voucher,
 };
 use serde::{Deserialize, Serialize};

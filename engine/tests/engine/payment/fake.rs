@@ -9,7 +9,7 @@ use engine::payment::chain::{Chain, ChainError, Claim, Lock};
 use futures::future::{BoxFuture, FutureExt, ready};
 use ledger::{
     eip712::{Address, Domain},
-    signature::recover,
+    client::recover,
     voucher::Voucher,
 };
 

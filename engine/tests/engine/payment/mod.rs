@@ -23,7 +23,7 @@ use engine::{
 use ledger::{
     eip712::{Address, Domain},
     plan::{Plan, Stage},
-    signature::Key,
+    client::Key,
     terms::Terms,
     voucher::Voucher,
 };
