@@ -79,6 +79,7 @@ impl Setup {
             front,
             budget,
             draft: self.draft.clone(),
+            payees: Vec::new(),
         };
         let backend = Cpu::new(self.threads, Isa::detect())?;
         let bar = ProgressBar::new(0).with_message("loading");

@@ -24,6 +24,7 @@ use crate::{
     message::row_bytes,
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
+    payment::till::Payee,
     speculation::drafter::{
         DraftModelError, Drafter, DrafterConfig, DrafterError, Drafting, check_vocabulary,
     },
@@ -179,6 +180,9 @@ pub struct LocalConfig {
     pub budget: StageBudget,
     /// A small model that guesses what the large one will say.
     pub draft: Option<Arc<Model>>,
+    /// What the nodes that are not private ends are paid for, in their order; free if there are no more. The
+    /// front pays.
+    pub payees: Vec<Payee>,
 }
 
 /// Why a local swarm could not start.
@@ -229,7 +233,10 @@ impl Local {
         let quantisation = config.front.quantisation;
         let mut seats = Vec::new();
         for shard in shards(&model, &config)? {
-            seats.push(Seat { shard, identity: Identity::generate()? });
+            seats.push(Seat { shard, identity: Identity::generate()?, payee: None });
+        }
+        for (seat, payee) in seats.iter_mut().zip(std::mem::take(&mut config.payees)) {
+            seat.payee = Some(payee.bind(&seat.identity));
         }
         if config.private {
             let ends = PrivateEnds::generate(model.config().layers)?;
@@ -317,6 +324,7 @@ fn shards(model: &Model, config: &LocalConfig) -> Result<Vec<Shard>, SplitError>
 struct Seat {
     identity: Identity,
     shard: Shard,
+    payee: Option<Payee>,
 }
 
 /// What the nodes of one process have in common.
@@ -335,7 +343,7 @@ impl Room {
         backend: B,
         progress: impl Fn(Progress) + Send + 'static,
     ) -> Result<Node, LocalError> {
-        let Seat { identity, shard } = seat;
+        let Seat { identity, shard, payee } = seat;
         let (device, weight_bytes) =
             (backend.describe(), shard_bytes(&self.model, &shard, self.quantisation));
         let (model, quantisation, budget) = (self.model.clone(), self.quantisation, self.budget);
@@ -351,7 +359,7 @@ impl Room {
             chunk: self.budget.chunk,
             weight_bytes,
             device,
-            payee: None,
+            payee,
         };
         Ok(Node::start(stage, endpoint, config)?)
     }
@@ -370,7 +378,7 @@ impl PrivateEnds {
         let ends = [(0..0, true), (layers..layers, false)];
         let seat = |(layers, first): (Range<usize>, bool)| {
             let shard = Shard { layers, embedding: first, head: !first };
-            Ok(Seat { identity: Identity::generate()?, shard })
+            Ok(Seat { identity: Identity::generate()?, shard, payee: None })
         };
         Ok(Self { seats: ends.map(seat).into_iter().collect::<Result<_, _>>()? })
     }

@@ -17,3 +17,6 @@ pub mod rewards;
 pub mod tab;
 pub mod terms;
 pub mod voucher;
+
+/// Parameters of a deployment, as JSON: an example, and what development chains use.
+pub const EXAMPLE_PARAMETERS: &str = include_str!("../contracts/script/local.json");

@@ -4,9 +4,10 @@
 //! one cumulative voucher that pays all of them. [`ledger::tab::Tab`] is its count of what it owes,
 //! [`ledger::account::Account`] a node's of what it is owed. Neither task waits for a disk or a chain: the
 //! [`purse`] signs, stores and locks for a gateway, the [`till`] checks, stores and collects for a node, each in
-//! a task of its own with the [`chain`] behind it and a [`store`] under it.
+//! a task of its own with the [`chain`] behind it and a [`store`] under it. [`embedded`] is the chain of a swarm in one process.
 
 pub mod chain;
+pub mod embedded;
 pub mod purse;
 pub mod settle;
 pub mod store;

@@ -54,6 +54,8 @@ pub struct Payee {
     pub credit: u64,
     /// The contract whose vouchers it takes.
     pub collector: Domain,
+    /// The contract that its binding names.
+    pub registry: Domain,
     /// The node's signature that ties it to the account; see [`Payee::bind`].
     pub binding: [u8; 64],
     /// The chain.
@@ -65,9 +67,11 @@ pub struct Payee {
 }
 
 impl Payee {
-    /// What a node's key says of its account, for the registry's contract.
-    pub fn bind(identity: &Identity, registry: &Domain, account: &Address) -> [u8; 64] {
-        identity.sign(&binding_digest(registry, identity.id().as_bytes(), account))
+    /// Has a node's key sign for the account.
+    #[must_use]
+    pub fn bind(self, identity: &Identity) -> Self {
+        let digest = binding_digest(&self.registry, identity.id().as_bytes(), &self.account);
+        Self { binding: identity.sign(&digest), ..self }
     }
 
     /// What the node tells gateways.

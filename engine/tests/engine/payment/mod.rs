@@ -79,16 +79,18 @@ fn payer(book: &Arc<Mutex<Book>>, directory: Option<&Path>, rules: PayerRules) -
 
 fn payee(book: &Arc<Mutex<Book>>, seed: u8, credit: u64, directory: Option<&Path>) -> Payee {
     let account = payee_account(seed);
-    Payee {
+    let payee = Payee {
         account,
         price: PRICES[usize::from(seed) - 1],
         credit,
         collector: collector(),
-        binding: Payee::bind(&identity(seed), &registry(), &account),
+        registry: registry(),
+        binding: [0; 64],
         chain: Arc::new(Fake { book: book.clone(), account, collector: collector() }),
         store: store(directory),
         rules: SettleRules::default(),
-    }
+    };
+    payee.bind(&identity(seed))
 }
 
 /// The gateway's world, with one paid node for each cut.
