@@ -168,19 +168,6 @@ impl Tabs {
             return self.open(seats, credit, prompt + reply);
         };
         let Some(entry) = self.entries.get_mut(&plan) else { return Admission::Wait };
-        match entry.tab.room(prompt, reply) {
-            Ok(()) => {}
-            Err(NoRoom::Prompt { limit }) => return Admission::Refused(Refusal::Credit { prompt, limit }),
-            Err(NoRoom::Credit) => {
-                self.sign(plan);
-                return Admission::Wait;
-            }
-            Err(NoRoom::Lock | NoRoom::Worn) => {
-                entry.retired = true;
-                self.settle(plan);
-                return self.open(seats, credit, prompt + reply);
-            }
-        }
         let mut ready = true;
         for (standing, node) in entry.stages.iter_mut().zip(&entry.offer.terms.nodes) {
             ready &= *standing == Standing::Taken;
@@ -190,7 +177,22 @@ impl Tabs {
                 self.actions.push(Action::Send { to: NodeId(*node), message });
             }
         }
-        if ready { Admission::Go(Some(Fare { plan, price: entry.tab.price() })) } else { Admission::Wait }
+        if !ready {
+            return Admission::Wait;
+        }
+        match entry.tab.room(prompt, reply) {
+            Ok(()) => Admission::Go(Some(Fare { plan, price: entry.tab.price() })),
+            Err(NoRoom::Prompt { limit }) => Admission::Refused(Refusal::Credit { prompt, limit }),
+            Err(NoRoom::Credit) => {
+                self.sign(plan);
+                Admission::Wait
+            }
+            Err(NoRoom::Lock | NoRoom::Worn) => {
+                entry.retired = true;
+                self.settle(plan);
+                self.open(seats, credit, prompt + reply)
+            }
+        }
     }
 
     fn open(&mut self, seats: Vec<Seat>, credit: u64, need: u64) -> Admission {
