@@ -1,8 +1,11 @@
 //! Commands and their options. Every option can stand on the command line, in the environment
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
+mod chain;
 mod doctor;
+mod earn;
 mod file;
+mod money;
 mod node;
 mod options;
 mod plan;
@@ -44,6 +47,8 @@ enum Command {
     Serve(serve::Serve),
     /// Lend this machine: hold some layers of a model for a gateway
     Node(node::NodeCommand),
+    /// Show what a node has earned
+    Earn(earn::Earn),
     /// Chat in the terminal, with a local model or a running endpoint
     Run(run::Run),
     /// Show what a model is made of, and what each layer weighs at each quantisation
@@ -70,6 +75,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Up(command) => command.run().await,
             Command::Serve(command) => command.run().await,
             Command::Node(command) => command.run().await,
+            Command::Earn(command) => command.run().await,
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
             Command::Plan(command) => command.run(),

@@ -15,6 +15,7 @@ use engine::{
 use transport::{Limits, Transport, quic::Endpoint};
 
 use super::{
+    chain::{ChainArgs, PriceArgs},
     interrupted,
     options::{ModelArgs, StageArgs, byte_bar, follow, identity},
     serve::{reachable, resolve},
@@ -48,6 +49,10 @@ pub(super) struct NodeCommand {
     key: Option<PathBuf>,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    price: PriceArgs,
     /// Print one line of JSON once the layers are loaded
     #[arg(long)]
     json: bool,
@@ -115,7 +120,7 @@ impl NodeCommand {
             chunk: budget.chunk,
             weight_bytes,
             device: device.clone(),
-            payee: None,
+            payee: self.chain.payee(&self.price, &key.identity).await?,
         };
         let mut node = on_device!(chosen, backend => {
             let load = move || load_stage(&source, &part, quantisation, &budget, backend, &progress);

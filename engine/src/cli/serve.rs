@@ -18,6 +18,7 @@ use engine::{
 use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{
+    chain::{ChainArgs, SpendArgs},
     interrupted,
     options::{GatewayArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
     show,
@@ -50,6 +51,10 @@ pub(super) struct Serve {
     gateway: GatewayArgs,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    spend: SpendArgs,
     /// Print one line of JSON once it listens
     #[arg(long)]
     json: bool,
@@ -60,6 +65,7 @@ impl Serve {
         let model = Arc::new(self.model.open()?);
         let mut config = self.gateway.front(self.model.quant, self.stage.context)?;
         config.allow = allow_list(&self.allow);
+        config.payer = self.chain.payer(&self.spend).await?;
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind(&key.identity, self.swarm, Limits::default())
             .with_context(|| format!("--swarm {}", self.swarm))?;

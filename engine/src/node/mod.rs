@@ -212,11 +212,9 @@ impl Node {
         self.load.clone()
     }
 
-    /// Has a paid node collect what brings more than it costs, and waits until that is done.
-    pub async fn settle(&self) {
-        if let Some(settle) = &self.settle {
-            settle.settle().await;
-        }
+    /// By which a paid node is asked to collect.
+    pub fn settler(&self) -> Option<till::Caller> {
+        self.settle.clone()
     }
 
     /// Runs until every gateway has refused the node, or its stage is gone.

@@ -177,7 +177,8 @@ impl Embedded {
         if !self.found {
             self.holder.submit(Action::SendNative { to: key.address(), wei: GAS_MONEY }).await?;
         }
-        let client = Client::connect(config(&self.chain.0), self.deployment.clone(), Some(key.clone())).await?;
+        let client =
+            Client::connect(config(&self.chain.0), self.deployment.clone(), Some(key.clone())).await?;
         Ok(OnChain::new(Arc::new(client)).ok_or(Error::NoKey)?)
     }
 

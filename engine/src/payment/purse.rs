@@ -9,9 +9,9 @@ use futures::{
     stream::FuturesUnordered,
 };
 use ledger::{
+    client::Key,
     eip712::{Address, Domain},
     plan::{Plan, Stage},
-    client::Key,
     terms::Terms,
     voucher::Voucher,
 };

@@ -10,9 +10,9 @@ use futures::{
 };
 use ledger::{
     account::Account,
+    client::recover,
     eip712::{Address, Domain},
     node::binding_digest,
-    client::recover,
     voucher::Voucher,
 };
 use serde::{Deserialize, Serialize};

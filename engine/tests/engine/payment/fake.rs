@@ -8,8 +8,8 @@ use std::{
 use engine::payment::chain::{Chain, ChainError, Claim, Lock};
 use futures::future::{BoxFuture, FutureExt, ready};
 use ledger::{
-    eip712::{Address, Domain},
     client::recover,
+    eip712::{Address, Domain},
     voucher::Voucher,
 };
 

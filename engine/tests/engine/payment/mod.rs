@@ -1,5 +1,6 @@
 //! A gateway that pays and nodes that are paid, over a simulated network.
 
+mod embedded;
 mod fake;
 
 use std::{
@@ -21,9 +22,9 @@ use engine::{
     request::Refusal,
 };
 use ledger::{
+    client::Key,
     eip712::{Address, Domain},
     plan::{Plan, Stage},
-    client::Key,
     terms::Terms,
     voucher::Voucher,
 };

@@ -1,0 +1,158 @@
+//! Access to a chain, and what is paid over it.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use engine::payment::{
+    chain::OnChain,
+    purse::{Payer, PayerRules},
+    settle::SettleRules,
+    store::Store,
+    till::Payee,
+};
+use ledger::client::{Client, Config, Deployment, Key, Ledger, Passphrase, Pod, read_key};
+use transport::Identity;
+
+use super::file;
+
+/// A chain, and an account on it.
+#[derive(Args, Debug)]
+pub(super) struct ChainArgs {
+    /// JSON-RPC address of the chain's node, such as https://rpc.example.org
+    #[arg(long, env = "DOLPHIN_RPC_URL", hide_env_values = true, value_name = "URL")]
+    pub rpc_url: Option<String>,
+    /// File that says where the contracts are (JSON or TOML)
+    #[arg(long, env = "DOLPHIN_DEPLOYMENT", value_name = "FILE")]
+    pub deployment: Option<PathBuf>,
+    /// Keystore file of the account that pays or is paid
+    #[arg(long, env = "DOLPHIN_ACCOUNT", value_name = "KEYSTORE")]
+    pub account: Option<PathBuf>,
+    /// File with the keystore's passphrase [default: it is asked for]
+    #[arg(long, env = "DOLPHIN_PASSPHRASE_FILE", value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// What a gateway may spend.
+#[derive(Args, Debug)]
+pub(super) struct SpendArgs {
+    /// Most POD that the gateway ever signs away, over all its starts [default: what its account has in escrow]
+    #[arg(long, env = "DOLPHIN_SPEND_LIMIT", value_name = "POD")]
+    pub spend_limit: Option<Pod>,
+    /// Take no node that asks for more, in POD for a million tokens
+    #[arg(long, env = "DOLPHIN_MAX_PRICE", value_name = "POD")]
+    pub max_price: Option<Pod>,
+}
+
+/// What a node asks for its work.
+#[derive(Args, Debug)]
+pub(super) struct PriceArgs {
+    /// What the node asks for a million tokens that pass it, in POD [default: nothing]
+    #[arg(long, env = "DOLPHIN_PRICE", value_name = "POD")]
+    pub price: Option<Pod>,
+    /// Tokens that it serves before it is paid for them; what it can lose to a gateway
+    #[arg(long, env = "DOLPHIN_CREDIT", default_value_t = 131_072, value_name = "TOKENS")]
+    pub credit: u64,
+}
+
+/// Wei for one token of a price for a million.
+pub(super) fn per_token(price: Pod) -> anyhow::Result<u64> {
+    let wei = price.0 / 1_000_000;
+    if wei == 0 {
+        bail!("a price is at least 0.000000000001 POD for a million tokens");
+    }
+    u64::try_from(wei).context("a price is less than 18 POD for each token")
+}
+
+impl ChainArgs {
+    /// Where the contracts are.
+    pub(super) fn deployment(&self) -> anyhow::Result<Deployment> {
+        let path = self.deployment.as_ref().context("--deployment FILE says where the contracts are")?;
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        let toml = path.extension().is_some_and(|extension| extension == "toml");
+        let read = if toml { toml::from_str(&text).ok() } else { serde_json::from_str(&text).ok() };
+        read.with_context(|| format!("{} says nothing of a deployment", path.display()))
+    }
+
+    /// The account's key.
+    pub(super) fn key(&self) -> anyhow::Result<Key> {
+        let path = self.account.as_ref().context("--account KEYSTORE says whose money it is")?;
+        let passphrase = match &self.passphrase_file {
+            Some(file) => Passphrase::from_file(file)?,
+            None => Passphrase::prompt(&format!("passphrase of {}: ", path.display()))?,
+        };
+        Ok(read_key(path, &passphrase)?)
+    }
+
+    /// The chain, for an account or to be read.
+    pub(super) async fn ledger(&self, key: Option<Key>) -> anyhow::Result<Arc<dyn Ledger>> {
+        let url = self.rpc_url.as_ref().context("--rpc-url URL says where the chain's node is")?;
+        let directory = match &key {
+            Some(key) => Some(state_directory("pending", &key.address())?),
+            None => None,
+        };
+        let config = Config { directory, ..Config::new(url.as_str()) };
+        Ok(Arc::new(Client::connect(config, self.deployment()?, key).await?))
+    }
+
+    /// What a gateway with these options pays with; nothing without an account.
+    pub(super) async fn payer(&self, spend: &SpendArgs) -> anyhow::Result<Option<Payer>> {
+        if self.account.is_none() {
+            return Ok(None);
+        }
+        let (key, deployment) = (self.key()?, self.deployment()?);
+        let ledger = self.ledger(Some(key.clone())).await?;
+        let store = Store::open(&state_directory("paid", &key.address())?)?;
+        let max_price = spend.max_price.map(per_token).transpose()?;
+        Ok(Some(Payer {
+            collector: deployment.collector_domain(),
+            registry: deployment.nodes_domain(),
+            chain: Arc::new(OnChain::new(ledger).context("the account has no key")?),
+            store: Arc::new(store),
+            rules: PayerRules {
+                spend_limit: spend.spend_limit.map(|limit| limit.0),
+                max_price,
+                ..PayerRules::default()
+            },
+            key,
+        }))
+    }
+
+    /// What a node with these options is paid by; nothing without a price.
+    pub(super) async fn payee(
+        &self,
+        price: &PriceArgs,
+        identity: &Identity,
+    ) -> anyhow::Result<Option<Payee>> {
+        let Some(asked) = price.price.filter(|price| *price > Pod::ZERO) else { return Ok(None) };
+        if price.credit == 0 {
+            bail!("--credit must be at least 1");
+        }
+        let (key, deployment) = (self.key()?, self.deployment()?);
+        let account = key.address();
+        let ledger = self.ledger(Some(key)).await?;
+        let store = Store::open(&earned_directory(identity)?)?;
+        let payee = Payee {
+            account,
+            price: per_token(asked)?,
+            credit: price.credit,
+            collector: deployment.collector_domain(),
+            registry: deployment.nodes_domain(),
+            binding: [0; 64],
+            chain: Arc::new(OnChain::new(ledger).context("the account has no key")?),
+            store: Arc::new(store),
+            rules: SettleRules::default(),
+        };
+        Ok(Some(payee.bind(identity)))
+    }
+}
+
+/// Where a node keeps its vouchers.
+pub(super) fn earned_directory(identity: &Identity) -> anyhow::Result<PathBuf> {
+    state_directory("earned", identity.id().as_bytes())
+}
+
+fn state_directory(kind: &str, owner: &[u8]) -> anyhow::Result<PathBuf> {
+    let base = file::directory().context("there is no home directory for what is owed and earned")?;
+    Ok(base.join(kind).join(hex::encode(owner)))
+}
