@@ -4,7 +4,7 @@ use kernels::backend::PAGE;
 
 use super::{
     Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
-    MAX_TOP_LOGPROBS, Message, MessageError, Offer, Open, Segment, SessionId, Step, TokenReport,
+    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, pay::Tariff,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -66,7 +66,7 @@ impl Join {
         check_shard(&self.shard)?;
         check_text(&self.address)?;
         check_text(&self.device)?;
-        self.offer.as_ref().map_or(Ok(()), Offer::check)?;
+        self.tariff.as_ref().map_or(Ok(()), Tariff::check)?;
         ensure(self.rows > 0, "steps without rows")
     }
 }

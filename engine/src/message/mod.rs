@@ -22,7 +22,7 @@ use crate::{
 };
 
 pub use block::BlockHash;
-pub use pay::{Offer, Paid, TabAnswer, TabOffer, TabRefusal, VoucherNote};
+pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
@@ -142,7 +142,7 @@ pub struct Join {
     /// What it computes on, for people.
     pub device: String,
     /// What it asks for its work; nothing if `None`.
-    pub offer: Option<Offer>,
+    pub tariff: Option<Tariff>,
 }
 
 /// One stage of a route.

@@ -17,7 +17,7 @@ pub(super) const MAX_PAID_STAGES: usize = 64;
 
 /// What a node asks for its work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
+pub struct Tariff {
     /// Who is paid.
     pub account: Address,
     /// For each token that passes the node, whatever part of its shard a route uses.
@@ -30,7 +30,7 @@ pub struct Offer {
     pub binding: Vec<u8>,
 }
 
-impl Offer {
+impl Tariff {
     /// Whether `node` named the account.
     pub fn is_bound(&self, node: NodeId, registry: &Domain) -> bool {
         let digest = ledger::node::binding_digest(registry, node.as_bytes(), &self.account);
@@ -131,10 +131,10 @@ impl From<Unpaid> for FailedReason {
     }
 }
 
-impl Offer {
+impl Tariff {
     pub(super) fn check(&self) -> Result<(), MessageError> {
-        ensure(self.price > 0 && self.credit > 0, "an offer without a price or credit")?;
-        ensure(self.account != [0; 20], "an offer without an account")?;
+        ensure(self.price > 0 && self.credit > 0, "a tariff without a price or credit")?;
+        ensure(self.account != [0; 20], "a tariff without an account")?;
         ensure(self.binding.len() == 64, "a binding that is no signature")
     }
 }

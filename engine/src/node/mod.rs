@@ -176,7 +176,7 @@ impl Node {
             rows: u32::try_from(limits.rows).unwrap_or(u32::MAX),
             weight_bytes: config.weight_bytes,
             device: clip(&config.device),
-            offer: config.payee.as_ref().map(Payee::offer),
+            tariff: config.payee.as_ref().map(Payee::tariff),
         };
         let (state, (till, receipts)) = match config.payee {
             Some(payee) => {

@@ -28,7 +28,7 @@ use super::{
     settle::{Due, SettleRules},
     store::{Store, StoreError},
 };
-use crate::message::{Offer, TabOffer, TabRefusal, VoucherNote, clip};
+use crate::message::{TabOffer, TabRefusal, Tariff, VoucherNote, clip};
 
 /// Commands that may wait; past it they are dropped, and asked again by whoever means them.
 const QUEUE: usize = 256;
@@ -75,8 +75,8 @@ impl Payee {
     }
 
     /// What the node tells gateways.
-    pub fn offer(&self) -> Offer {
-        Offer {
+    pub fn tariff(&self) -> Tariff {
+        Tariff {
             account: self.account,
             price: self.price,
             credit: self.credit,

@@ -8,7 +8,7 @@ use transport::NodeId;
 
 use super::{admission::Member, state::Action};
 use crate::{
-    message::{Hop, Join, Message, Offer, Paid, SessionId, TabAnswer, TabOffer, VoucherNote},
+    message::{Hop, Join, Message, Paid, SessionId, TabAnswer, TabOffer, Tariff, VoucherNote},
     payment::purse::{Command, Event, NoMoney, Opened, Payer, Seat},
     request::{Refusal, Request},
 };
@@ -112,23 +112,23 @@ impl Tabs {
 
     /// Whether a node can be used, as far as money goes; why not, in words for its owner.
     pub(super) fn may_join(&self, node: NodeId, join: &Join) -> Result<(), String> {
-        let Some(offer) = &join.offer else { return Ok(()) };
+        let Some(tariff) = &join.tariff else { return Ok(()) };
         let Some(Wallet { payer, .. }) = &self.wallet else {
             return Err("this node asks for pay, and this gateway has no account: start the gateway with \
                         --account, or the node without --price"
                 .into());
         };
         let max_price = payer.rules.max_price.unwrap_or(u64::MAX);
-        if offer.collector != payer.collector {
+        if tariff.collector != payer.collector {
             return Err(
                 "this node is paid on another chain or by another contract than this gateway pays".into()
             );
         }
-        if !offer.is_bound(node, &payer.registry) {
+        if !tariff.is_bound(node, &payer.registry) {
             return Err("this node's key did not sign for its account".into());
         }
-        if offer.price > max_price {
-            let (asks, pays) = (per_million(offer.price), per_million(max_price));
+        if tariff.price > max_price {
+            let (asks, pays) = (per_million(tariff.price), per_million(max_price));
             return Err(format!(
                 "this node asks {asks} POD for a million tokens, and this gateway pays {pays}"
             ));
@@ -143,19 +143,19 @@ impl Tabs {
         hops: &[Hop],
         request: &Request,
     ) -> Admission {
-        let offers: Vec<([u8; 32], &Offer)> = (hops.iter())
-            .filter_map(|hop| Some((hop.node, members.get(&NodeId(hop.node))?.join.offer.as_ref()?)))
+        let tariffs: Vec<([u8; 32], &Tariff)> = (hops.iter())
+            .filter_map(|hop| Some((hop.node, members.get(&NodeId(hop.node))?.join.tariff.as_ref()?)))
             .collect();
-        if offers.is_empty() {
+        if tariffs.is_empty() {
             return Admission::Go(None);
         }
-        let seat = |(node, offer): &([u8; 32], &Offer)| Seat {
+        let seat = |(node, tariff): &([u8; 32], &Tariff)| Seat {
             node: *node,
-            payee: offer.account,
-            price: offer.price,
+            payee: tariff.account,
+            price: tariff.price,
         };
-        let credit = offers.iter().map(|(_, offer)| offer.credit).min().unwrap_or(0);
-        self.admit_to(offers.iter().map(seat).collect(), credit, request)
+        let credit = tariffs.iter().map(|(_, tariff)| tariff.credit).min().unwrap_or(0);
+        self.admit_to(tariffs.iter().map(seat).collect(), credit, request)
     }
 
     fn admit_to(&mut self, seats: Vec<Seat>, credit: u64, request: &Request) -> Admission {

@@ -94,7 +94,7 @@ mod tests {
             rows: 8,
             weight_bytes: 1,
             device: String::new(),
-            offer: None,
+            tariff: None,
         };
         Member { layer_ns: Some(layer_ns), ..Member::new(join) }
     }
