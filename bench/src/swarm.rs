@@ -63,6 +63,7 @@ impl Setup {
             private_ends: None,
             speculation: self.speculation,
             payer: None,
+            replan: true,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use futures::future::join_all;
+use shard_planner::model::ModelError as ShapeError;
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
 use transport::{Identity, NodeId, Transport};
@@ -15,9 +16,10 @@ use crate::{
     model::{Model, ModelError, Quantisation},
     node::Node,
     payment::{purse::Payer, store::StoreError},
+    profile::shape,
     request::Submitter,
     speculation::drafter::Drafting,
-    swarm::{Costs, Swarm, SwarmConfig, SwarmStatus},
+    swarm::{Swarm, SwarmConfig, SwarmStatus},
 };
 
 /// Submissions between the HTTP side and the swarm's task.
@@ -46,6 +48,8 @@ pub struct FrontConfig {
     pub speculation: bool,
     /// What nodes that ask for it are paid with; without it they are refused.
     pub payer: Option<Payer>,
+    /// Whether nodes at work may be told to load other layers.
+    pub replan: bool,
 }
 
 /// Why a front could not start.
@@ -54,6 +58,9 @@ pub enum FrontError {
     /// The model's tokenizer is missing or broken.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model cannot be planned with.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// The model's chat template cannot be used.
     #[error("the model's chat template: {0}")]
     Template(#[from] TemplateError),
@@ -94,14 +101,15 @@ impl Front {
         let model_name = served.id.clone();
         let metrics = Metrics::new().map_err(|error| FrontError::Metrics(error.to_string()))?;
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
-        let swarm = Swarm::start(identity, transport, swarm_config(model, &config), drafting, submissions)?;
+        let swarm = Swarm::start(identity, transport, swarm_config(model, &config)?, drafting, submissions)?;
         let (status, bridge) = bridge(swarm.status(), metrics.clone());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {
             let _ = stopping.changed().await;
         };
         let paying = config.payer.is_some();
-        let gateway = serve(config.gateway, served, submitter, status, metrics, shutdown).await?;
+        let seen = swarm.status();
+        let gateway = serve(config.gateway, served, submitter, status, seen, metrics, shutdown).await?;
         Ok(Self { gateway, swarm, model_name, stop, bridge, paying })
     }
 
@@ -174,11 +182,11 @@ fn served_model(model: &Model, config: &FrontConfig) -> Result<ServedModel, Fron
     })
 }
 
-fn swarm_config(model: &Model, config: &FrontConfig) -> SwarmConfig {
+fn swarm_config(model: &Model, config: &FrontConfig) -> Result<SwarmConfig, ShapeError> {
     let private = config.private_ends.is_some();
-    SwarmConfig {
+    Ok(SwarmConfig {
         fingerprint: model.fingerprint(config.quantisation),
-        costs: costs(model, config.quantisation, private),
+        model: planned(model, config.quantisation, private)?,
         positions: config.context.min(model.config().max_positions),
         running: config.running,
         waiting: config.waiting,
@@ -186,17 +194,25 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> SwarmConfig {
         private_ends: config.private_ends.clone(),
         speculation: config.speculation,
         payer: config.payer.clone(),
-    }
+        replan: config.replan,
+    })
 }
 
-/// Bytes of each part of the model; with private ends no node is asked to hold embedding or head.
-pub fn costs(model: &Model, quantisation: Quantisation, private: bool) -> Costs {
-    let layers = model.layer_bytes(quantisation);
-    if private {
-        Costs::new(0, &layers, 0)
-    } else {
-        Costs::new(model.embedding_bytes(quantisation), &layers, model.head_bytes(quantisation))
+/// The model as the planner takes it, in the one format that is served; with private ends no node is asked to
+/// hold embedding or head.
+pub fn planned(
+    model: &Model,
+    quantisation: Quantisation,
+    private: bool,
+) -> Result<shard_planner::Model, ShapeError> {
+    let mut shape = shape(model)?;
+    // KV has memory of its own on every node.
+    shape.kv_bytes.fill(0);
+    shape.weights.retain(|weights| weights.format == quantisation.to_string());
+    for weights in shape.weights.iter_mut().filter(|_| private) {
+        (weights.embedding, weights.head) = (0, 0);
     }
+    Ok(shape)
 }
 
 /// Tells the HTTP side of the swarm's state.
@@ -219,14 +235,15 @@ fn bridge(
             PipelineStatus::Waiting { missing: missing.clone().unwrap_or_else(|| "any layer".into()) }
         }
     };
-    let mut counted = 0;
+    let mut counted = [0; 3];
     let first = translate(&swarm.borrow_and_update());
     let (publish, status) = watch::channel(first);
     let task = tokio::spawn(async move {
         while swarm.changed().await.is_ok() {
             let status = swarm.borrow_and_update().clone();
-            metrics.replanned(status.replans - counted);
-            counted = status.replans;
+            metrics.replanned(status.replans - counted[0]);
+            metrics.moved(status.moved - counted[1], status.moves_failed - counted[2]);
+            counted = [status.replans, status.moved, status.moves_failed];
             metrics.spent(status.spent);
             let next = translate(&status);
             publish.send_if_modified(|old| std::mem::replace(old, next.clone()) != next);

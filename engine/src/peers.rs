@@ -1,7 +1,7 @@
 //! The rim between a task that owns state and its links: dials, accepts, reads, decodes, sends. One
 //! bounded queue of events comes out; nothing here waits for a peer.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -177,6 +177,14 @@ impl Peers {
         if let Some(Entry::Live { line, spare }) = self.entries.remove(&peer) {
             end(&line, spare, &CloseReason::new(DONE, "done"));
         }
+    }
+
+    /// Round trips to the peers there are links to.
+    pub fn rtts(&self) -> impl Iterator<Item = (NodeId, Duration)> {
+        self.entries.iter().filter_map(|(peer, entry)| match entry {
+            Entry::Live { line, .. } => line.sender.rtt().map(|rtt| (*peer, rtt)),
+            Entry::Dialling { .. } => None,
+        })
     }
 
     /// Whether there is a link to the peer.

@@ -1,6 +1,9 @@
 //! The machines and what lies between them.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -24,6 +27,9 @@ pub struct Node {
     /// Most layers that it may hold.
     #[serde(default)]
     pub max_layers: Option<usize>,
+    /// Layers that it holds and keeps: it may serve a part of them, and no others.
+    #[serde(default)]
+    pub pinned: Option<Range<usize>>,
     /// Most sequences of one step.
     #[serde(default)]
     pub max_batch: Option<u32>,
@@ -94,6 +100,7 @@ impl Node {
             profiles: Vec::new(),
             rates: None,
             max_layers: None,
+            pinned: None,
             max_batch: None,
             disk_rate: None,
             download_rate: None,
@@ -207,6 +214,9 @@ pub struct Link {
     pub rtt_ms: f64,
     /// Bandwidth in megabits per second; 0 where nothing passes.
     pub mbit: f64,
+    /// It was not measured.
+    #[serde(default)]
+    pub estimated: bool,
 }
 
 /// A coordinator that every token passes on its way from the last stage to the first. Without one, the last
@@ -449,7 +459,8 @@ impl Known {
             let end = |name: &String| {
                 ends.get(name.as_str()).copied().ok_or_else(|| ClusterError::UnknownEnd(name.clone()))
             };
-            let hop = Hop::new(link.rtt_ms / 2000.0, link.mbit * 125_000.0);
+            let (latency_s, rate) = (link.rtt_ms / 2000.0, link.mbit * 125_000.0);
+            let hop = Hop { latency_s, rate, estimated: link.estimated };
             check_link(&link.from, &link.to, hop.latency_s, hop.rate)?;
             measured.insert((end(&link.from)?, end(&link.to)?), hop);
         }
@@ -492,7 +503,7 @@ mod tests {
     use super::*;
 
     fn link(from: &str, to: &str, rtt_ms: f64, mbit: f64) -> Link {
-        Link { from: from.to_owned(), to: to.to_owned(), rtt_ms, mbit }
+        Link { from: from.to_owned(), to: to.to_owned(), rtt_ms, mbit, estimated: false }
     }
 
     #[test]

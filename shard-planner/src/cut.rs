@@ -53,6 +53,7 @@ pub(crate) fn filled(problem: &Problem, stages: Vec<Stage>, most: u64) -> Option
 /// exactly: with a bound on it, each node takes as many layers as it can, and the bound is bisected. From there
 /// the bound is loosened, and the fastest nodes take what they can within it: that shortens the way around.
 pub(crate) fn cut(problem: &Problem, order: &[usize], most: u64) -> Option<Line> {
+    let order = &pins_in_order(problem, order);
     let ceiling = most_sessions(problem, order, most)?;
     let mut best: Option<Line> = None;
     let mut sessions = ceiling;
@@ -71,6 +72,16 @@ pub(crate) fn cut(problem: &Problem, order: &[usize], most: u64) -> Option<Line>
         sessions = (sessions * 4 / 5).min(sessions - 1);
     }
     best
+}
+
+/// The order with nodes that keep their layers in the order of those, in the places that such nodes have.
+fn pins_in_order(problem: &Problem, order: &[usize]) -> Vec<usize> {
+    let start = |node: usize| problem.cluster.nodes()[node].pinned.as_ref().map(|pinned| pinned.start);
+    let mut pinned: Vec<usize> = order.iter().copied().filter(|&node| start(node).is_some()).collect();
+    pinned.sort_by_key(|&node| start(node));
+    let mut pinned = pinned.into_iter();
+    let place = |&node: &usize| start(node).and_then(|_| pinned.next()).unwrap_or(node);
+    order.iter().map(place).collect()
 }
 
 /// The best cut for a number of sessions and a batch.

@@ -56,6 +56,11 @@ impl<'a> Estimates<'a> {
 
     /// Layers that a node holds beside KV for `sessions`.
     pub(crate) fn room(&self, node: usize, sessions: f64) -> f64 {
+        // What a node keeps it has room for; how evenly its bytes are spread is no matter.
+        if let Some(pinned) = &self.problem.cluster.nodes()[node].pinned {
+            let range = pinned.clone();
+            return if self.problem.fits(node, &range, sessions as u64) { range.len() as f64 } else { 0.0 };
+        }
         let each = self.layer_bytes + sessions * self.session_bytes;
         (self.memory[node] / each).floor().min(self.most_layers[node])
     }

@@ -5,11 +5,13 @@
 //! [`Plan`]: who holds what, pipelines with their part of the requests, what is predicted of them, and how far
 //! from the best that can be.
 //!
-//! For a swarm at work there are small decisions: [`split`] cuts a model over nodes in order, [`vacancy`]
+//! For a swarm at work, [`arrange()`] says what each node should serve next, [`routes()`] which pipelines its
+//! placement makes and [`flow()`] how much it lets through. There are smaller questions: [`plan_line`] cuts a model over nodes in order, [`vacancy`]
 //! says what one more node should hold, and [`cover`] finds a pipeline among nodes that hold ranges.
 
 #![forbid(unsafe_code)]
 
+mod arrange;
 mod branches;
 pub mod cluster;
 mod cover;
@@ -20,7 +22,9 @@ mod draw;
 mod estimate;
 mod exhaust;
 pub mod fleet;
+mod flow;
 mod limit;
+mod line;
 pub mod model;
 mod overlap;
 pub mod plan;
@@ -29,20 +33,23 @@ mod problem;
 mod quickest;
 pub mod rehearse;
 pub mod replan;
-mod report;
+pub mod report;
 mod search;
 mod shortage;
 pub mod simulate;
 mod solve;
-mod split;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+mod vacancy;
 
+pub use arrange::{Arrangement, Load, arrange, routes};
 pub use cluster::{Cluster, ClusterFile, Node};
 pub use cover::{Gap, Leg, Span, cover};
 pub use curve::Curve;
 pub use demand::{Demand, Objective};
+pub use flow::{Flow, flow};
+pub use line::plan_line;
 pub use model::{Model, Weights};
 pub use plan::{Plan, PlanError};
 pub use rehearse::plan_rehearsed;
@@ -50,4 +57,4 @@ pub use replan::replan;
 pub use report::Report;
 pub use search::Effort;
 pub use solve::{assess, assess_routes, plan, plan_with};
-pub use split::{Costs, SplitError, split, vacancy};
+pub use vacancy::vacancy;

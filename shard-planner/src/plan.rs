@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{cluster::ClusterError, demand::DemandError, model::ModelError, problem::Problem};
+use crate::{cluster::ClusterError, demand::DemandError, flow::through, model::ModelError, problem::Problem};
 
 /// One stage of a pipeline, or what one node holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +60,7 @@ pub enum Bottleneck {
 }
 
 /// How good any plan could be at most.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// What the plan reaches: seconds per token, tokens per second, or price per token.
     pub reached: f64,
@@ -71,7 +71,7 @@ pub struct Bound {
 }
 
 /// How a bound is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
     /// Every plan was tried or excluded.
@@ -106,6 +106,8 @@ pub struct Plan {
     pub pipelines: Vec<Pipeline>,
     /// What is predicted of all.
     pub figures: Figures,
+    /// Most tokens per second, prompts between them, that what the nodes hold lets through: its maximum flow.
+    pub flow_tokens_per_s: f64,
     /// Price of an hour of the nodes used.
     pub price: f64,
     /// How far it can be from the best.
@@ -160,6 +162,14 @@ pub enum PlanError {
         /// What would fit.
         advice: String,
     },
+    /// A node would be left without a layer.
+    #[error("{layers} layers cannot be cut over {nodes} nodes: each needs at least one")]
+    TooManyNodes {
+        /// Layers of the model.
+        layers: usize,
+        /// Nodes.
+        nodes: usize,
+    },
     /// The memory is there, but not where it can be joined.
     #[error("no pipeline can be joined: nothing passes from {from} to {to}")]
     Disconnected {
@@ -195,11 +205,14 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let pipelines = weighted(pipelines);
         let held = held(&pipelines);
+        let mut placement = vec![None; problem.cluster.len()];
+        held.iter().for_each(|stage| placement[stage.node] = Some(stage.layers.clone()));
         let price = held.iter().map(|stage| problem.cluster.nodes()[stage.node].price).sum();
         let plan = Self {
             format: problem.weights.format.clone(),
             layers: problem.layers(),
             figures: together(&pipelines),
+            flow_tokens_per_s: through(problem, &placement).tokens_per_s,
             held,
             pipelines,
             price,
@@ -241,10 +254,11 @@ impl Plan {
         for stage in &self.held {
             let node = &problem.cluster.nodes()[stage.node];
             let kv = needed.get(&stage.node).copied().unwrap_or(0);
-            if problem.bytes(&stage.layers).saturating_add(kv) > node.memory {
+            let fits = problem.sessions(stage.node, &stage.layers).is_some();
+            if !fits || problem.bytes(&stage.layers).saturating_add(kv) > node.memory {
                 return Err(PlanError::Invalid {
                     pipeline: 0,
-                    reason: format!("node {} is too full", node.id),
+                    reason: format!("node {} is too full, or keeps other layers", node.id),
                 });
             }
         }

@@ -71,7 +71,9 @@ impl<'a> Problem<'a> {
     /// Sessions that a node has KV for beside the weights of a range; `None` if those do not fit.
     pub(crate) fn sessions(&self, node: usize, range: &Range<usize>) -> Option<u64> {
         let node = &self.cluster.nodes()[node];
-        if node.max_layers.is_some_and(|most| range.len() > most) {
+        let beyond = |pinned: &Range<usize>| range.start < pinned.start || range.end > pinned.end;
+        if node.max_layers.is_some_and(|most| range.len() > most) || node.pinned.as_ref().is_some_and(beyond)
+        {
             return None;
         }
         let left = node.memory.checked_sub(self.bytes(range))?;

@@ -373,6 +373,7 @@ fn twins(problem: &Problem, nodes: &[usize]) -> Vec<Option<usize>> {
         let (one, other) = (&cluster.nodes()[a], &cluster.nodes()[b]);
         let alike = one.memory == other.memory
             && one.max_layers == other.max_layers
+            && one.pinned == other.pinned
             && one.max_batch == other.max_batch
             && one.rates == other.rates
             && one.profiles == other.profiles;

@@ -69,7 +69,7 @@ pub enum Step {
 /// then.
 pub const HORIZON_S: f64 = 1800.0;
 /// A plan has to be so much better to replace one that stands.
-const CLEARLY: f64 = 1.05;
+pub(crate) const CLEARLY: f64 = 1.05;
 
 /// The plan for what the cluster is now, given what stood.
 pub fn replan(
@@ -151,8 +151,10 @@ impl<'a> Before<'a> {
         };
         let stages: Vec<Stage> = self.pipelines[pipeline].iter().map(stage).collect::<Option<_>>()?;
         let up = |pair: &[Stage]| self.problem.cluster.hop(pair[0].node, pair[1].node).is_up();
+        let begins = stages.first().is_some_and(|first| first.layers.start == 0);
+        let follows = stages.windows(2).all(|pair| pair[0].layers.end == pair[1].layers.start);
         let ends = stages.last().is_some_and(|last| last.layers.end == self.problem.layers());
-        (ends && stages.windows(2).all(up)).then_some(stages)
+        (begins && follows && ends && stages.windows(2).all(up)).then_some(stages)
     }
 
     fn whole(&self) -> Vec<Line> {

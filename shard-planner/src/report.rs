@@ -2,7 +2,7 @@
 
 use std::{fmt, fmt::Write};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cluster::Cluster,
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A plan with the names of its nodes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Model.
     pub model: String,
@@ -26,6 +26,8 @@ pub struct Report {
     pub tpot_s: f64,
     /// Tokens per second of all replies.
     pub tokens_per_s: f64,
+    /// Most tokens per second that the placement lets through.
+    pub flow_tokens_per_s: f64,
     /// Price of an hour.
     pub price: f64,
     /// What limits it.
@@ -39,7 +41,7 @@ pub struct Report {
 }
 
 /// A pipeline with the names of its nodes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PipelineReport {
     /// Stages in order.
     pub stages: Vec<StageReport>,
@@ -60,7 +62,7 @@ pub struct PipelineReport {
 }
 
 /// A stage with its node's name.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
     /// Name of the node.
     pub node: String,
@@ -75,7 +77,7 @@ pub struct StageReport {
 }
 
 /// A link between two stages.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinkReport {
     /// Milliseconds one way.
     pub latency_ms: f64,
@@ -101,6 +103,7 @@ impl Report {
             ttft_s,
             tpot_s,
             tokens_per_s,
+            flow_tokens_per_s: plan.flow_tokens_per_s,
             price: plan.price,
             bottleneck: what(cluster, bottleneck),
             gap: plan.bound.gap(),
@@ -281,6 +284,7 @@ impl fmt::Display for Report {
             self.ttft_s,
             self.bottleneck
         )?;
+        writeln!(out, "the placement lets through at most {:.1} tokens/s", self.flow_tokens_per_s)?;
         if self.price > 0.0 {
             writeln!(
                 out,

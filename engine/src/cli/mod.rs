@@ -78,7 +78,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Earn(command) => command.run().await,
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
-            Command::Plan(command) => command.run(),
+            Command::Plan(command) => command.run().await,
             Command::Profile(command) => command.run(),
             Command::Pull(command) => command.run().await,
             Command::Doctor(command) => command.run(),

@@ -1,16 +1,17 @@
 //! `dolphin node`: lend this machine.
 
-use std::{net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, sync::Arc};
+use std::{net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, sync::Arc, time::Instant};
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::Args;
 use engine::{
     local::{load_stage, shard_bytes},
-    message::Ask,
+    message::{Ask, Offer},
     model::{Model, Shard},
-    node::{GatewayAddress, Node, NodeConfig, ask},
+    node::{GatewayAddress, Loader, Node, NodeConfig, ask, load_rate},
     on_device,
+    profile::soonest,
 };
 use transport::{Limits, Transport, quic::Endpoint};
 
@@ -104,27 +105,40 @@ impl NodeCommand {
             .clone()
             .unwrap_or_else(|| reachable(endpoint.local_address(), Some(gateway)).to_string());
         let fingerprint = model.fingerprint(self.model.quant);
-        let shard = self.shard(&model, &endpoint, fingerprint).await?;
-
         let chosen = self.stage.device()?;
         let device = chosen.describe();
+        let (source, quantisation, measured) = (model.clone(), self.model.quant, chosen.clone());
+        let measuring = move || on_device!(measured, backend => soonest(&source, quantisation, backend));
+        let mut offer = Offer {
+            weight_bytes: self.memory.as_u64(),
+            movable: matches!(self.layers, Layers::Auto),
+            load_rate: None,
+            profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),
+        };
+        let shard = self.shard(&model, &endpoint, fingerprint, &offer).await?;
         let weight_bytes = shard_bytes(&model, &shard, self.model.quant);
         let bar = byte_bar("loading");
-        let (budget, quantisation, progress) =
-            (self.stage.whole_budget(&chosen)?, self.model.quant, follow(&bar));
+        let (budget, progress) = (self.stage.whole_budget(&chosen)?, follow(&bar));
         let (source, part) = (model.clone(), shard.clone());
-        let config = NodeConfig {
+        let payee = self.chain.payee(&self.price, &key.identity).await?;
+        let config = |offer, loader| NodeConfig {
             gateways: self.join.clone(),
             advertise: advertise.clone(),
             fingerprint,
             chunk: budget.chunk,
             weight_bytes,
             device: device.clone(),
-            payee: self.chain.payee(&self.price, &key.identity).await?,
+            payee,
+            offer,
+            loader: Some(loader),
         };
         let mut node = on_device!(chosen, backend => {
+            let loader = Loader::new(model.clone(), quantisation, budget, backend.clone());
+            let begun = Instant::now();
             let load = move || load_stage(&source, &part, quantisation, &budget, backend, &progress);
-            Node::start(tokio::task::spawn_blocking(load).await??, Arc::new(endpoint), config)
+            let stage = tokio::task::spawn_blocking(load).await??;
+            offer.load_rate = Some(load_rate(weight_bytes, begun.elapsed()));
+            Node::start(stage, Arc::new(endpoint), config(offer, loader))
         })?;
         bar.finish_and_clear();
         if self.json {
@@ -158,6 +172,7 @@ impl NodeCommand {
         model: &Model,
         endpoint: &Endpoint,
         fingerprint: [u8; 32],
+        offer: &Offer,
     ) -> anyhow::Result<Shard> {
         let layers = model.config().layers;
         match &self.layers {
@@ -168,7 +183,7 @@ impl NodeCommand {
                 Ok(Shard { layers: range.clone(), embedding: range.start == 0, head: range.end == layers })
             }
             Layers::Auto => {
-                let question = Ask { fingerprint, weight_bytes: self.memory.as_u64() };
+                let question = Ask { fingerprint, offer: offer.clone() };
                 let shard =
                     ask(endpoint, &self.join[0], question).await.context("asking the gateway for layers")?;
                 if shard.layers.end > layers || shard.layers.is_empty() {

@@ -238,6 +238,7 @@ impl GatewayArgs {
             private_ends: None,
             speculation: self.speculation == SpeculationChoice::Auto,
             payer: None,
+            replan: true,
         })
     }
 }

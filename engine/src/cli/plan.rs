@@ -4,23 +4,19 @@ use std::{
     fs,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engine::{
-    model::{Model, Quantisation, cache_root},
     on_device,
-    profile::{measure, shape},
+    profile::{shape, thorough},
+    swarm::LiveCluster,
 };
-use serde::Deserialize;
-use shard_planner::{
-    ClusterFile, Demand, Node, Objective, Report,
-    cluster::{Link, Profile},
-    demand::Limits,
-    plan,
-};
+use serde::{Deserialize, Serialize};
+use shard_planner::{ClusterFile, Demand, Node, Objective, Report, cluster::Link, demand::Limits, plan};
 
 use super::options::{ModelArgs, StageArgs};
 
@@ -32,8 +28,17 @@ use super::options::{ModelArgs, StageArgs};
 #[derive(Args, Debug)]
 pub(super) struct PlanCommand {
     /// The cluster, as TOML or JSON
-    #[arg(value_name = "FILE")]
-    cluster: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "gateway")]
+    cluster: Option<PathBuf>,
+    /// Show the plan that a running gateway follows instead, given its URL
+    #[arg(long, value_name = "URL", conflicts_with = "cluster")]
+    gateway: Option<String>,
+    /// Key of that gateway
+    #[arg(long, env = "DOLPHIN_API_KEY", hide_env_values = true, value_name = "KEY")]
+    api_key: Option<String>,
+    /// Write what that gateway knows of its swarm as a cluster file, to plan with
+    #[arg(long, value_name = "FILE", requires = "gateway")]
+    save: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     /// What is to be best
@@ -65,6 +70,9 @@ pub(super) struct PlanCommand {
     json: bool,
 }
 
+/// Longest wait for a gateway.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is to be best.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ObjectiveChoice {
@@ -77,7 +85,7 @@ enum ObjectiveChoice {
 }
 
 /// A cluster file, perhaps with a model.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PlanFile {
     node: Vec<Node>,
@@ -96,16 +104,23 @@ impl PlanFile {
     }
 }
 
-impl PlanCommand {
-    pub(super) fn run(self) -> anyhow::Result<()> {
-        let file = PlanFile::read(&self.cluster).with_context(|| format!("{}", self.cluster.display()))?;
-        let model = match file.model {
-            Some(model) => model,
-            None => shape(&self.model.open()?)?,
+impl PlanFile {
+    fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = match path.extension().is_some_and(|extension| extension == "json") {
+            true => serde_json::to_string_pretty(self)?,
+            false => toml::to_string(self)?,
         };
-        let cluster = ClusterFile { nodes: file.node, links: file.link }.into_cluster()?;
-        let plan = plan(&model, &cluster, &self.demand())?;
-        let report = Report::new(&model.name, &cluster, &plan);
+        fs::write(path, text).with_context(|| format!("--save {}", path.display()))
+    }
+}
+
+impl PlanCommand {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let report = match (&self.gateway, &self.cluster) {
+            (Some(url), _) => self.of_gateway(url).await?,
+            (None, Some(path)) => self.of_file(path)?,
+            (None, None) => bail!("a cluster file or --gateway is needed"),
+        };
         if let Some(path) = &self.svg {
             fs::write(path, report.svg()).with_context(|| format!("--svg {}", path.display()))?;
         }
@@ -117,6 +132,38 @@ impl PlanCommand {
         let colours = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
         write!(out, "{}", painted(&report.to_string(), colours))?;
         Ok(())
+    }
+
+    /// The plan that a gateway follows.
+    async fn of_gateway(&self, url: &str) -> anyhow::Result<Report> {
+        let base = url.trim_end_matches('/').trim_end_matches("/v1");
+        let mut request = reqwest::Client::new().get(format!("{base}/v1/cluster")).timeout(PATIENCE);
+        if let Some(key) = &self.api_key {
+            request = request.bearer_auth(key);
+        }
+        let answer = request.send().await?;
+        let (status, body) = (answer.status(), answer.text().await?);
+        if !status.is_success() {
+            bail!("{base} answers {status}: {body}");
+        }
+        let live: LiveCluster =
+            serde_json::from_str(&body).with_context(|| format!("{base} is no gateway of this version"))?;
+        if let Some(path) = &self.save {
+            PlanFile { node: live.node, link: live.link, model: Some(live.model) }.write(path)?;
+        }
+        let missing = || live.problem.unwrap_or_else(|| "no pipeline stands".into());
+        live.plan.with_context(|| format!("{base} has no plan: {}", missing()))
+    }
+
+    fn of_file(&self, path: &Path) -> anyhow::Result<Report> {
+        let file = PlanFile::read(path).with_context(|| format!("{}", path.display()))?;
+        let model = match file.model {
+            Some(model) => model,
+            None => shape(&self.model.open()?)?,
+        };
+        let cluster = ClusterFile { nodes: file.node, links: file.link }.into_cluster()?;
+        let plan = plan(&model, &cluster, &self.demand())?;
+        Ok(Report::new(&model.name, &cluster, &plan))
     }
 
     fn demand(&self) -> Demand {
@@ -176,7 +223,9 @@ pub(super) struct ProfileCommand {
 impl ProfileCommand {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let model = self.model.open()?;
-        let (profile, kept) = self.profile(&model)?;
+        let device = self.stage.device()?;
+        let (profile, kept) =
+            on_device!(device, backend => thorough(&model, self.model.quant, backend, self.fresh))?;
         let id = self.id.clone().unwrap_or_else(host_name);
         let node = Node::new(&id, self.memory.as_u64()).with_profile(profile.clone());
         if self.json {
@@ -201,34 +250,6 @@ impl ProfileCommand {
         }
         Ok(())
     }
-
-    /// The profile, and whether it was kept from before.
-    fn profile(&self, model: &Model) -> anyhow::Result<(Profile, bool)> {
-        let device = self.stage.device()?;
-        let path = profile_path(model, self.model.quant, &device.describe());
-        if let Some(path) = path.as_ref().filter(|_| !self.fresh)
-            && let Some(profile) = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        {
-            return Ok((profile, true));
-        }
-        let profile = on_device!(device, backend => measure(model, self.model.quant, backend))?;
-        if let Some(path) = path {
-            let kept = path.parent().map_or(Ok(()), fs::create_dir_all);
-            let text = serde_json::to_string(&profile)?;
-            if let Err(error) = kept.and_then(|()| fs::write(&path, text)) {
-                tracing::warn!("{}: the profile is not kept: {error}", path.display());
-            }
-        }
-        Ok((profile, false))
-    }
-}
-
-/// Where a profile is kept: by what was measured, on what.
-fn profile_path(model: &Model, quantisation: Quantisation, device: &str) -> Option<PathBuf> {
-    let mut name = blake3::Hasher::new();
-    name.update(&model.fingerprint(quantisation)).update(device.as_bytes());
-    let name = &name.finalize().to_hex()[..32];
-    cache_root().map(|root| root.join("profiles").join(format!("{name}.json")))
 }
 
 fn host_name() -> String {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use engine::{
     front::Front,
     local::{PrivateEnds, start_drafter},
@@ -47,6 +47,10 @@ pub(super) struct Serve {
     /// Keep embedding, head and sampler on the gateway, so that no node sees a token
     #[arg(long, env = "DOLPHIN_PRIVATE")]
     private: bool,
+    /// Whether nodes at work are told to load other layers when that pays; those that were given theirs with
+    /// `--layers A..B` never are
+    #[arg(long, env = "DOLPHIN_REPLAN", default_value = "on", value_name = "on|off")]
+    replan: Switch,
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
@@ -60,12 +64,20 @@ pub(super) struct Serve {
     json: bool,
 }
 
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let model = Arc::new(self.model.open()?);
         let mut config = self.gateway.front(self.model.quant, self.stage.context)?;
         config.allow = allow_list(&self.allow);
         config.payer = self.chain.payer(&self.spend).await?;
+        config.replan = self.replan == Switch::On;
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind(&key.identity, self.swarm, Limits::default())
             .with_context(|| format!("--swarm {}", self.swarm))?;
@@ -127,16 +139,24 @@ impl Serve {
     /// Prints the pipeline each time it changes.
     async fn report(&self, front: &Front) {
         let mut status = front.status();
-        let mut shown = Vec::new();
+        let (mut shown, mut moves) = (Vec::new(), Vec::new());
         while status.changed().await.is_ok() {
             let now = status.borrow_and_update().clone();
-            if now.nodes == shown || self.json {
+            if self.json {
+                continue;
+            }
+            for step in now.moves.iter().filter(|step| !moves.contains(*step)) {
+                let doing = if step.loading { "loads" } else { "ends its sessions, then loads" };
+                println!("replanned: node {} {doing} {}..{}", &step.node[..8], step.from, step.to);
+            }
+            moves.clone_from(&now.moves);
+            if now.nodes == shown {
                 continue;
             }
             println!("\n{}", show::pipeline(&now));
             match &now.missing {
                 Some(missing) => println!("waiting for a node with {missing}"),
-                None => println!("serving"),
+                None => println!("serving{}", show::predicted(&now)),
             }
             shown = now.nodes;
         }

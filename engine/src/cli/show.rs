@@ -36,6 +36,15 @@ fn layers(node: &NodeSummary) -> String {
     parts.join(" + ")
 }
 
+/// What the planner predicts of the ways in force, if it has planned.
+pub(super) fn predicted(status: &SwarmStatus) -> String {
+    let plan = status.live.as_ref().and_then(|live| live.plan.as_ref());
+    plan.map_or_else(String::new, |plan| {
+        let (rate, ms, slowest) = (plan.tokens_per_s, plan.tpot_s * 1e3, &plan.bottleneck);
+        format!("; predicted when full: {rate:.1} tokens/s, {ms:.1} ms per token, limited by {slowest}")
+    })
+}
+
 /// A curl line that can be pasted as it stands.
 pub(super) fn curl(url: &str, model: &str, key: bool) -> String {
     let key = if key { " \\\n    -H 'Authorization: Bearer YOUR_KEY'" } else { "" };

@@ -85,9 +85,12 @@ impl Up {
         let status = front.status().borrow().clone();
         let (url, model) = (front.url(), front.model_name());
         if self.json {
+            let plan = local.plan();
             let line = serde_json::json!({
                 "url": format!("{url}/v1"), "model": model, "quantisation": self.model.quant,
-                "join": local.join().to_string(), "nodes": status.nodes,
+                "join": local.join().to_string(), "nodes": status.nodes, "predicted": {
+                    "tpot_ms": plan.tpot_s * 1e3, "tokens_per_s": plan.tokens_per_s, "bottleneck": plan.bottleneck,
+                },
                 "chain": money.map(Money::announce),
             });
             println!("{line}");
@@ -98,6 +101,12 @@ impl Up {
             self.model.quant,
             status.nodes.len(),
             show::pipeline(&status)
+        );
+        let plan = local.plan();
+        let (tpot_ms, rate, slowest) = (plan.tpot_s * 1e3, plan.tokens_per_s, &plan.bottleneck);
+        let ends = if self.private { ", the private ends not counted" } else { "" };
+        println!(
+            "predicted for one reply{ends}: {tpot_ms:.2} ms per token, {rate:.1} tokens/s; limited by {slowest}\n"
         );
         println!("endpoint  {url}/v1\njoin      {}", local.join());
         if let Some(money) = money {

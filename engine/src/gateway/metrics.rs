@@ -22,6 +22,7 @@ const FIRST_TOKEN: &str = "dolphin_gateway_time_to_first_token_seconds";
 const BETWEEN_TOKENS: &str = "dolphin_gateway_inter_token_seconds";
 const REPLANS: &str = "dolphin_gateway_replans_total";
 const SPENT: &str = "dolphin_gateway_spent_pod";
+const MOVES: &str = "dolphin_gateway_moves_total";
 const DURATION: &str = "dolphin_gateway_response_start_seconds";
 
 /// The gateway's measurements; clones share them.
@@ -108,6 +109,14 @@ impl Metrics {
         self.spent.set(wei as f64 / crate::payment::ONE_POD as f64);
     }
 
+    /// So many nodes more have come to hold other layers, and so many more have not.
+    pub(crate) fn moved(&self, done: u64, failed: u64) {
+        for (outcome, times) in [("done", done), ("failed", failed)] {
+            let key = Key::from_parts(MOVES, vec![label("outcome", outcome)]);
+            self.recorder.register_counter(&key, &METADATA).increment(times);
+        }
+    }
+
     pub(super) fn prompt(&self, tokens: u64) {
         self.prompt_tokens.increment(tokens);
     }
@@ -158,6 +167,7 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(REPLY_FAILURES, "Accepted requests whose reply broke off, by the error's code.");
     counter(PROMPT_TOKENS, "Tokens of accepted prompts.");
     counter(COMPLETION_TOKENS, "Tokens received from the pipeline.");
+    counter(MOVES, "Nodes told to hold other layers, by whether they came to.");
     counter(REPLANS, "Changes of the pipeline that serves, because nodes came, left or slowed.");
     seconds(FIRST_TOKEN, "From the arrival of a request to the first token of a reply.");
     seconds(BETWEEN_TOKENS, "Between two tokens of a reply.");

@@ -27,6 +27,7 @@ pub(super) fn router(state: Arc<State>, origins: &[HeaderValue]) -> Router {
     let api = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
+        .route("/v1/cluster", get(cluster))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route_layer(from_fn_with_state(state.clone(), authorize));
@@ -84,6 +85,7 @@ fn route_label(path: &str) -> &'static str {
     match path {
         "/health" => "/health",
         "/metrics" => "/metrics",
+        "/v1/cluster" => "/v1/cluster",
         "/v1/models" => "/v1/models",
         "/v1/chat/completions" => "/v1/chat/completions",
         "/v1/completions" => "/v1/completions",
@@ -95,25 +97,41 @@ fn route_label(path: &str) -> &'static str {
 async fn health(Shared(state): Shared<Arc<State>>) -> Response {
     let phase = *state.phase.borrow();
     let status = state.status.borrow().clone();
+    let swarm = state.swarm.borrow().clone();
+    let short = |node: &str| node.chars().take(8).collect::<String>();
+    let moves: Vec<Value> = (swarm.moves.iter())
+        .map(|m| json!({ "node": short(&m.node), "from": m.from, "to": m.to, "loading": m.loading }))
+        .collect();
     let (code, body) = match (phase, status) {
         (Phase::Serving, PipelineStatus::Serving { nodes, pipeline, replans }) => {
             let stage = |(node, layers): &(String, Range<usize>)| json!({ "node": node, "from": layers.start, "to": layers.end });
             let pipeline: Vec<Value> = pipeline.iter().map(stage).collect();
             let body = json!({
                 "status": "ok", "model": state.model.id, "nodes": nodes,
-                "pipeline": pipeline, "replans": replans,
+                "pipeline": pipeline, "replans": replans, "moves": moves, "moved": swarm.moved,
             });
             (StatusCode::OK, body)
         }
         (Phase::Serving, PipelineStatus::Waiting { missing }) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            json!({ "status": "no_pipeline", "model": state.model.id, "missing": missing }),
+            json!({ "status": "no_pipeline", "model": state.model.id, "missing": missing, "moves": moves }),
         ),
         (Phase::Draining | Phase::Closing, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "draining", "model": state.model.id }))
         }
     };
     (code, Json(body)).into_response()
+}
+
+/// The swarm as the planner sees it.
+async fn cluster(Shared(state): Shared<Arc<State>>) -> Response {
+    match state.swarm.borrow().live.clone() {
+        Some(live) => Json(&*live).into_response(),
+        None => {
+            let body = json!({ "error": { "message": "nothing has been planned yet" } });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+    }
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {

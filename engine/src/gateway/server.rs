@@ -25,6 +25,7 @@ use super::params::Bounds;
 use super::patience::Patient;
 use super::routes;
 use crate::request::Submitter;
+use crate::swarm::SwarmStatus;
 
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Bodies of the largest size that may be in memory at once; small ones take little of that room.
@@ -92,6 +93,7 @@ pub(super) struct State {
     pub(super) bounds: Bounds,
     pub(super) submitter: Submitter,
     pub(super) status: watch::Receiver<PipelineStatus>,
+    pub(super) swarm: watch::Receiver<SwarmStatus>,
     pub(super) metrics: Metrics,
     pub(super) phase: watch::Receiver<Phase>,
     /// One permit per request between its body and its last token.
@@ -160,6 +162,7 @@ pub async fn serve(
     model: ServedModel,
     submitter: Submitter,
     status: watch::Receiver<PipelineStatus>,
+    swarm: watch::Receiver<SwarmStatus>,
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Gateway, ServeError> {
@@ -184,6 +187,7 @@ pub async fn serve(
         bounds,
         submitter,
         status,
+        swarm,
         metrics,
         phase,
     });

@@ -4,7 +4,8 @@ use kernels::backend::PAGE;
 
 use super::{
     Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
-    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, pay::Tariff,
+    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, offer::check_near,
+    pay::Tariff,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -24,8 +25,11 @@ impl Message {
             Message::Tab(tab) => tab.check(),
             Message::TabAnswer(answer) => answer.check(),
             Message::Voucher(voucher) => voucher.check(),
-            Message::Ask(_) | Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
             Message::Paid(_) => Ok(()),
+            Message::Ask(ask) => ask.offer.check(),
+            Message::Cannot(cannot) => check_shard(&cannot.shard).and_then(|()| cannot.check()),
+            Message::Near(near) => check_near(near),
+            Message::Welcome | Message::Close(_) | Message::Held(_) => Ok(()),
         }
     }
 }
@@ -39,7 +43,7 @@ fn check_shard(shard: &Shard) -> Result<(), MessageError> {
     ensure(shard.layers.end <= MAX_LAYERS, "more layers than a model may have")
 }
 
-fn check_text(text: &str) -> Result<(), MessageError> {
+pub(super) fn check_text(text: &str) -> Result<(), MessageError> {
     let sound = text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control);
     ensure(sound, "a text that is too long or has control characters")
 }
@@ -67,6 +71,7 @@ impl Join {
         check_text(&self.address)?;
         check_text(&self.device)?;
         self.tariff.as_ref().map_or(Ok(()), Tariff::check)?;
+        self.offer.check()?;
         ensure(self.rows > 0, "steps without rows")
     }
 }

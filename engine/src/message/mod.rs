@@ -6,6 +6,7 @@
 
 mod block;
 mod check;
+mod offer;
 mod pay;
 mod rows;
 
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use block::BlockHash;
+pub use offer::{Cannot, LoadRefusal, Neighbour, Offer};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
@@ -95,6 +97,10 @@ pub enum Message {
     Voucher(VoucherNote),
     /// Paid node to gateway: it holds the voucher.
     Paid(Paid),
+    /// Node to gateway: I hold what I held, and not what you assigned.
+    Cannot(Cannot),
+    /// Node to gateway: how near other nodes are, as my links to them show.
+    Near(Vec<Neighbour>),
 }
 
 /// How fast a node is.
@@ -109,8 +115,8 @@ pub struct Pace {
 pub struct Ask {
     /// Fingerprint of the model it can load, at its quantisation.
     pub fingerprint: [u8; 32],
-    /// Bytes it lends for weights.
-    pub weight_bytes: u64,
+    /// What it lends.
+    pub offer: Offer,
 }
 
 /// Layers given to a node.
@@ -143,6 +149,8 @@ pub struct Join {
     pub device: String,
     /// What it asks for its work; nothing if `None`.
     pub tariff: Option<Tariff>,
+    /// What it lends.
+    pub offer: Offer,
 }
 
 /// One stage of a route.
@@ -446,33 +454,35 @@ pub enum MessageError {
 }
 
 impl Message {
+    /// Its kind, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Ask(_) => "Ask",
+            Message::Assign(_) => "Assign",
+            Message::Join(_) => "Join",
+            Message::Welcome => "Welcome",
+            Message::Refuse(_) => "Refuse",
+            Message::Open(_) => "Open",
+            Message::Close(_) => "Close",
+            Message::Step(_) => "Step",
+            Message::Results(_) => "Results",
+            Message::Tokens(_) => "Tokens",
+            Message::Failed(_) => "Failed",
+            Message::Held(_) => "Held",
+            Message::Draft(_) => "Draft",
+            Message::Pace(_) => "Pace",
+            Message::Cannot(_) => "Cannot",
+            Message::Near(_) => "Near",
+            Message::Tab(_) => "Tab",
+            Message::TabAnswer(_) => "TabAnswer",
+            Message::Voucher(_) => "Voucher",
+            Message::Paid(_) => "Paid",
+        }
+    }
+
     /// Bytes of the message, without the body of a step.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")
-    }
-
-    /// What kind of message it is, for logs and reasons.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Ask(_) => "Ask",
-            Self::Assign(_) => "Assign",
-            Self::Join(_) => "Join",
-            Self::Welcome => "Welcome",
-            Self::Refuse(_) => "Refuse",
-            Self::Open(_) => "Open",
-            Self::Close(_) => "Close",
-            Self::Step(_) => "Step",
-            Self::Results(_) => "Results",
-            Self::Tokens(_) => "Tokens",
-            Self::Failed(_) => "Failed",
-            Self::Held(_) => "Held",
-            Self::Draft(_) => "Draft",
-            Self::Pace(_) => "Pace",
-            Self::Tab(_) => "Tab",
-            Self::TabAnswer(_) => "TabAnswer",
-            Self::Voucher(_) => "Voucher",
-            Self::Paid(_) => "Paid",
-        }
     }
 
     /// Reads a message; what follows a step is its body.

@@ -2,6 +2,7 @@
 //! them what it holds, and serves whatever routes they send through it.
 
 mod ask;
+mod reload;
 pub mod state;
 pub mod worker;
 
@@ -17,15 +18,18 @@ use tokio::{
 use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
+    message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
     message::{Join, Message, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
     },
     peers::{Notice, PeerEvent, Peers},
-    stage::Stage,
+    stage::{Stage, StageLimits},
 };
 pub use ask::{AskError, ask};
+use reload::{Assigned, Outcome, finished, reported};
+pub use reload::{Loader, load_rate};
 use state::{Action, State};
 pub use worker::StageLoad;
 use worker::{Output, Worker};
@@ -36,6 +40,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const WELCOME_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait between two dials of a gateway.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How often a node looks how near others are.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where a gateway is, as people write it: `id@host:port`. The host may be a name; it is resolved at
 /// every dial.
@@ -94,6 +101,10 @@ pub struct NodeConfig {
     pub device: String,
     /// What it asks for its work; nothing if `None`.
     pub payee: Option<Payee>,
+    /// What it lends.
+    pub offer: Offer,
+    /// Loads other layers, for a node that may be told to.
+    pub loader: Option<Loader>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -110,6 +121,9 @@ pub enum NodeError {
     /// The device failed, and the stage with it.
     #[error("the stage is lost: {0}")]
     Device(#[from] BackendError),
+    /// The layers it held could not be loaded again after others had failed to load.
+    #[error("the node has no layers left: {0}")]
+    Reload(LoadRefusal),
     /// The stage's thread is gone: a bug of ours, printed where it happened.
     #[error("the stage's thread died")]
     StageDied,
@@ -166,17 +180,18 @@ impl Node {
             positions: limits.positions,
             chunk: config.chunk,
         };
-        let join = Join {
+        let mut join = Join {
             fingerprint: config.fingerprint,
             shard: stage.shard().clone(),
             address: config.advertise,
-            kv_pages: u32::try_from(limits.pages).unwrap_or(u32::MAX),
-            sessions: u32::try_from(limits.sessions).unwrap_or(u32::MAX),
-            positions: limits.positions,
-            rows: u32::try_from(limits.rows).unwrap_or(u32::MAX),
+            kv_pages: 0,
+            sessions: 0,
+            positions: 0,
+            rows: 0,
             weight_bytes: config.weight_bytes,
             device: clip(&config.device),
             tariff: config.payee.as_ref().map(Payee::tariff),
+            offer: config.offer,
         };
         let (state, (till, receipts)) = match config.payee {
             Some(payee) => {
@@ -185,15 +200,32 @@ impl Node {
             }
             None => (State::new(identity), (None, mpsc::channel(1).1)),
         };
-        let (worker, outputs) = Worker::start(stage)?;
-        let load = worker.load();
+        join.limit(&limits);
+        let (report, load) = watch::channel(StageLoad::default());
+        let (worker, outputs) = Worker::report_to(stage, report.clone())?;
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
         let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
         let settle = till.as_ref().map(Till::caller);
-        let desk = Desk { state, join, gateways, peers, worker, till, publish, told_ns: 0 };
-        let task = tokio::spawn(desk.run(events, outputs, receipts, stopping));
+        let desk = Desk {
+            state,
+            join,
+            limits,
+            gateways,
+            peers,
+            worker: Some(worker),
+            outputs: Some(outputs),
+            load: report,
+            loader: config.loader,
+            assigned: None,
+            loading: None,
+            till,
+            publish,
+            told_ns: 0,
+            told_near: Vec::new(),
+        };
+        let task = tokio::spawn(desk.run(events, receipts, stopping));
         Ok(Self { id, status, load, settle, stop, task })
     }
 
@@ -232,6 +264,15 @@ impl Node {
     }
 }
 
+impl Join {
+    /// Says what a stage can take.
+    fn limit(&mut self, limits: &StageLimits) {
+        let whole = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (self.kv_pages, self.sessions) = (whole(limits.pages), whole(limits.sessions));
+        (self.positions, self.rows) = (limits.positions, whole(limits.rows));
+    }
+}
+
 fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
@@ -257,32 +298,47 @@ struct Desk {
     join: Join,
     gateways: HashMap<NodeId, Gateway>,
     peers: Peers,
-    worker: Worker,
+    limits: StageLimits,
+    /// The stage; none while other layers are loaded.
+    worker: Option<Worker>,
+    outputs: Option<mpsc::Receiver<Output>>,
+    load: watch::Sender<StageLoad>,
+    loader: Option<Loader>,
+    /// What is to be loaded once no session is left.
+    assigned: Option<Assigned>,
+    loading: Option<JoinHandle<Outcome>>,
     /// Of a node that serves for pay.
     till: Option<Till>,
     publish: watch::Sender<NodeStatus>,
     /// The pace that gateways were last told.
     told_ns: u64,
+    told_near: Vec<Neighbour>,
 }
 
 impl Desk {
     async fn run(
         mut self,
         mut events: mpsc::Receiver<PeerEvent>,
-        mut outputs: mpsc::Receiver<Output>,
         mut receipts: mpsc::Receiver<till::Event>,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), NodeError> {
+        let mut look = tokio::time::interval(LOOK);
         let outcome = loop {
             let redial = self.gateways.values().filter_map(|gateway| gateway.redial).min();
             let wake = self.state.next_wake().map(Instant::from_std);
             tokio::select! {
                 biased;
                 _ = stopping.changed() => break Ok(()),
-                output = outputs.recv() => match output {
+                output = reported(&mut self.outputs) => match output {
                     Some(output) => self.state.worked(output, now()),
                     None => break Err(NodeError::StageDied),
                 },
+                outcome = finished(&mut self.loading) => {
+                    if let Err(error) = self.reloaded(outcome) {
+                        break Err(error);
+                    }
+                }
+                _ = look.tick() => self.tell_near(),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
                         break Err(error);
@@ -293,17 +349,18 @@ impl Desk {
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
             self.act();
+            self.reload();
             self.tell_pace();
             self.publish();
         };
         self.peers.shutdown().await;
         // A worker or a till that waits to report must not be waited for.
-        drop((outputs, receipts));
+        drop((self.outputs, receipts));
         if let Some(till) = self.till {
             till.stop().await;
         }
         // Joining the thread may wait for a step; the runtime's own threads must not.
-        match tokio::task::spawn_blocking(|| self.worker.stop()).await {
+        match tokio::task::spawn_blocking(|| self.worker.map_or(Ok(()), Worker::stop)).await {
             Ok(Err(error)) => Err(error.into()),
             _ => outcome,
         }
@@ -323,6 +380,7 @@ impl Desk {
                     gateway.welcome = true;
                     // Somebody new has to be told.
                     self.told_ns = 0;
+                    self.told_near.clear();
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
                 }
@@ -333,6 +391,7 @@ impl Desk {
                         return Err(NodeError::Refused { gateway: peer.short(), reason });
                     }
                 }
+                (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }
@@ -388,7 +447,12 @@ impl Desk {
                 match action {
                     Action::Send { to, address, message } => self.peers.send(to, address.as_deref(), message),
                     Action::Expel { peer, reason } => self.peers.expel(peer, &reason),
-                    Action::Work(command) => self.worker.submit(command),
+                    // Without a stage nothing is asked of it but to forget.
+                    Action::Work(command) => {
+                        if let Some(worker) = &self.worker {
+                            worker.submit(command);
+                        }
+                    }
                     Action::Till(command) => {
                         if let Some(till) = &self.till {
                             till.submit(command);
@@ -404,7 +468,7 @@ impl Desk {
 
     /// Tells gateways of a pace that has come to be half or twice what they know: less may be chance.
     fn tell_pace(&mut self) {
-        let layer_ns = self.worker.load().borrow().layer_ns;
+        let layer_ns = self.load.borrow().layer_ns;
         let (less, more) = (layer_ns.min(self.told_ns), layer_ns.max(self.told_ns));
         if layer_ns == 0 || more < 2 * less {
             return;

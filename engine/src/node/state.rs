@@ -1,6 +1,7 @@
 //! What a node knows and decides: sessions, routes and the steps of those it heads. Pure: events
 //! go in, actions come out; sockets and the device are the business of its surroundings.
 
+mod hold;
 mod pay;
 
 use std::{

@@ -130,18 +130,25 @@ pub struct StageLoad {
 pub struct Worker {
     commands: Sender<Command>,
     thread: JoinHandle<Result<(), BackendError>>,
-    load: watch::Receiver<StageLoad>,
 }
 
 impl Worker {
     /// Starts the thread; reports come through the returned receiver.
     pub fn start<B: Backend>(stage: Stage<B>) -> std::io::Result<(Self, mpsc::Receiver<Output>)> {
+        Self::report_to(stage, watch::channel(StageLoad::default()).0)
+    }
+
+    /// The same, and `publish` says what the stage has done and holds.
+    pub fn report_to<B: Backend>(
+        stage: Stage<B>,
+        publish: watch::Sender<StageLoad>,
+    ) -> std::io::Result<(Self, mpsc::Receiver<Output>)> {
         let (commands, inbox) = channel();
         let (outbox, outputs) = mpsc::channel(QUEUE);
-        let (publish, load) = watch::channel(StageLoad { kv: stage.usage(), ..StageLoad::default() });
+        publish.send_replace(StageLoad { kv: stage.usage(), ..StageLoad::default() });
         let mut desk = Desk::new(stage, outbox, publish);
         let thread = std::thread::Builder::new().name("stage".into()).spawn(move || desk.run(&inbox))?;
-        Ok((Self { commands, thread, load }, outputs))
+        Ok((Self { commands, thread }, outputs))
     }
 
     /// Hands in a command. What may wait is bounded by the node's state: its sessions, and its steps
@@ -149,11 +156,6 @@ impl Worker {
     pub fn submit(&self, command: Command) {
         // A worker that died shows in the end of its outputs.
         let _ = self.commands.send(command);
-    }
-
-    /// What the stage has done and holds, now and later.
-    pub fn load(&self) -> watch::Receiver<StageLoad> {
-        self.load.clone()
     }
 
     /// Ends the thread after what it has been given, or hears why it ended before.

@@ -27,6 +27,8 @@ pub(super) struct Member {
     pub sessions: u32,
     /// Nanoseconds that a layer takes it in small steps, since it has said so.
     pub layer_ns: Option<u64>,
+    /// It is to load other layers and takes no new sessions.
+    pub moving: bool,
 }
 
 /// Positions of a session.
@@ -82,7 +84,7 @@ pub(super) enum NoRoute {
 impl Member {
     /// A node without sessions.
     pub(super) fn new(join: Join) -> Self {
-        Self { join, pages: 0, sessions: 0, layer_ns: None }
+        Self { join, pages: 0, sessions: 0, layer_ns: None, moving: false }
     }
 
     /// The node as if nobody used it.
@@ -94,7 +96,7 @@ impl Member {
         self.join.positions.min(self.join.kv_pages.saturating_mul(PAGE as u32))
     }
 
-    fn has_room(&self, need: Need) -> bool {
+    pub(super) fn has_room(&self, need: Need) -> bool {
         let pages = need.likely.div_ceil(PAGE as u32);
         self.sessions < self.join.sessions
             && pages <= self.join.kv_pages.saturating_sub(self.pages)
@@ -116,6 +118,11 @@ impl Member {
     /// A session that was promised `positions` has come to need one page more.
     pub(super) fn grow(&mut self) {
         self.pages = self.pages.saturating_add(1);
+    }
+
+    /// It as a stage that runs `shard`.
+    pub(super) fn hop(&self, id: &NodeId, shard: Shard) -> Hop {
+        Hop { node: *id.as_bytes(), address: self.join.address.clone(), shard }
     }
 
     /// `speed` is 1 for the fastest. A node of half the speed counts as if it were full.
@@ -146,11 +153,11 @@ pub(super) fn find_route(
 ) -> Result<Vec<Hop>, NoRoute> {
     let select = |keep: &dyn Fn(&Member) -> bool| {
         let mut nodes: Vec<(&NodeId, &Member, f64)> =
-            speeds(members).filter(|(_, member, _)| keep(member)).collect();
+            speeds(members).filter(|(_, member, _)| !member.moving && keep(member)).collect();
         nodes.sort_unstable_by_key(|(id, ..)| id.as_bytes());
         let spans: Vec<Span> =
             nodes.iter().map(|(id, member, speed)| member.span(id, config, *speed)).collect();
-        cover(config.costs.layers(), &spans).map(|legs| hops(&nodes, legs))
+        cover(config.model.layers(), &spans).map(|legs| hops(&nodes, legs))
     };
     select(&|member| member.has_room(need)).or_else(|_| {
         select(&|_| true).map_err(NoRoute::Missing)?;
@@ -169,11 +176,7 @@ fn hops(nodes: &[(&NodeId, &Member, f64)], legs: Vec<Leg>) -> Vec<Hop> {
     legs.into_iter()
         .map(|leg| {
             let (id, member, _) = nodes[leg.span];
-            Hop {
-                node: *id.as_bytes(),
-                address: member.join.address.clone(),
-                shard: Shard { layers: leg.layers, embedding: leg.embedding, head: leg.head },
-            }
+            member.hop(id, Shard { layers: leg.layers, embedding: leg.embedding, head: leg.head })
         })
         .collect()
 }

@@ -2,6 +2,7 @@
 //! node goes.
 
 mod admission;
+mod sketch;
 mod state;
 mod tabs;
 mod view;
@@ -11,7 +12,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle, JoinSet},
     time::Instant,
 };
 use transport::{Identity, NodeId, Transport};
@@ -26,7 +27,7 @@ use crate::{
     request::Submission,
     speculation::drafter::{Drafter, Drafting},
 };
-pub use shard_planner::Costs;
+use sketch::Verdict;
 use state::{Action, State};
 
 /// Bounds and rules of a swarm.
@@ -34,8 +35,8 @@ use state::{Action, State};
 pub struct SwarmConfig {
     /// Fingerprint of the model at its quantisation.
     pub fingerprint: [u8; 32],
-    /// Bytes of each part of the model, for nodes that ask what to hold.
-    pub costs: Costs,
+    /// The model as the planner takes it, in the one format that is served.
+    pub model: shard_planner::Model,
     /// Longest session in positions.
     pub positions: u32,
     /// Most replies generated at once.
@@ -50,6 +51,8 @@ pub struct SwarmConfig {
     pub speculation: bool,
     /// What nodes that ask for it are paid with; without it they are refused.
     pub payer: Option<Payer>,
+    /// Whether nodes at work may be told to load other layers.
+    pub replan: bool,
 }
 
 /// One node as people see it.
@@ -86,6 +89,34 @@ pub struct Seat {
     pub to: usize,
 }
 
+/// A node that is to hold other layers.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MoveSummary {
+    /// The node's id.
+    pub node: String,
+    /// First layer that it is to hold.
+    pub from: usize,
+    /// One past the last.
+    pub to: usize,
+    /// It is loading them; before, its sessions end.
+    pub loading: bool,
+}
+
+/// The swarm as the planner sees it: a cluster file with its model, and the plan that is in force.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LiveCluster {
+    /// The model in the format that is served; KV has memory of its own.
+    pub model: shard_planner::Model,
+    /// Nodes that joined or load.
+    pub node: Vec<shard_planner::Node>,
+    /// Links, measured or marked as estimated; none measures how much they carry.
+    pub link: Vec<shard_planner::cluster::Link>,
+    /// The ways that requests take, if there is one.
+    pub plan: Option<shard_planner::Report>,
+    /// Why the model is not covered.
+    pub problem: Option<String>,
+}
+
 /// How the swarm is doing.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct SwarmStatus {
@@ -95,6 +126,15 @@ pub struct SwarmStatus {
     pub pipeline: Vec<Seat>,
     /// How often that changed: because a node left, came or slowed.
     pub replans: u64,
+    /// Nodes that are to load other layers.
+    pub moves: Vec<MoveSummary>,
+    /// Moves that were done.
+    pub moved: u64,
+    /// Moves that failed.
+    pub moves_failed: u64,
+    /// What the planner sees.
+    #[serde(skip)]
+    pub live: Option<Arc<LiveCluster>>,
     /// Part of the model that no node holds; `None` when requests can be served.
     pub missing: Option<String>,
     /// Replies being generated.
@@ -143,7 +183,8 @@ impl Swarm {
             |Drafting { drafter, drafts }| (Some(drafter), drafts),
         );
         let state = State::new(identity, config, drafter.is_some());
-        let desk = Desk { state, peers, publish, drafter, purse, cancelled: FuturesUnordered::new() };
+        let cancelled = FuturesUnordered::new();
+        let desk = Desk { state, peers, publish, drafter, purse, cancelled, planner: JoinSet::new() };
         let inputs = Inputs { events, submissions, drafts, receipts };
         let task = tokio::spawn(desk.run(inputs, stopping));
         Ok(Self { status, stop, task })
@@ -171,6 +212,8 @@ struct Desk {
     purse: Option<Purse>,
     /// Resolve when a client goes away.
     cancelled: FuturesUnordered<Cancelled>,
+    /// The plan that is being made.
+    planner: JoinSet<Verdict>,
 }
 
 /// What comes to the task from others.
@@ -200,6 +243,7 @@ impl Desk {
                 },
                 Some(draft) = drafts.recv() => self.state.drafted(draft),
                 Some(receipt) = receipts.recv() => self.state.purse(receipt),
+                Some(verdict) = self.planner.join_next() => self.planned(verdict),
                 Some(session) = self.cancelled.next() => self.state.cancelled(session),
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
                     self.state.expire(Instant::now());
@@ -236,7 +280,19 @@ impl Desk {
         }
     }
 
+    fn planned(&mut self, verdict: Result<Verdict, JoinError>) {
+        match verdict {
+            Ok(verdict) => self.state.planned(verdict, Instant::now()),
+            // A bug of ours; the next change asks it again.
+            Err(error) => {
+                tracing::error!(%error, "the planner died");
+                self.state.unplanned();
+            }
+        }
+    }
+
     fn act(&mut self) {
+        self.state.steer(Instant::now());
         loop {
             let actions = self.state.actions();
             if actions.is_empty() {
@@ -251,6 +307,10 @@ impl Desk {
                         if let Some(purse) = &self.purse {
                             purse.submit(command);
                         }
+                    }
+                    Action::Plan(mut sketch) => {
+                        sketch.near = self.peers.rtts().collect();
+                        self.planner.spawn_blocking(move || sketch.solve());
                     }
                     Action::Follow(command) => {
                         if let Some(drafter) = &self.drafter {

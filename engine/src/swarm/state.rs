@@ -2,6 +2,7 @@
 //! time go in, actions come out.
 
 mod opening;
+mod planning;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -12,30 +13,24 @@ use transport::{Identity, NodeId};
 
 use super::{
     SwarmConfig, SwarmStatus,
-    admission::{Member, NoRoute, Replies, find_route, speeds},
+    admission::{Member, NoRoute, Replies, find_route},
+    sketch::Sketch,
     tabs::{Admission, Fare, Tabs},
     view::look,
 };
 use crate::{
     message::{
-        Ask, Assign, Close, Draft, Failed, FailedReason, Hop, Join, Message, Pace, RouteId, SessionId,
-        TokenReport, clip,
+        Close, Draft, Failed, FailedReason, Hop, Join, Message, Pace, RouteId, SessionId, TokenReport, clip,
     },
-    model::Shard,
     payment::purse,
     peers::Notice,
     request::{Event, Failure, Generation, Refusal, Submission},
     speculation::drafter,
 };
+use planning::Planning;
 
 /// Told to clients that come when everything is taken.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How long layers that a node was told to load count as held before it joins.
-const LOADING: Duration = Duration::from_secs(600);
-
-/// Nodes that may be loading at once.
-const MAX_ASSIGNED: usize = 256;
 
 /// What the state wants done.
 #[derive(Debug)]
@@ -56,6 +51,8 @@ pub(super) enum Action {
     },
     /// Close the link with a peer after what was sent.
     Dismiss(NodeId),
+    /// Ask the planner.
+    Plan(Box<Sketch>),
     /// Tell the draft model.
     Follow(drafter::Command),
     /// Hand a command to the purse.
@@ -122,8 +119,7 @@ pub(super) struct State {
     members: HashMap<NodeId, Member>,
     /// Since the status was last refreshed.
     members_changed: bool,
-    /// What nodes were told to load, and until when they are waited for.
-    assigned: HashMap<NodeId, (Shard, Instant)>,
+    planning: Planning,
     running: HashMap<SessionId, Running>,
     routes: Vec<(RouteId, Vec<Hop>)>,
     waiting: VecDeque<Waiting>,
@@ -136,6 +132,7 @@ impl State {
     /// A swarm without nodes.
     pub(super) fn new(identity: Identity, config: SwarmConfig, drafter: bool) -> Self {
         Self {
+            planning: Planning::new(&config),
             identity,
             tabs: Tabs::new(config.payer.clone(), config.fingerprint),
             config,
@@ -143,7 +140,6 @@ impl State {
             salt: random().to_le_bytes(),
             members: HashMap::new(),
             members_changed: true,
-            assigned: HashMap::new(),
             running: HashMap::new(),
             routes: Vec::new(),
             waiting: VecDeque::new(),
@@ -173,7 +169,7 @@ impl State {
     /// When [`State::expire`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let running = self.running.values().map(|r| r.deadline);
-        running.chain(self.waiting.iter().map(|w| w.deadline)).min()
+        running.chain(self.waiting.iter().map(|w| w.deadline)).chain(self.planning.next_deadline()).min()
     }
 
     /// Brings `status` up to date; whether it changed. The nodes are looked at only when they did:
@@ -181,7 +177,8 @@ impl State {
     pub(super) fn refresh(&mut self, status: &mut SwarmStatus) -> bool {
         let members_changed = std::mem::take(&mut self.members_changed);
         if members_changed {
-            look(&self.members, &self.config, status);
+            look(&self.members, &self.config, self.main_hops(), status);
+            (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
         }
         let counts = (self.running.len(), self.waiting.len(), self.tabs.spent());
         let counts_changed = counts != (status.running, status.waiting, status.spent);
@@ -195,10 +192,14 @@ impl State {
             Notice::Up(_) => {}
             Notice::Down(peer, reason) => self.lost(peer, &reason),
             Notice::Message(peer, message) => match message {
-                Message::Ask(ask) => self.asked(peer, &ask, now),
+                Message::Ask(ask) => self.asked(peer, ask),
                 Message::Join(join) => self.joined(peer, join),
                 Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
                 Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
+                Message::Cannot(cannot) if self.members.contains_key(&peer) => {
+                    self.cannot(peer, &cannot, now)
+                }
+                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::TabAnswer(answer) => {
                     self.tabs.answered(peer, &answer);
@@ -218,6 +219,12 @@ impl State {
 
     /// A node is gone: what runs through it fails.
     pub(super) fn lost(&mut self, peer: NodeId, reason: &str) {
+        self.remove(peer, reason);
+        self.admit();
+    }
+
+    fn remove(&mut self, peer: NodeId, reason: &str) {
+        self.planning.lost(peer);
         if self.members.remove(&peer).is_none() {
             return;
         }
@@ -231,7 +238,6 @@ impl State {
             self.break_off(session, failure);
         }
         self.routes.retain(|(_, hops)| !hops.iter().any(|hop| hop.node == *peer.as_bytes()));
-        self.admit();
     }
 
     /// A client asks for a reply.
@@ -292,48 +298,20 @@ impl State {
         }
     }
 
-    fn asked(&mut self, peer: NodeId, ask: &Ask, now: Instant) {
-        if let Err(reason) = self.may_join(peer, &ask.fingerprint) {
-            return self.refuse(peer, reason);
-        }
-        if self.assigned.len() >= MAX_ASSIGNED {
-            return self.refuse(peer, "too many nodes are loading; try again later".into());
-        }
-        self.assigned.retain(|id, (_, until)| *id != peer && *until > now);
-        let others = speeds(&self.members).filter(|(id, ..)| **id != peer);
-        let others = others.map(|(_, member, speed)| (member.join.shard.layers.clone(), speed));
-        let coming = self.assigned.values().map(|(shard, _)| (shard.layers.clone(), 1.0));
-        let held: Vec<_> = others.chain(coming).collect();
-        match shard_planner::vacancy(&self.config.costs, &held, ask.weight_bytes) {
-            Some(layers) => {
-                let ends = self.config.private_ends.is_none();
-                let shard = Shard {
-                    embedding: ends && layers.start == 0,
-                    head: ends && layers.end == self.config.costs.layers(),
-                    layers,
-                };
-                self.assigned.insert(peer, (shard.clone(), now + LOADING));
-                self.actions.push(Action::Send { to: peer, message: Message::Assign(Assign { shard }) });
-            }
-            None => self.refuse(
-                peer,
-                format!("{} bytes hold none of the layers that are needed most", ask.weight_bytes),
-            ),
-        }
-    }
-
     fn joined(&mut self, peer: NodeId, join: Join) {
         let money = || self.tabs.may_join(peer, &join);
         if let Err(reason) = self.may_join(peer, &join.fingerprint).and_then(|()| money()) {
             return self.refuse(peer, reason);
         }
-        if join.shard.layers.end > self.config.costs.layers() {
-            return self.refuse(peer, format!("the model has {} layers", self.config.costs.layers()));
+        if join.shard.layers.end > self.config.model.layers() {
+            return self.refuse(peer, format!("the model has {} layers", self.config.model.layers()));
         }
         tracing::info!(node = %peer.short(), layers = ?join.shard.layers, device = join.device, "a node joined");
-        self.assigned.remove(&peer);
-        self.lost(peer, "it joined anew");
-        self.members.insert(peer, Member::new(join));
+        self.settled(peer, &join.shard.layers);
+        // It is as fast as it was, with whatever layers.
+        let layer_ns = self.members.get(&peer).and_then(|member| member.layer_ns);
+        self.remove(peer, "it joined anew");
+        self.members.insert(peer, Member { layer_ns, ..Member::new(join) });
         self.members_changed = true;
         self.actions.push(Action::Send { to: peer, message: Message::Welcome });
         self.tabs.joined(peer);
@@ -345,6 +323,7 @@ impl State {
         if let Some(member) = self.members.get_mut(&peer) {
             tracing::info!(node = %peer.short(), layer_ns = pace.layer_ns, before = member.layer_ns, "a node's speed");
             member.layer_ns = Some(pace.layer_ns);
+            self.planning.disturb();
             self.members_changed = true;
         }
     }
@@ -376,9 +355,13 @@ impl State {
             }
             let request = &next.submission.request;
             let need = self.replies.need(request.prompt.len() as u32, request.max_tokens);
-            let outcome = find_route(&self.members, &self.config, need);
+            let outcome = match self.planned_hops(need) {
+                Some(hops) => Ok(hops),
+                None => find_route(&self.members, &self.config, need),
+            };
             let refusal = match outcome {
                 Err(NoRoute::Full) => return,
+                Err(NoRoute::Missing(_)) if self.may_mend() => return,
                 Err(NoRoute::Missing(gap)) => Refusal::NoPipeline { missing: gap.to_string() },
                 Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: need.most, limit },
                 Ok(hops) => match self.tabs.admit(&self.members, &hops, request) {

@@ -12,13 +12,21 @@ use super::{
 use crate::message::{Hop, Join};
 
 /// Brings what `status` says of nodes and pipeline up to date, and tells the log of a pipeline that changed.
-pub(super) fn look(members: &HashMap<NodeId, Member>, config: &SwarmConfig, status: &mut SwarmStatus) {
+///
+/// `planned` is the way that the planner has most requests take, where it stands.
+pub(super) fn look(
+    members: &HashMap<NodeId, Member>,
+    config: &SwarmConfig,
+    planned: Option<Vec<Hop>>,
+    status: &mut SwarmStatus,
+) {
     let mut nodes: Vec<NodeSummary> = members.iter().map(summary).collect();
     nodes.sort_by(|a, b| (a.from, !a.embedding, a.to, &a.id).cmp(&(b.from, !b.embedding, b.to, &b.id)));
     status.nodes = nodes;
     // What is in use now is no reason to take another way for good.
     let idle: HashMap<NodeId, Member> = members.iter().map(|(id, member)| (*id, member.idle())).collect();
-    let (pipeline, missing) = match find_route(&idle, config, Need { likely: 1, most: 1 }) {
+    let found = planned.map_or_else(|| find_route(&idle, config, Need { likely: 1, most: 1 }), Ok);
+    let (pipeline, missing) = match found {
         Ok(hops) => (hops.iter().map(seat).collect(), None),
         Err(NoRoute::Missing(gap)) => (Vec::new(), Some(gap.to_string())),
         Err(_) => (Vec::new(), None),
@@ -64,15 +72,13 @@ fn summary((id, member): (&NodeId, &Member)) -> NodeSummary {
 
 #[cfg(test)]
 mod tests {
-    use shard_planner::Costs;
-
     use super::*;
-    use crate::model::Shard;
+    use crate::{message::Offer, model::Shard};
 
     fn config() -> SwarmConfig {
         SwarmConfig {
             fingerprint: [0; 32],
-            costs: Costs::new(1, &[1; 4], 1),
+            model: shard_planner::Model::uniform("m", 4, 1, 1, 1),
             positions: 64,
             running: 1,
             waiting: 1,
@@ -80,6 +86,7 @@ mod tests {
             private_ends: None,
             speculation: false,
             payer: None,
+            replan: true,
         }
     }
 
@@ -95,6 +102,7 @@ mod tests {
             weight_bytes: 1,
             device: String::new(),
             tariff: None,
+            offer: Offer::default(),
         };
         Member { layer_ns: Some(layer_ns), ..Member::new(join) }
     }
@@ -109,22 +117,22 @@ mod tests {
         ]);
         let mut status = SwarmStatus::default();
         let second = |status: &SwarmStatus| status.pipeline[1].node.clone();
-        look(&members, &config(), &mut status);
+        look(&members, &config(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (0, id(2).to_string()));
-        look(&members, &config(), &mut status);
+        look(&members, &config(), None, &mut status);
         assert_eq!(status.replans, 0);
         // Sessions on it are no reason, slowness is.
         members.get_mut(&id(2)).expect("it joined").reserve(64);
-        look(&members, &config(), &mut status);
+        look(&members, &config(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (0, id(2).to_string()));
         members.get_mut(&id(2)).expect("it joined").layer_ns = Some(400);
-        look(&members, &config(), &mut status);
+        look(&members, &config(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (1, id(3).to_string()));
         members.remove(&id(3));
-        look(&members, &config(), &mut status);
+        look(&members, &config(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (2, id(2).to_string()));
         members.remove(&id(2));
-        look(&members, &config(), &mut status);
+        look(&members, &config(), None, &mut status);
         assert_eq!((status.replans, status.missing.as_deref()), (3, Some("layers 2..4")));
     }
 }

@@ -5,11 +5,13 @@ mod bits;
 #[cfg(feature = "cuda")]
 mod cards;
 mod kquants;
+mod moving;
 mod pages;
 mod parity;
 mod payment;
 mod planner;
 mod process;
 mod sharing;
+mod slow;
 mod support;
 mod swarm;

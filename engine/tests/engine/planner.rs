@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engine::{
     model::Quantisation,
-    profile::{measure, shape},
+    profile::{Care, measure, shape},
     request::Event,
 };
 use futures::future::join_all;
@@ -33,7 +33,7 @@ const TOKENS: u32 = 24;
 fn simulated(world: &World, prompt: u32, sessions: u32) -> Outcome {
     let model = shape(&world.model).expect("it is a model");
     let cpu = Cpu::new(1, Isa::detect()).expect("one thread starts");
-    let profile = measure(&world.model, Quantisation::Q8, cpu).expect("it is measured");
+    let profile = measure(&world.model, Quantisation::Q8, cpu, Care::Thorough).expect("it is measured");
     let node = |at: usize| Node::new(&format!("n{at}"), 1 << 40).with_profile(profile.clone());
     let hop = Hop::new(DELAY.as_secs_f64(), 1e9);
     let cluster = Cluster::with_hops((0..CUTS.len()).map(node).collect(), vec![hop; CUTS.len().pow(2)], None);

@@ -96,9 +96,10 @@ async fn a_killed_process_ends_its_requests_within_two_seconds() {
         let args = ["node", "--join", join, "--layers", layers, "--memory", memory, "--json"];
         Dolphin::start(home.path(), &args)
     };
-    let first = node("0..2", "1GiB");
-    let second = node("2..4", "1GiB");
-    let third = node("auto", "1GiB");
+    // Room for two layers, with the head and without.
+    let first = node("0..2", "4MiB");
+    let second = node("2..4", "4MiB");
+    let third = node("auto", "1240KiB");
     assert_eq!((&third.announced["from"], &third.announced["to"]), (&json!(4), &json!(6)));
     until_healthy(url).await;
     let before = answer(url).await;
@@ -120,7 +121,7 @@ async fn a_killed_process_ends_its_requests_within_two_seconds() {
     // like the running one; then it says what is missing.
     let refused = chat(url, json!({})).send().await.unwrap();
     assert!([502, 503].contains(&refused.status().as_u16()), "{}", refused.status());
-    let again = node("auto", "1GiB");
+    let again = node("auto", "1000KiB");
     assert_eq!((&again.announced["from"], &again.announced["to"]), (&json!(2), &json!(4)));
     until_healthy(url).await;
     assert_eq!(answer(url).await, before);
@@ -159,6 +160,38 @@ async fn two_hundred_clients_at_once_lose_nothing() {
         std::io::Read::read_to_string(&mut up.stdout, &mut rest).unwrap();
         assert!(up.child.wait().unwrap().success(), "Ctrl-C ends it cleanly");
     }
+}
+
+/// A gateway says what its planner sees, as a file that can be planned with.
+#[tokio::test]
+async fn a_running_gateway_shows_its_plan() {
+    let home = tempfile::tempdir().unwrap();
+    let up = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--json"]);
+    assert!(up.announced["predicted"]["tokens_per_s"].as_f64().unwrap() > 0.0);
+    let url = up.text("url").to_owned();
+    let file = home.path().join("swarm.toml");
+    let plan = |args: &[&str]| {
+        let output = command(home.path(), &[&["plan"], args].concat()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap() + &error)
+    };
+    let saved = file.to_str().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let report: Value = loop {
+        let (done, text) = plan(&["--gateway", &url, "--save", saved, "--json"]);
+        let report = done.then(|| serde_json::from_str::<Value>(&text).unwrap());
+        // The first plans see fewer nodes.
+        match report.filter(|report| report["pipelines"][0]["stages"].as_array().unwrap().len() == 3) {
+            Some(report) => break report,
+            None => assert!(Instant::now() < deadline, "{text}"),
+        }
+    };
+    assert_eq!(report["pipelines"][0]["stages"][2]["to"], 6);
+    assert!(report["flow_tokens_per_s"].as_f64() >= report["tokens_per_s"].as_f64(), "{report}");
+    let (done, text) = plan(&[saved, "--objective", "throughput", "--concurrency", "8"]);
+    assert!(done && text.contains("tokens/s"), "{text}");
+    let health: Value = reqwest::get(url.replace("/v1", "/health")).await.unwrap().json().await.unwrap();
+    assert_eq!((health["moved"].as_u64(), health["moves"].as_array().map(Vec::len)), (Some(0), Some(0)));
 }
 
 fn text_of(reply: &str, streamed: bool) -> String {

@@ -5,9 +5,9 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use engine::{
     device::Device,
-    front::costs,
+    front::planned,
     local::{StageBudget, load_stage},
-    message::Priority,
+    message::{Offer, Priority},
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     on_device,
@@ -25,8 +25,8 @@ use transport::{Identity, Limits, NodeId, Transport, sim::Conditions, sim::Netwo
 
 use crate::support::{Golden, Pipeline, argmax, open};
 
-const QUANTISATION: Quantisation = Quantisation::Q8;
-const BUDGET: StageBudget =
+pub(crate) const QUANTISATION: Quantisation = Quantisation::Q8;
+pub(crate) const BUDGET: StageBudget =
     StageBudget { rows: 32, chunk: 16, sessions: 64, context: 256, kv_bytes: 64 << 20 };
 
 /// A gateway on a simulated network, and what is needed to add nodes.
@@ -63,7 +63,7 @@ impl World {
         let gateway = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
         let mut config = SwarmConfig {
             fingerprint: model.fingerprint(QUANTISATION),
-            costs: costs(&model, QUANTISATION, false),
+            model: planned(&model, QUANTISATION, false).unwrap(),
             positions: 256,
             running: 64,
             waiting: 256,
@@ -71,6 +71,7 @@ impl World {
             private_ends: None,
             speculation: true,
             payer: None,
+            replan: true,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -113,6 +114,8 @@ impl World {
             weight_bytes: 1,
             device: self.device.describe(),
             payee,
+            offer: Offer::default(),
+            loader: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();

@@ -18,8 +18,15 @@ fn home(laptop_gb: f64) -> Cluster {
         card("card-8", 7.2, 250.0),
         card("laptop", laptop_gb, 60.0),
     ];
-    let wifi = |from: &str| Link { from: from.into(), to: "laptop".into(), rtt_ms: 6.0, mbit: 120.0 };
-    let wire = Link { from: "card-24".into(), to: "card-12".into(), rtt_ms: 0.6, mbit: 940.0 };
+    let wifi = |from: &str| Link {
+        from: from.into(),
+        to: "laptop".into(),
+        rtt_ms: 6.0,
+        mbit: 120.0,
+        estimated: false,
+    };
+    let wire =
+        Link { from: "card-24".into(), to: "card-12".into(), rtt_ms: 0.6, mbit: 940.0, estimated: false };
     Cluster::new(nodes, &[wire, wifi("card-24"), wifi("card-12"), wifi("card-8")]).unwrap()
 }
 
@@ -71,7 +78,13 @@ fn a_layer_that_fits_nowhere_is_named() {
 
 #[test]
 fn disconnected_nodes_are_named() {
-    let cut = |from: &str, to: &str| Link { from: from.into(), to: to.into(), rtt_ms: 1.0, mbit: 0.0 };
+    let cut = |from: &str, to: &str| Link {
+        from: from.into(),
+        to: to.into(),
+        rtt_ms: 1.0,
+        mbit: 0.0,
+        estimated: false,
+    };
     let nodes = vec![card("left", 30.0, 100.0), card("right", 30.0, 100.0)];
     let cluster = Cluster::new(nodes, &[cut("left", "right"), cut("right", "left")]).unwrap();
     let error = plan(&model_70b(), &cluster, &chat("q4")).unwrap_err();

@@ -166,6 +166,7 @@ proptest! {
                 prop_assert_eq!(plan.bound.proof, Proof::Exhausted);
                 prop_assert!(close(plan.bound.reached, best), "{} {best}", plan.bound.reached);
                 prop_assert!(most_tokens_per_s(&problem) >= plan.figures.tokens_per_s * (1.0 - 1e-9));
+                prop_assert!(plan.flow_tokens_per_s >= plan.figures.tokens_per_s * (1.0 - 1e-6));
             }
             Err(error) => prop_assert!(best == if cost { f64::INFINITY } else { 0.0 }, "{best} {error}"),
         }

@@ -72,6 +72,23 @@ fn pipelines_that_still_stand_are_not_touched() {
 }
 
 #[test]
+fn nodes_that_keep_their_layers_are_joined_in_their_order() {
+    let pinned = |name: &str, layers: std::ops::Range<usize>| {
+        let memory = model_70b().at("q4").unwrap().of(&layers);
+        Node { memory, pinned: Some(layers), ..card(name, 1.0, 800.0) }
+    };
+    // Out of order, and full to the last byte.
+    let nodes = vec![pinned("c", 50..80), pinned("a", 0..30), pinned("b", 30..50)];
+    let cluster = Cluster::new(nodes, &[]).unwrap();
+    let model = Model { kv_bytes: vec![0; 80], ..model_70b() };
+    for concurrency in [1, 8, 4000] {
+        let demand = Demand { concurrency, ..demand() };
+        let plan = plan_with(&model, &cluster, &demand, EFFORT).unwrap();
+        assert_eq!(names(&plan.standing(&cluster)[0]), ["a", "b", "c"]);
+    }
+}
+
+#[test]
 fn a_slow_node_gives_up_layers_only_if_that_pays() {
     let all = of(&["a", "b"], 40.0);
     let standing = planned(&all).standing(&all);

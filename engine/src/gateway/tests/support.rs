@@ -104,7 +104,9 @@ pub(super) async fn start_until(
     let (status, status_seen) =
         watch::channel(PipelineStatus::Serving { nodes: 2, pipeline: Vec::new(), replans: 0 });
     let metrics = Metrics::new().unwrap();
-    let gateway = serve(config, model(), submitter, status_seen, metrics.clone(), shutdown).await.unwrap();
+    let (_, swarm) = watch::channel(crate::swarm::SwarmStatus::default());
+    let gateway =
+        serve(config, model(), submitter, status_seen, swarm, metrics.clone(), shutdown).await.unwrap();
     (Fixture { gateway, client: Client::new(), status, metrics }, submissions)
 }
 

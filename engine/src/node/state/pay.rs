@@ -92,13 +92,13 @@ impl State {
     /// A gateway speaks of money.
     pub(super) fn money(&mut self, from: NodeId, message: Message) {
         if self.accounts.is_none() || !self.identity.gateways.contains(&from) {
-            return self.expel(from, format!("sent a message that is not for a stage: {}", message.kind()));
+            return self.expel(from, format!("sent a message that is not for a stage: {}", message.name()));
         }
         let gateway = from;
         match message {
             Message::Tab(tab) => self.actions.push(Action::Till(Command::Tab { gateway, tab })),
             Message::Voucher(note) => self.actions.push(Action::Till(Command::Voucher { gateway, note })),
-            other => self.expel(from, format!("sent a message that is not for a stage: {}", other.kind())),
+            other => self.expel(from, format!("sent a message that is not for a stage: {}", other.name())),
         }
     }
 

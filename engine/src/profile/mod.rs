@@ -1,5 +1,7 @@
 //! How fast a device is at one layer of a model, with the kernels that would serve it.
 
+mod kept;
+
 use std::time::{Duration, Instant};
 
 use kernels::backend::{Backend, PAGE};
@@ -17,16 +19,39 @@ use crate::{
     model::{Model, Quantisation, Shard},
     stage::{ComputeError, Input, OpenError, Prompt, Stage},
 };
+pub use kept::{soonest, thorough};
 
-/// Sequences of the decoding steps that are timed.
-const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-/// Tokens of the prompts that are timed.
-const PROMPTS: [usize; 4] = [16, 64, 128, 256];
-/// Positions before a timed decoding step: some KV to attend to.
-const CONTEXT: usize = 2 * PAGE;
-/// A count is timed until it has taken so long.
-const LEAST: Duration = Duration::from_millis(60);
-/// And no more often than so.
+/// How carefully a machine is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// All that a plan can use; it takes seconds.
+    Thorough,
+    /// A first idea, in a moment.
+    Glance,
+}
+
+/// What is timed.
+struct Trials {
+    /// Sequences of decoding steps.
+    batches: &'static [usize],
+    /// Tokens of prompts.
+    prompts: &'static [usize],
+    /// Positions before a decoding step: some KV to attend to.
+    context: usize,
+    /// A count is timed until it has taken so long.
+    least: Duration,
+}
+
+const THOROUGH: Trials = Trials {
+    batches: &[1, 2, 4, 8, 16, 32],
+    prompts: &[16, 64, 128, 256],
+    context: 2 * PAGE,
+    least: Duration::from_millis(60),
+};
+const GLANCE: Trials =
+    Trials { batches: &[1, 8], prompts: &[8, 32], context: 16, least: Duration::from_millis(4) };
+
+/// A count is timed no more often than so.
 const MOST_RUNS: u32 = 200;
 
 /// Why a machine could not be measured.
@@ -73,36 +98,38 @@ pub fn shape(model: &Model) -> Result<shard_planner::Model, ShapeError> {
     Ok(shape)
 }
 
-/// Times one layer from the middle of `model`: decoding steps of several sequences, and prompts. It blocks
-/// for seconds.
+/// Times one layer from the middle of `model`: decoding steps of several sequences, and prompts. It blocks.
 pub fn measure<B: Backend>(
     model: &Model,
     quantisation: Quantisation,
     backend: B,
+    care: Care,
 ) -> Result<Profile, ProfileError> {
+    let Trials { batches, prompts, context, least } = match care {
+        Care::Thorough => THOROUGH,
+        Care::Glance => GLANCE,
+    };
     let middle = model.config().layers / 2;
     let shard = Shard { layers: middle..middle + 1, embedding: false, head: false };
-    let rows = PROMPTS[PROMPTS.len() - 1];
-    let sessions = BATCHES[BATCHES.len() - 1] + 1;
-    let context = u32::try_from(rows.max(CONTEXT + 1)).unwrap_or(u32::MAX);
-    let budget = StageBudget { rows, chunk: rows, sessions, context, kv_bytes: 1 << 30 };
+    let (rows, most) = (prompts[prompts.len() - 1], batches[batches.len() - 1]);
+    let positions = u32::try_from(rows.max(context + 1)).unwrap_or(u32::MAX);
+    let budget = StageBudget { rows, chunk: rows, sessions: most + 1, context: positions, kv_bytes: 1 << 30 };
     let stage = load_stage(model, &shard, quantisation, &budget, backend, &|_| ())?;
-    let mut bench = Bench { layers: shard.layers.clone(), rows: Vec::new(), stage };
+    let mut bench = Bench { layers: shard.layers.clone(), rows: Vec::new(), stage, least };
     let longest = bench.stage.limits().positions as usize;
-    let context = CONTEXT.min(longest - 1);
-    let most = *BATCHES.iter().rfind(|&&batch| batch <= sessions).unwrap_or(&1);
+    let context = context.min(longest - 1);
     for session in 0..most {
         bench.open(session, context + 1)?;
         bench.step(&[segment(session, 0, context)])?;
     }
     let mut decode = Vec::new();
-    for batch in BATCHES {
+    for &batch in batches {
         let segments: Vec<Segment> = (0..batch).map(|session| segment(session, context, 1)).collect();
         decode.push((batch as f64, bench.time(&segments)?));
     }
     let mut prefill = Vec::new();
     bench.open(most, longest)?;
-    for tokens in PROMPTS.into_iter().filter(|&tokens| tokens <= longest) {
+    for &tokens in prompts.iter().filter(|&&tokens| tokens <= longest) {
         prefill.push((tokens as f64, bench.time(&[segment(most, 0, tokens)])?));
     }
     Ok(Profile {
@@ -117,6 +144,7 @@ struct Bench<B: Backend> {
     stage: Stage<B>,
     layers: std::ops::Range<usize>,
     rows: Vec<f32>,
+    least: Duration,
 }
 
 impl<B: Backend> Bench<B> {
@@ -145,7 +173,7 @@ impl<B: Backend> Bench<B> {
             let start = Instant::now();
             self.step(segments)?;
             best = best.min(start.elapsed().as_secs_f64());
-            if begun.elapsed() >= LEAST {
+            if begun.elapsed() >= self.least {
                 break;
             }
         }
@@ -168,9 +196,11 @@ mod tests {
     fn a_layer_is_timed() {
         let model = Model::demo().expect("the demo model opens");
         let backend = Cpu::new(1, Isa::Portable).expect("one thread starts");
-        let profile = measure(&model, Quantisation::Q8, backend).expect("it is measured");
-        assert_eq!(profile.layer_bytes, model.layer_bytes(Quantisation::Q8)[0]);
-        assert!(profile.decode.at(1.0) > 0.0 && profile.prefill.at(256.0) > profile.prefill.at(16.0));
+        for care in [Care::Thorough, Care::Glance] {
+            let profile = measure(&model, Quantisation::Q8, backend.clone(), care).expect("it is measured");
+            assert_eq!(profile.layer_bytes, model.layer_bytes(Quantisation::Q8)[0]);
+            assert!(profile.decode.at(1.0) > 0.0 && profile.prefill.at(256.0) > profile.prefill.at(16.0));
+        }
     }
 
     #[test]

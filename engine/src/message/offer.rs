@@ -1,0 +1,97 @@
+//! What nodes say for the gateway's planner.
+
+use serde::{Deserialize, Serialize};
+use shard_planner::cluster::Profile;
+use thiserror::Error;
+
+use super::{
+    MAX_STAGES, MAX_TEXT_BYTES, MessageError,
+    check::{check_text, ensure},
+};
+use crate::model::Shard;
+
+/// Most counts of a measured curve.
+const MAX_COUNTS: usize = 64;
+
+/// What a node lends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Bytes for weights.
+    pub weight_bytes: u64,
+    /// Whether it loads other layers when it is told to.
+    pub movable: bool,
+    /// Bytes of weights that it loads in a second, once it has loaded some.
+    pub load_rate: Option<u64>,
+    /// How fast it is at a layer, where that was measured.
+    pub profile: Option<Box<Profile>>,
+}
+
+/// Layers that a node was told to hold, and does not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cannot {
+    /// What it was told.
+    pub shard: Shard,
+    /// Why it does not.
+    pub reason: LoadRefusal,
+}
+
+/// Why a node does not hold what it was told to.
+#[derive(Clone, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadRefusal {
+    /// Whoever runs it chose its layers, or several gateways share it.
+    #[error("its layers are not this gateway's to choose")]
+    Fixed,
+    /// It is loading already.
+    #[error("it is loading already")]
+    Busy,
+    /// The model has no such layers.
+    #[error("the model has no such layers")]
+    Unknown,
+    /// It lends less memory than that.
+    #[error("it lends {lent} bytes, and the layers have {needed}")]
+    TooLarge {
+        /// Bytes of the layers.
+        needed: u64,
+        /// Bytes that it lends.
+        lent: u64,
+    },
+    /// The model's files there are at fault.
+    #[error("its files: {0}")]
+    Files(String),
+    /// Its device, or the memory of it, is.
+    #[error("its device: {0}")]
+    Device(String),
+}
+
+/// How near another node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Its id.
+    pub node: [u8; 32],
+    /// Microseconds there and back.
+    pub rtt_us: u32,
+}
+
+impl Offer {
+    pub(super) fn check(&self) -> Result<(), MessageError> {
+        ensure(self.load_rate != Some(0), "weights that never load")?;
+        let Some(profile) = &self.profile else { return Ok(()) };
+        let Profile { format, layer_bytes, decode, prefill } = &**profile;
+        ensure(format.len() <= MAX_TEXT_BYTES && *layer_bytes > 0, "a profile of nothing")?;
+        let counts = decode.counts().count().max(prefill.counts().count());
+        ensure(counts <= MAX_COUNTS && decode.at(1.0) > 0.0, "a profile that cannot be")
+    }
+}
+
+impl Cannot {
+    pub(super) fn check(&self) -> Result<(), MessageError> {
+        match &self.reason {
+            LoadRefusal::Files(text) | LoadRefusal::Device(text) => check_text(text),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) fn check_near(near: &[Neighbour]) -> Result<(), MessageError> {
+    ensure(near.len() <= MAX_STAGES, "more neighbours than a node can have")
+}
