@@ -63,6 +63,7 @@ impl Setup {
             allow: None,
             private_ends: None,
             speculation: self.speculation,
+            payer: None,
             replan: true,
             receipts: self.receipts,
         };
@@ -81,6 +82,7 @@ impl Setup {
             front,
             budget,
             draft: self.draft.clone(),
+            payees: Vec::new(),
         };
         let backend = Cpu::new(self.threads, Isa::detect())?;
         let bar = ProgressBar::new(0).with_message("loading");

@@ -19,6 +19,7 @@ use crate::{
     },
     model::{Model, ModelError, Quantisation},
     node::Node,
+    payment::{purse::Payer, store::StoreError},
     profile::shape,
     request::Submitter,
     speculation::drafter::Drafting,
@@ -50,6 +51,8 @@ pub struct FrontConfig {
     pub private_ends: Option<HashSet<NodeId>>,
     /// Whether replies may be speculated with.
     pub speculation: bool,
+    /// What nodes that ask for it are paid with; without it they are refused.
+    pub payer: Option<Payer>,
     /// Whether nodes at work may be told to load other layers.
     pub replan: bool,
     /// Whether replies have receipts.
@@ -74,6 +77,9 @@ pub enum FrontError {
     /// A request is none.
     #[error(transparent)]
     Request(#[from] ApiError),
+    /// What was paid cannot be kept.
+    #[error("the vouchers: {0}")]
+    Store(#[from] StoreError),
     /// The metrics cannot be set up.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -87,6 +93,7 @@ pub struct Front {
     model_name: String,
     stop: watch::Sender<bool>,
     bridge: JoinHandle<()>,
+    paying: bool,
 }
 
 impl Front {
@@ -110,15 +117,16 @@ impl Front {
             config.gateway.receipts = Some(receipts.store.clone());
             rules.receipts = Some(receipts);
         }
-        let swarm = Swarm::start(identity, transport, rules, drafting, submissions);
+        let swarm = Swarm::start(identity, transport, rules, drafting, submissions)?;
         let (status, bridge) = bridge(swarm.status(), metrics.clone());
         let (stop, mut stopping) = watch::channel(false);
         let shutdown = async move {
             let _ = stopping.changed().await;
         };
+        let paying = config.payer.is_some();
         let seen = swarm.status();
         let gateway = serve(config.gateway, served, submitter, status, seen, metrics, shutdown).await?;
-        Ok(Self { gateway, swarm, model_name, stop, bridge })
+        Ok(Self { gateway, swarm, model_name, stop, bridge, paying })
     }
 
     /// Where clients reach it, `http://host:port`.
@@ -147,7 +155,14 @@ impl Front {
         let _ = self.stop.send(true);
         self.gateway.stopped().await;
         self.bridge.abort();
-        tokio::join!(self.swarm.stop(), join_all(nodes.into_iter().map(Node::stop)));
+        let stop_nodes = join_all(nodes.into_iter().map(Node::stop));
+        if self.paying {
+            // Nodes collect when they end: they need the last vouchers before.
+            self.swarm.stop().await;
+            stop_nodes.await;
+        } else {
+            tokio::join!(self.swarm.stop(), stop_nodes);
+        }
     }
 }
 
@@ -208,6 +223,7 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> Result<SwarmConfig, Shap
         allow: config.allow.clone(),
         private_ends: config.private_ends.clone(),
         speculation: config.speculation,
+        payer: config.payer.clone(),
         replan: config.replan,
         receipts: None,
     })
@@ -275,6 +291,7 @@ fn bridge(
             metrics.replanned(status.replans - counted[0]);
             metrics.moved(status.moved - counted[1], status.moves_failed - counted[2]);
             counted = [status.replans, status.moved, status.moves_failed];
+            metrics.spent(status.spent);
             let next = translate(&status);
             publish.send_if_modified(|old| std::mem::replace(old, next.clone()) != next);
         }

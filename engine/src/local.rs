@@ -31,6 +31,7 @@ use crate::{
     message::{Offer, row_bytes},
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
+    payment::till::Payee,
     profile::{ProfileError, soonest},
     speculation::drafter::{
         DraftModelError, Drafter, DrafterConfig, DrafterError, Drafting, check_vocabulary,
@@ -187,6 +188,9 @@ pub struct LocalConfig {
     pub budget: StageBudget,
     /// A small model that guesses what the large one will say.
     pub draft: Option<Arc<Model>>,
+    /// What the nodes that are not private ends are paid for, in their order; free if there are no more. The
+    /// front pays.
+    pub payees: Vec<Payee>,
 }
 
 /// Why a local swarm could not start.
@@ -255,8 +259,14 @@ impl Local {
             layers: stage.from..stage.to,
         };
         let shards = plan.pipelines.iter().flat_map(|pipeline| &pipeline.stages).map(shard);
-        let mut seats: Vec<Seat> =
-            identities.into_iter().zip(shards).map(|(identity, shard)| Seat { identity, shard }).collect();
+        let mut seats: Vec<Seat> = identities
+            .into_iter()
+            .zip(shards)
+            .map(|(identity, shard)| Seat { identity, shard, payee: None })
+            .collect();
+        for (seat, payee) in seats.iter_mut().zip(std::mem::take(&mut config.payees)) {
+            seat.payee = Some(payee.bind(&seat.identity));
+        }
         if config.private {
             let ends = PrivateEnds::generate(model.config().layers)?;
             config.front.private_ends = Some(ends.ids());
@@ -365,6 +375,7 @@ fn planned_line(
 struct Seat {
     identity: Identity,
     shard: Shard,
+    payee: Option<Payee>,
 }
 
 /// What the nodes of one process have in common.
@@ -384,7 +395,7 @@ impl Room {
         backend: B,
         progress: impl Fn(Progress) + Send + 'static,
     ) -> Result<Node, LocalError> {
-        let Seat { identity, shard } = seat;
+        let Seat { identity, shard, payee } = seat;
         let (device, weight_bytes) =
             (backend.describe(), shard_bytes(&self.model, &shard, self.quantisation));
         let (model, quantisation, budget) = (self.model.clone(), self.quantisation, self.budget);
@@ -400,6 +411,7 @@ impl Room {
             chunk: self.budget.chunk,
             weight_bytes,
             device,
+            payee,
             offer: Offer { profile: self.profile.clone(), ..Offer::default() },
             loader: None,
             audit: Some(Audit { signer: Signer::new(identity), rows: None }),
@@ -421,7 +433,7 @@ impl PrivateEnds {
         let ends = [(0..0, true), (layers..layers, false)];
         let seat = |(layers, first): (Range<usize>, bool)| {
             let shard = Shard { layers, embedding: first, head: !first };
-            Ok(Seat { identity: Identity::generate()?, shard })
+            Ok(Seat { identity: Identity::generate()?, shard, payee: None })
         };
         Ok(Self { seats: ends.map(seat).into_iter().collect::<Result<_, _>>()? })
     }

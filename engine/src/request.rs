@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ledger::account::Unpaid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -131,6 +132,14 @@ pub enum Failure {
         /// Operation that saw it.
         operation: String,
     },
+    /// A stage serves no more before it is paid.
+    #[error("node {node} stopped serving: {unpaid}")]
+    Unpaid {
+        /// Short id of the node.
+        node: String,
+        /// What it says.
+        unpaid: Unpaid,
+    },
     /// A stage refused the session.
     #[error("node {node} refused the session: {reason}")]
     Refused {
@@ -178,6 +187,20 @@ pub enum Refusal {
         /// Positions a session may have.
         limit: u32,
     },
+    /// There is not enough money for the request.
+    #[error("{0}")]
+    NoMoney(String),
+    /// The nodes that serve cannot be paid.
+    #[error("{0}")]
+    Unpayable(String),
+    /// The prompt is longer than nodes serve before they are paid.
+    #[error("the prompt has {prompt} tokens, and the nodes give credit for {limit}")]
+    Credit {
+        /// Tokens of the prompt.
+        prompt: u64,
+        /// Most that the credit allows.
+        limit: u64,
+    },
     /// The gateway is stopping.
     #[error("the gateway is shutting down")]
     Shutdown,
@@ -190,6 +213,8 @@ pub struct Generation {
     pub events: mpsc::Receiver<Event>,
     /// Name of the receipt that there will be.
     pub receipt: Option<ReceiptId>,
+    /// Wei of POD for a token of prompt or reply; 0 if nobody asks for pay.
+    pub price: u64,
 }
 
 /// A request on its way to the pipeline.

@@ -1,12 +1,13 @@
 //! Digests of typed data as EIP-712 has them.
 
 use keccak_asm::Keccak256;
+use serde::{Deserialize, Serialize};
 
 /// An account or a contract.
 pub type Address = [u8; 20];
 
 /// A contract and its chain: part of every digest, so that a signature is worth nothing anywhere else.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Domain {
     /// EIP-155 id of the chain.
     pub chain_id: u64,

@@ -1,8 +1,11 @@
-//! Who is paid what: cumulative [`voucher`]s and the [`plan`]s that divide them, every digest that the contracts
-//! in `contracts/` compute too, and the [`client`] of a chain that has those contracts.
+//! Who is paid what. What needs no chain: cumulative [`voucher`]s and the [`plan`]s that divide them, the
+//! [`terms`] a plan stands for, what payer and payee keep of one ([`tab`], [`account`]), and every digest that
+//! the contracts in `contracts/` compute too. What needs one: the [`client`] of a chain that has those
+//! contracts, and a chain of one's own ([`embedded`]).
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod client;
 pub mod eip712;
 pub mod embedded;
@@ -11,6 +14,8 @@ pub mod model;
 pub mod node;
 pub mod plan;
 pub mod rewards;
+pub mod tab;
+pub mod terms;
 pub mod voucher;
 
 /// Parameters of a deployment, as JSON: an example, and what development chains use.

@@ -1,12 +1,14 @@
 //! Plans, as payment sees them: who is paid for a session, and in which proportion.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     eip712::{Address, Domain, keccak, padded, word},
     voucher::{NoWeights, shares},
 };
 
 /// A place in a pipeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
     /// Whose balance in the escrow is credited.
     pub payee: Address,
@@ -15,7 +17,7 @@ pub struct Stage {
 }
 
 /// What payment needs of a session's plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The session.
     pub session: [u8; 32],
@@ -51,6 +53,15 @@ impl Plan {
     /// What the payer signs to agree to the plan.
     pub fn digest(&self, collector: &Domain) -> [u8; 32] {
         collector.digest(&self.hash())
+    }
+
+    /// What all stages together get for one unit of work, if the weights are prices.
+    ///
+    /// # Errors
+    /// If nobody is paid, or too much.
+    pub fn price(&self) -> Result<u64, NoWeights> {
+        let sum = self.stages.iter().try_fold(0u64, |sum, stage| sum.checked_add(stage.weight));
+        sum.filter(|&sum| sum > 0).ok_or(NoWeights)
     }
 
     /// Divides a payment among the stages.

@@ -4,7 +4,9 @@
 mod audit;
 mod chain;
 mod doctor;
+mod earn;
 mod file;
+mod money;
 mod node;
 mod options;
 mod plan;
@@ -47,6 +49,8 @@ enum Command {
     Serve(serve::Serve),
     /// Lend this machine: hold some layers of a model for a gateway
     Node(node::NodeCommand),
+    /// Show what a node has earned
+    Earn(earn::Earn),
     /// Chat in the terminal, with a local model or a running endpoint
     Run(run::Run),
     /// Show what a model is made of, and what each layer weighs at each quantisation
@@ -83,6 +87,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             Command::Up(command) => command.run().await,
             Command::Serve(command) => command.run().await,
             Command::Node(command) => command.run().await,
+            Command::Earn(command) => command.run().await,
             Command::Run(command) => command.run().await,
             Command::Inspect(command) => command.run(),
             Command::Plan(command) => command.run().await,

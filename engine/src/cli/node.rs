@@ -24,6 +24,7 @@ use engine::{
 use transport::{Identity, Limits, Transport, quic::Endpoint};
 
 use super::{
+    chain::{ChainArgs, PriceArgs},
     interrupted,
     options::{ModelArgs, StageArgs, byte_bar, follow, identity},
     serve::{reachable, resolve},
@@ -63,6 +64,10 @@ pub(super) struct NodeCommand {
     retain_bytes: ByteSize,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    price: PriceArgs,
     /// Print one line of JSON once the layers are loaded
     #[arg(long)]
     json: bool,
@@ -141,6 +146,7 @@ impl NodeCommand {
         let bar = byte_bar("loading");
         let (budget, progress) = (self.stage.whole_budget(&chosen)?, follow(&bar));
         let (source, part) = (model.clone(), shard.clone());
+        let payee = self.chain.payee(&self.price, &key.identity).await?;
         let config = |offer, loader| NodeConfig {
             gateways: self.join.clone(),
             advertise: advertise.clone(),
@@ -148,6 +154,7 @@ impl NodeCommand {
             chunk: budget.chunk,
             weight_bytes,
             device: device.clone(),
+            payee,
             offer,
             loader: Some(loader),
             audit: Some(self.audit(&key.identity)?),

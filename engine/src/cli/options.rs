@@ -247,6 +247,7 @@ impl GatewayArgs {
             allow: None,
             private_ends: None,
             speculation: self.speculation == SpeculationChoice::Auto,
+            payer: None,
             replan: true,
             receipts: self.receipts == ReceiptsChoice::On,
         })

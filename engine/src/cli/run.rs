@@ -86,6 +86,7 @@ impl Run {
             front,
             budget,
             draft: None,
+            payees: Vec::new(),
         };
         let bar = byte_bar("loading");
         let device = self.stage.device()?;

@@ -18,6 +18,7 @@ use engine::{
 use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{
+    chain::{ChainArgs, SpendArgs},
     interrupted,
     options::{GatewayArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
     show,
@@ -54,6 +55,10 @@ pub(super) struct Serve {
     gateway: GatewayArgs,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    spend: SpendArgs,
     /// Print one line of JSON once it listens
     #[arg(long)]
     json: bool,
@@ -71,6 +76,7 @@ impl Serve {
         let model = Arc::new(self.model.open()?);
         let mut config = self.gateway.front(self.model.quant, self.stage.context)?;
         config.allow = allow_list(&self.allow);
+        config.payer = self.chain.payer(&self.spend).await?;
         config.replan = self.replan == Switch::On;
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, Limits::default())

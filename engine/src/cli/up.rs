@@ -11,6 +11,7 @@ use engine::{
 
 use super::{
     interrupted,
+    money::{Money, MoneyArgs},
     options::{GatewayArgs, ModelArgs, StageArgs, byte_bar, follow},
     show,
 };
@@ -32,6 +33,8 @@ pub(super) struct Up {
     gateway: GatewayArgs,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    money: MoneyArgs,
     /// Print one line of JSON once it serves
     #[arg(long)]
     json: bool,
@@ -44,29 +47,40 @@ impl Up {
         }
         let model = Arc::new(self.model.open()?);
         let budget = self.stage.budget()?;
+        let mut front = self.gateway.front(self.model.quant, self.stage.context)?;
+        let (money, payees) = match self.money.start(self.nodes).await? {
+            Some((money, payer, payees)) => {
+                front.payer = Some(payer);
+                (Some(money), payees)
+            }
+            None => (None, Vec::new()),
+        };
         let config = LocalConfig {
             nodes: self.nodes,
             private: self.private,
             links: Links::loopback(),
-            front: self.gateway.front(self.model.quant, self.stage.context)?,
+            front,
             budget,
             draft: self.gateway.draft()?,
+            payees,
         };
         let bar = byte_bar("loading");
         let device = self.stage.device()?;
         let mut local =
             on_device!(device, backend => Local::start(model, backend, config, follow(&bar)).await)?;
         bar.finish_and_clear();
-        self.announce(&local);
+        self.announce(&local, money.as_ref());
+        let settled = Money::settle_first(money.as_ref(), &local, self.json);
         let outcome = tokio::select! {
             () = interrupted() => Ok(()),
             error = local.failed() => Err(error.into()),
+            () = settled => Ok(()),
         };
         local.stop().await;
         outcome
     }
 
-    fn announce(&self, local: &Local) {
+    fn announce(&self, local: &Local, money: Option<&Money>) {
         let front = local.front();
         let status = front.status().borrow().clone();
         let (url, model) = (front.url(), front.model_name());
@@ -77,6 +91,7 @@ impl Up {
                 "join": local.join().to_string(), "nodes": status.nodes, "predicted": {
                     "tpot_ms": plan.tpot_s * 1e3, "tokens_per_s": plan.tokens_per_s, "bottleneck": plan.bottleneck,
                 },
+                "chain": money.map(Money::announce),
             });
             println!("{line}");
             return;
@@ -93,7 +108,11 @@ impl Up {
         println!(
             "predicted for one reply{ends}: {tpot_ms:.2} ms per token, {rate:.1} tokens/s; limited by {slowest}\n"
         );
-        println!("endpoint  {url}/v1\njoin      {}\n\ntry it:\n", local.join());
+        println!("endpoint  {url}/v1\njoin      {}", local.join());
+        if let Some(money) = money {
+            money.print();
+        }
+        println!("\ntry it:\n");
         println!("{}\n\nCtrl-C stops.", show::curl(&url, model, !self.gateway.api_keys.is_empty()));
     }
 }

@@ -118,6 +118,18 @@ pub enum ApiError {
         /// What is missing.
         missing: String,
     },
+    /// Gateway: its account cannot pay for the request.
+    #[error("There is not enough money: {reason}.")]
+    OutOfFunds {
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// Gateway or node: the nodes that serve the model cannot be paid.
+    #[error("The nodes that serve the model cannot be paid: {reason}.")]
+    Unpayable {
+        /// Why not.
+        reason: String,
+    },
     /// Gateway: it is stopping.
     #[error("The gateway is shutting down.")]
     ShuttingDown,
@@ -150,7 +162,10 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoPipeline { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::OutOfFunds { .. } => StatusCode::PAYMENT_REQUIRED,
+            Self::NoPipeline { .. } | Self::Unpayable { .. } | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Pipeline { .. } => StatusCode::BAD_GATEWAY,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -161,6 +176,7 @@ impl ApiError {
     fn kind(&self) -> &'static str {
         match self {
             Self::Busy { .. } => "rate_limit_error",
+            Self::OutOfFunds { .. } => "insufficient_quota",
             error if error.status().is_server_error() => "server_error",
             _ => "invalid_request_error",
         }
@@ -185,6 +201,8 @@ impl ApiError {
             Self::Template(_) => "invalid_messages",
             Self::Busy { .. } => "rate_limit_exceeded",
             Self::NoPipeline { .. } => "no_pipeline",
+            Self::OutOfFunds { .. } => "insufficient_funds",
+            Self::Unpayable { .. } => "cannot_pay",
             Self::ShuttingDown => "shutting_down",
             Self::Deadline => "deadline_exceeded",
             Self::Pipeline { .. } => "pipeline_failed",
@@ -225,6 +243,9 @@ impl ApiError {
             Refusal::Unsupported { parameter, reason } => {
                 Self::UnsupportedValue { param: parameter.to_owned(), reason: reason.to_owned() }
             }
+            Refusal::NoMoney(reason) => Self::OutOfFunds { reason },
+            Refusal::Unpayable(reason) => Self::Unpayable { reason },
+            Refusal::Credit { prompt, limit } => Self::ContextLength { param, requested: prompt, limit },
             Refusal::Shutdown => Self::ShuttingDown,
         }
     }
@@ -235,9 +256,10 @@ impl From<Failure> for ApiError {
         match failure {
             Failure::Deadline => Self::Deadline,
             Failure::Shutdown => Self::ShuttingDown,
-            failure @ (Failure::NodeLost { .. } | Failure::Fault { .. } | Failure::Refused { .. }) => {
-                Self::Pipeline { reason: failure.to_string() }
-            }
+            failure @ (Failure::NodeLost { .. }
+            | Failure::Fault { .. }
+            | Failure::Unpaid { .. }
+            | Failure::Refused { .. }) => Self::Pipeline { reason: failure.to_string() },
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::http::HeaderValue;
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,7 +19,11 @@ use super::reply::{Reply, Update};
 use super::routes::{Payload, RECEIPT_HEADER};
 use super::server::{State, Tenant};
 use super::stream::{self, closing};
+use crate::payment::pod;
 use crate::request::Request;
+
+/// What a reply cost, in POD.
+pub(super) const COST: HeaderName = HeaderName::from_static("x-dolphin-cost");
 
 /// A request whose prompts are tokens.
 struct Prepared {
@@ -94,8 +98,13 @@ async fn collect(shape: Shape, mut replies: Replies, prompt_tokens: u64) -> Resu
             }
         }
     }
-    let usage = usage(prompt_tokens, replies.completion_tokens());
-    Ok(Json(shape.response(whole, usage)).into_response())
+    let cost = replies.cost();
+    let usage = usage(prompt_tokens, replies.completion_tokens(), cost);
+    let mut response = Json(shape.response(whole, usage)).into_response();
+    if let Some(header) = cost.and_then(|wei| HeaderValue::from_str(&pod(wei)).ok()) {
+        response.headers_mut().insert(COST, header);
+    }
+    Ok(response)
 }
 
 /// Parses, renders and encodes away from the threads that serve sockets: long prompts take long.
@@ -211,7 +220,7 @@ async fn submit(state: &State, prepared: Prepared, deadline: Instant) -> Result<
         async move {
             let generation = state.submitter.submit(request).await;
             let generation = generation.map_err(|refusal| ApiError::refused(refusal, param))?;
-            Ok::<_, ApiError>(Source::new(reply, generation))
+            Ok::<_, ApiError>(Source::new(reply, prompt.len() as u64, generation))
         }
     });
     try_join_all(pending).await

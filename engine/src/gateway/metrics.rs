@@ -21,6 +21,7 @@ const COMPLETION_TOKENS: &str = "dolphin_gateway_completion_tokens_total";
 const FIRST_TOKEN: &str = "dolphin_gateway_time_to_first_token_seconds";
 const BETWEEN_TOKENS: &str = "dolphin_gateway_inter_token_seconds";
 const REPLANS: &str = "dolphin_gateway_replans_total";
+const SPENT: &str = "dolphin_gateway_spent_pod";
 const MOVES: &str = "dolphin_gateway_moves_total";
 const DURATION: &str = "dolphin_gateway_response_start_seconds";
 
@@ -32,6 +33,7 @@ pub struct Metrics {
     prompt_tokens: Counter,
     completion_tokens: Counter,
     replans: Counter,
+    spent: Gauge,
     first_token: Histogram,
     between_tokens: Histogram,
 }
@@ -53,6 +55,7 @@ impl Metrics {
             completion_tokens: recorder
                 .register_counter(&Key::from_static_name(COMPLETION_TOKENS), &METADATA),
             replans: recorder.register_counter(&Key::from_static_name(REPLANS), &METADATA),
+            spent: recorder.register_gauge(&Key::from_static_name(SPENT), &METADATA),
             first_token: recorder.register_histogram(&Key::from_static_name(FIRST_TOKEN), &METADATA),
             between_tokens: recorder.register_histogram(&Key::from_static_name(BETWEEN_TOKENS), &METADATA),
             recorder,
@@ -99,6 +102,11 @@ impl Metrics {
     /// The pipeline had to change so many times more.
     pub(crate) fn replanned(&self, times: u64) {
         self.replans.increment(times);
+    }
+
+    /// Vouchers were signed for so many wei of POD in all.
+    pub(crate) fn spent(&self, wei: u128) {
+        self.spent.set(wei as f64 / crate::payment::ONE_POD as f64);
     }
 
     /// So many nodes more have come to hold other layers, and so many more have not.
@@ -166,4 +174,6 @@ fn describe(recorder: &PrometheusRecorder) {
     seconds(DURATION, "From the arrival of a request to the head of its response.");
     let text = SharedString::from("Requests with a running reply.");
     recorder.describe_gauge(KeyName::from(IN_FLIGHT), None, text);
+    let text = SharedString::from("POD that vouchers were signed for, of the plans that are remembered.");
+    recorder.describe_gauge(KeyName::from(SPENT), None, text);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::reply::{FinishReason, Scored, Update};
-use crate::tokenizer::Tokenizer;
+use crate::{payment::pod, tokenizer::Tokenizer};
 
 /// The two endpoints that generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,12 +131,18 @@ impl Shape {
     }
 }
 
-pub(super) fn usage(prompt_tokens: u64, completion_tokens: u64) -> Value {
-    json!({
+/// `cost` is in wei of POD, where somebody asks for pay.
+pub(super) fn usage(prompt_tokens: u64, completion_tokens: u64, cost: Option<u128>) -> Value {
+    let mut usage = json!({
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-    })
+    });
+    if let Some(wei) = cost {
+        // Larger numbers than JavaScript's are text.
+        usage["cost"] = json!({ "pod": pod(wei), "wei": wei.to_string() });
+    }
+    usage
 }
 
 /// JSON has no infinity; OpenAI writes -9999 for a token that cannot be drawn.

@@ -19,11 +19,19 @@ pub(super) struct Source {
     /// `None` once the reply is complete; dropping it frees the slot in the pipeline.
     generation: Option<Generation>,
     last_token: Option<Instant>,
+    prompt_tokens: u64,
+    /// Wei of POD for a token.
+    price: u64,
 }
 
 impl Source {
-    pub(super) fn new(reply: Reply, generation: Generation) -> Self {
-        Self { reply, generation: Some(generation), last_token: None }
+    pub(super) fn new(reply: Reply, prompt_tokens: u64, generation: Generation) -> Self {
+        let price = generation.price;
+        Self { reply, generation: Some(generation), last_token: None, prompt_tokens, price }
+    }
+
+    fn cost(&self) -> u128 {
+        u128::from(self.prompt_tokens + self.reply.tokens) * u128::from(self.price)
     }
 
     /// The name of its receipt.
@@ -61,6 +69,12 @@ impl Replies {
 
     pub(super) fn completion_tokens(&self) -> u64 {
         self.sources.iter().map(|source| source.reply.tokens).sum()
+    }
+
+    /// What the replies cost so far, in wei of POD; `None` where nobody asks for pay.
+    pub(super) fn cost(&self) -> Option<u128> {
+        let paid = self.sources.iter().any(|source| source.price > 0);
+        paid.then(|| self.sources.iter().map(Source::cost).sum())
     }
 
     /// The next text of any reply and the reply's index; `None` once all are complete.

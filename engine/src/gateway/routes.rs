@@ -56,7 +56,7 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .allow_origin(origins)
         .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::OPTIONS]))
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([HeaderName::from_static("retry-after"), RECEIPT_HEADER])
+        .expose_headers([HeaderName::from_static("retry-after"), RECEIPT_HEADER, generate::COST])
 }
 
 async fn authorize(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {

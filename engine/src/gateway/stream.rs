@@ -87,7 +87,7 @@ impl Events {
     }
 
     fn finish(&mut self) {
-        let usage = usage(self.prompt_tokens, self.replies.completion_tokens());
+        let usage = usage(self.prompt_tokens, self.replies.completion_tokens(), self.replies.cost());
         self.ready.extend(self.shape.usage_chunk(usage).as_ref().map(event));
         self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
         self.done = true;

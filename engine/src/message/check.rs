@@ -5,6 +5,7 @@ use kernels::backend::PAGE;
 use super::{
     Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
     MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, offer::check_near,
+    pay::Tariff,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -21,6 +22,10 @@ impl Message {
             Message::Refuse(reason) => check_text(reason),
             Message::Failed(failed) => failed.check(),
             Message::Pace(pace) => ensure(pace.layer_ns > 0, "a layer that takes no time"),
+            Message::Tab(tab) => tab.check(),
+            Message::TabAnswer(answer) => answer.check(),
+            Message::Voucher(voucher) => voucher.check(),
+            Message::Paid(_) => Ok(()),
             Message::Ask(ask) => ask.offer.check(),
             Message::Cannot(cannot) => check_shard(&cannot.shard).and_then(|()| cannot.check()),
             Message::Near(near) => check_near(near),
@@ -55,7 +60,7 @@ impl Failed {
     fn check(&self) -> Result<(), MessageError> {
         match &self.reason {
             FailedReason::Refused(reason) | FailedReason::PeerLost { reason, .. } => check_text(reason),
-            FailedReason::Fault { .. } => Ok(()),
+            FailedReason::Fault { .. } | FailedReason::Unpaid(_) => Ok(()),
         }
     }
 }
@@ -65,6 +70,7 @@ impl Join {
         check_shard(&self.shard)?;
         check_text(&self.address)?;
         check_text(&self.device)?;
+        self.tariff.as_ref().map_or(Ok(()), Tariff::check)?;
         self.offer.check()?;
         ensure(self.rows > 0, "steps without rows")
     }

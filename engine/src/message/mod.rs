@@ -7,10 +7,12 @@
 mod block;
 mod check;
 mod offer;
+mod pay;
 mod rows;
 
 use bytes::Bytes;
 use kernels::backend::Operation;
+use ledger::account::Unpaid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use transport::NodeId;
@@ -24,6 +26,7 @@ use crate::{
 pub use block::BlockHash;
 pub(crate) use check::check_sampling;
 pub use offer::{Cannot, LoadRefusal, Neighbour, Offer};
+pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
@@ -88,6 +91,14 @@ pub enum Message {
     Draft(Draft),
     /// Node to gateway: how fast it is, when that has changed much.
     Pace(Pace),
+    /// Gateway to a paid node: sessions of this plan are paid.
+    Tab(Box<TabOffer>),
+    /// Paid node to gateway: whether it serves under a tab.
+    TabAnswer(TabAnswer),
+    /// Gateway to a paid node: what the stages of a tab have earned so far.
+    Voucher(VoucherNote),
+    /// Paid node to gateway: it holds the voucher.
+    Paid(Paid),
     /// Node to gateway: I hold what I held, and not what you assigned.
     Cannot(Cannot),
     /// Node to gateway: how near other nodes are, as my links to them show.
@@ -140,6 +151,8 @@ pub struct Join {
     pub weight_bytes: u64,
     /// What it computes on, for people.
     pub device: String,
+    /// What it asks for its work; nothing if `None`.
+    pub tariff: Option<Tariff>,
     /// What it lends.
     pub offer: Offer,
 }
@@ -190,6 +203,8 @@ pub struct Open {
     pub drafts: Drafts,
     /// What is to be proved of it; nothing if `None`.
     pub terms: Option<Terms>,
+    /// Hash of the plan by which its paid stages are paid.
+    pub tab: Option<[u8; 32]>,
     /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
     /// asked by a gateway it chose, whoever hands it on.
     pub signature: Vec<u8>,
@@ -401,6 +416,8 @@ pub enum FailedReason {
         /// Where it was seen.
         operation: FaultOperation,
     },
+    /// The stage has served as much as it does without being paid.
+    Unpaid(Unpaid),
     /// A peer that the session needs is out of reach.
     PeerLost {
         /// Its node id.
@@ -465,6 +482,10 @@ impl Message {
             Message::Cannot(_) => "Cannot",
             Message::Near(_) => "Near",
             Message::Committed(_) => "Committed",
+            Message::Tab(_) => "Tab",
+            Message::TabAnswer(_) => "TabAnswer",
+            Message::Voucher(_) => "Voucher",
+            Message::Paid(_) => "Paid",
         }
     }
 
@@ -526,6 +547,7 @@ mod tests {
             priority: Priority::Normal,
             drafts: Drafts::default(),
             terms: None,
+            tab: None,
             signature: Vec::new(),
         };
         let step = Step { route: RouteId(2), number: 0, segments: Vec::new(), body: Bytes::new() };

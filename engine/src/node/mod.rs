@@ -20,6 +20,11 @@ use transport::{NodeId, Transport, peer::AddressError};
 use crate::{
     audit::recorder::Audit,
     message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
+    message::{Join, Message, Pace, clip, row_bytes},
+    payment::{
+        store::StoreError,
+        till::{self, Payee, Till},
+    },
     peers::{Notice, PeerEvent, Peers},
     stage::{Stage, StageLimits},
 };
@@ -95,6 +100,8 @@ pub struct NodeConfig {
     pub weight_bytes: u64,
     /// What it computes on, for people.
     pub device: String,
+    /// What it asks for its work; nothing if `None`.
+    pub payee: Option<Payee>,
     /// What it lends.
     pub offer: Offer,
     /// Loads other layers, for a node that may be told to.
@@ -123,6 +130,9 @@ pub enum NodeError {
     /// The stage's thread is gone: a bug of ours, printed where it happened.
     #[error("the stage's thread died")]
     StageDied,
+    /// What it was paid cannot be kept.
+    #[error("the vouchers: {0}")]
+    Store(#[from] StoreError),
     /// The operating system gives no thread.
     #[error("the stage's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -147,6 +157,7 @@ pub struct Node {
     id: NodeId,
     status: watch::Receiver<NodeStatus>,
     load: watch::Receiver<StageLoad>,
+    settle: Option<till::Caller>,
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), NodeError>>,
 }
@@ -182,7 +193,15 @@ impl Node {
             rows: 0,
             weight_bytes: config.weight_bytes,
             device: clip(&config.device),
+            tariff: config.payee.as_ref().map(Payee::tariff),
             offer: config.offer,
+        };
+        let (state, (till, receipts)) = match config.payee {
+            Some(payee) => {
+                let (till, receipts) = Till::start(payee, id, config.fingerprint)?;
+                (State::new(identity).paid(), (Some(till), receipts))
+            }
+            None => (State::new(identity), (None, mpsc::channel(1).1)),
         };
         join.limit(&limits);
         let (report, load) = watch::channel(StageLoad::default());
@@ -191,8 +210,9 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
         let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
+        let settle = till.as_ref().map(Till::caller);
         let desk = Desk {
-            state: State::new(identity),
+            state,
             join,
             limits,
             gateways,
@@ -204,12 +224,13 @@ impl Node {
             audit: config.audit,
             assigned: None,
             loading: None,
+            till,
             publish,
             told_ns: 0,
             told_near: Vec::new(),
         };
-        let task = tokio::spawn(desk.run(events, stopping));
-        Ok(Self { id, status, load, stop, task })
+        let task = tokio::spawn(desk.run(events, receipts, stopping));
+        Ok(Self { id, status, load, settle, stop, task })
     }
 
     /// The node's id.
@@ -225,6 +246,11 @@ impl Node {
     /// What its stage has done and holds, now and later.
     pub fn load(&self) -> watch::Receiver<StageLoad> {
         self.load.clone()
+    }
+
+    /// By which a paid node is asked to collect.
+    pub fn settler(&self) -> Option<till::Caller> {
+        self.settle.clone()
     }
 
     /// Runs until every gateway has refused the node, or its stage is gone.
@@ -286,6 +312,8 @@ struct Desk {
     /// What is to be loaded once no session is left.
     assigned: Option<Assigned>,
     loading: Option<JoinHandle<Outcome>>,
+    /// Of a node that serves for pay.
+    till: Option<Till>,
     publish: watch::Sender<NodeStatus>,
     /// The pace that gateways were last told.
     told_ns: u64,
@@ -296,6 +324,7 @@ impl Desk {
     async fn run(
         mut self,
         mut events: mpsc::Receiver<PeerEvent>,
+        mut receipts: mpsc::Receiver<till::Event>,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), NodeError> {
         let mut look = tokio::time::interval(LOOK);
@@ -320,6 +349,7 @@ impl Desk {
                         break Err(error);
                     }
                 }
+                Some(receipt) = receipts.recv() => self.state.till(receipt),
                 () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
@@ -329,8 +359,11 @@ impl Desk {
             self.publish();
         };
         self.peers.shutdown().await;
-        // A worker that waits to report must not be waited for.
-        drop(self.outputs);
+        // A worker or a till that waits to report must not be waited for.
+        drop((self.outputs, receipts));
+        if let Some(till) = self.till {
+            till.stop().await;
+        }
         // Joining the thread may wait for a step; the runtime's own threads must not.
         match tokio::task::spawn_blocking(|| self.worker.map_or(Ok(()), Worker::stop)).await {
             Ok(Err(error)) => Err(error.into()),
@@ -423,6 +456,11 @@ impl Desk {
                     Action::Work(command) => {
                         if let Some(worker) = &self.worker {
                             worker.submit(command);
+                        }
+                    }
+                    Action::Till(command) => {
+                        if let Some(till) = &self.till {
+                            till.submit(command);
                         }
                     }
                 }

@@ -2,6 +2,7 @@
 //! go in, actions come out; sockets and the device are the business of its surroundings.
 
 mod hold;
+mod pay;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -14,6 +15,7 @@ use transport::NodeId;
 
 mod route;
 
+use self::pay::Accounts;
 use super::worker::{self, Command, Output, Reply};
 use crate::{
     audit::{
@@ -26,6 +28,7 @@ use crate::{
         RouteId, SessionId, Step, TokenReport, clip,
     },
     model::Shard,
+    payment::till,
     scheduler::{Memories, Opening, Scheduler, SchedulerLimits, Tally},
 };
 use route::{Route, send_to};
@@ -57,6 +60,8 @@ pub enum Action {
     },
     /// Hand a command to the worker.
     Work(Command),
+    /// Hand a command to the till.
+    Till(till::Command),
     /// End the links with a peer that broke the rules.
     Expel {
         /// Who.
@@ -109,6 +114,8 @@ pub struct State {
     memories: Arc<Mutex<Memories>>,
     /// What became of guesses on routes that are gone.
     drafted: Tally,
+    /// Of a node that serves for pay.
+    accounts: Option<Accounts>,
     actions: Vec<Action>,
 }
 
@@ -125,6 +132,7 @@ impl State {
             memories: Arc::default(),
             steps: 0,
             drafted: Tally::default(),
+            accounts: None,
             actions: Vec::new(),
         }
     }
@@ -155,7 +163,7 @@ impl State {
             Message::Held(held) => self.held(from, &held, now),
             Message::Draft(draft) => self.draft(from, &draft, now),
             Message::Committed(committed) => self.heard(from, committed),
-            other => self.expel(from, format!("sent a message that is not for a stage: {}", other.name())),
+            other => self.money(from, other),
         }
         self.pump(now);
     }
@@ -232,7 +240,7 @@ impl State {
             Ok(stage) => stage,
             Err(OpenRefused::Forged(reason)) => return self.expel(from, reason.into()),
             Err(OpenRefused::Unservable(reason)) => {
-                let failed = Failed { session: open.session, reason: FailedReason::Refused(clip(&reason)) };
+                let failed = Failed { session: open.session, reason };
                 let to = NodeId(open.gateway);
                 self.actions.push(Action::Send { to, address: None, message: Message::Failed(failed) });
                 return;
@@ -261,6 +269,9 @@ impl State {
         });
         route.sessions.insert(session);
         self.sessions.insert(session, route_id);
+        if let Some(accounts) = &mut self.accounts {
+            accounts.open(session, &open);
+        }
 
         let keep_prompt = open.sampling.repetition_penalty != 1.0 && !route.is_last();
         let prompt = if keep_prompt { open.prompt.clone() } else { std::mem::take(&mut open.prompt) };
@@ -312,7 +323,9 @@ impl State {
         if !self.identity.gateways.contains(&NodeId(open.gateway)) || !open.is_signed() {
             return Err(forged("sent a session that no gateway of this node signed"));
         }
-        self.servable(stage, open).map_err(OpenRefused::Unservable)?;
+        let servable = self.servable(stage, open).map_err(|reason| FailedReason::Refused(clip(&reason)));
+        let paid = || self.accounts.as_ref().map_or(Ok(()), |accounts| accounts.check(open));
+        servable.and_then(|()| paid()).map_err(OpenRefused::Unservable)?;
         Ok(stage)
     }
 
@@ -399,6 +412,9 @@ impl State {
     /// others are told.
     fn close(&mut self, session: SessionId, keep: Vec<BlockHash>, end: u32) {
         let Some(route) = self.sessions.remove(&session) else { return };
+        if let Some(accounts) = &mut self.accounts {
+            accounts.close(session);
+        }
         let Some(route) = self.routes.get_mut(&route) else { return };
         route.sessions.remove(&session);
         let keep = route.scheduler.as_mut().map_or(keep, |scheduler| scheduler.close(session));
@@ -437,6 +453,7 @@ impl State {
         }
         let shard = route.shard().clone();
         self.waiting += 1;
+        self.count(&step.segments);
         self.actions.push(Action::Work(Command::Step { step, shard }));
     }
 
@@ -556,6 +573,7 @@ impl State {
         self.own.insert((route_id, self.steps));
         self.steps += 1;
         self.waiting += 1;
+        self.count(&planned.segments);
         let body: Bytes = planned.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         let step = Step { route: route_id, number: planned.number, segments: planned.segments, body };
         self.actions.push(Action::Work(Command::Step { step, shard }));
@@ -572,7 +590,7 @@ enum OpenRefused {
     /// Its sender had no business sending it; nobody is told.
     Forged(&'static str),
     /// The gateway asks for what this node does not do.
-    Unservable(String),
+    Unservable(FailedReason),
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod admission;
 mod recording;
 mod sketch;
 mod state;
+mod tabs;
 mod view;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -19,6 +20,10 @@ use transport::{Identity, NodeId, Transport};
 
 use crate::{
     message::{Draft, SessionId},
+    payment::{
+        purse::{self, Payer, Purse},
+        store::StoreError,
+    },
     peers::{PeerEvent, Peers},
     request::Submission,
     speculation::drafter::{Drafter, Drafting},
@@ -46,6 +51,8 @@ pub struct SwarmConfig {
     pub private_ends: Option<HashSet<NodeId>>,
     /// Whether replies may be speculated with.
     pub speculation: bool,
+    /// What nodes that ask for it are paid with; without it they are refused.
+    pub payer: Option<Payer>,
     /// Whether nodes at work may be told to load other layers.
     pub replan: bool,
     /// Receipts for replies, if there are any.
@@ -138,6 +145,8 @@ pub struct SwarmStatus {
     pub running: usize,
     /// Requests waiting.
     pub waiting: usize,
+    /// Wei of POD that vouchers were signed for, over all plans that are remembered.
+    pub spent: u128,
 }
 
 impl SwarmStatus {
@@ -165,7 +174,11 @@ impl Swarm {
         config: SwarmConfig,
         drafting: Option<Drafting>,
         submissions: mpsc::Receiver<Submission>,
-    ) -> Self {
+    ) -> Result<Self, StoreError> {
+        let (purse, receipts) = match config.payer.clone().map(Purse::start).transpose()? {
+            Some((purse, receipts)) => (Some(purse), receipts),
+            None => (None, mpsc::channel(1).1),
+        };
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(SwarmStatus::default());
@@ -175,9 +188,10 @@ impl Swarm {
         );
         let state = State::new(identity, config, drafter.is_some());
         let cancelled = FuturesUnordered::new();
-        let desk = Desk { state, peers, publish, drafter, cancelled, planner: JoinSet::new() };
-        let task = tokio::spawn(desk.run(events, submissions, drafts, stopping));
-        Self { status, stop, task }
+        let desk = Desk { state, peers, publish, drafter, purse, cancelled, planner: JoinSet::new() };
+        let inputs = Inputs { events, submissions, drafts, receipts };
+        let task = tokio::spawn(desk.run(inputs, stopping));
+        Ok(Self { status, stop, task })
     }
 
     /// How it is doing, now and later.
@@ -199,20 +213,24 @@ struct Desk {
     peers: Peers,
     publish: watch::Sender<SwarmStatus>,
     drafter: Option<Drafter>,
+    purse: Option<Purse>,
     /// Resolve when a client goes away.
     cancelled: FuturesUnordered<Cancelled>,
     /// The plan that is being made.
     planner: JoinSet<Verdict>,
 }
 
+/// What comes to the task from others.
+struct Inputs {
+    events: mpsc::Receiver<PeerEvent>,
+    submissions: mpsc::Receiver<Submission>,
+    drafts: mpsc::Receiver<Draft>,
+    receipts: mpsc::Receiver<purse::Event>,
+}
+
 impl Desk {
-    async fn run(
-        mut self,
-        mut events: mpsc::Receiver<PeerEvent>,
-        mut submissions: mpsc::Receiver<Submission>,
-        mut drafts: mpsc::Receiver<Draft>,
-        mut stopping: watch::Receiver<bool>,
-    ) {
+    async fn run(mut self, inputs: Inputs, mut stopping: watch::Receiver<bool>) {
+        let Inputs { mut events, mut submissions, mut drafts, mut receipts } = inputs;
         let mut open = true;
         loop {
             let deadline = self.state.next_deadline();
@@ -228,6 +246,7 @@ impl Desk {
                     None => open = false,
                 },
                 Some(draft) = drafts.recv() => self.state.drafted(draft),
+                Some(receipt) = receipts.recv() => self.state.purse(receipt),
                 Some(verdict) = self.planner.join_next() => self.planned(verdict),
                 Some(session) = self.cancelled.next() => self.state.cancelled(session),
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
@@ -238,8 +257,27 @@ impl Desk {
         }
         self.state.shutdown();
         self.act();
+        // What was received until now is signed for, and nodes have it.
+        let farewell = async {
+            while self.state.owes() {
+                tokio::select! {
+                    Some(event) = events.recv() => {
+                        for notice in self.peers.settle(event) {
+                            self.state.notice(notice, Instant::now());
+                        }
+                    }
+                    Some(receipt) = receipts.recv() => self.state.purse(receipt),
+                    else => break,
+                }
+                self.act();
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        drop((drafts, receipts));
+        if let Some(purse) = self.purse.take() {
+            purse.stop().await;
+        }
         self.peers.shutdown().await;
-        drop(drafts);
         if let Some(drafter) = self.drafter {
             // The thread may be in the middle of a step.
             let _ = tokio::task::spawn_blocking(|| drafter.stop()).await;
@@ -269,6 +307,11 @@ impl Desk {
                     Action::Send { to, message } => self.peers.send(to, None, message),
                     Action::Expel { peer, reason } => self.peers.expel(peer, &reason),
                     Action::Dismiss(peer) => self.peers.close(peer),
+                    Action::Purse(command) => {
+                        if let Some(purse) = &self.purse {
+                            purse.submit(command);
+                        }
+                    }
                     Action::Plan(mut sketch) => {
                         sketch.near = self.peers.rtts().collect();
                         self.planner.spawn_blocking(move || sketch.solve());
@@ -291,6 +334,9 @@ impl Desk {
         self.publish.send_if_modified(|status| self.state.refresh(status));
     }
 }
+
+/// Longest wait for the last vouchers.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 fn far() -> Instant {
     Instant::now() + Duration::from_secs(3600)

@@ -1,6 +1,7 @@
 //! What a gateway knows and decides. Pure but for the channels it answers through: events and the
 //! time go in, actions come out.
 
+mod opening;
 mod planning;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,15 +16,16 @@ use super::{
     admission::{Member, NoRoute, Replies, find_route},
     recording::Recordings,
     sketch::Sketch,
+    tabs::{Admission, Fare, Tabs},
     view::look,
 };
 use crate::{
     message::{
-        BlockHash, Close, Draft, Drafts, Failed, FailedReason, Hop, Join, MAX_LIST, Message, Open, Pace,
-        RouteId, SessionId, TokenReport, clip,
+        Close, Draft, Failed, FailedReason, Hop, Join, Message, Pace, RouteId, SessionId, TokenReport, clip,
     },
+    payment::purse,
     peers::Notice,
-    request::{Event, Failure, Generation, Refusal, Request, Submission},
+    request::{Event, Failure, Generation, Refusal, Submission},
     speculation::drafter,
 };
 use planning::Planning;
@@ -54,6 +56,8 @@ pub(super) enum Action {
     Plan(Box<Sketch>),
     /// Tell the draft model.
     Follow(drafter::Command),
+    /// Hand a command to the purse.
+    Purse(purse::Command),
     /// Report when the client of a session goes away.
     Watch {
         /// The session.
@@ -122,6 +126,7 @@ pub(super) struct State {
     waiting: VecDeque<Waiting>,
     replies: Replies,
     recordings: Recordings,
+    tabs: Tabs,
     actions: Vec<Action>,
 }
 
@@ -132,6 +137,7 @@ impl State {
         Self {
             planning: Planning::new(&config),
             identity,
+            tabs: Tabs::new(config.payer.clone(), config.fingerprint),
             config,
             recordings,
             drafter,
@@ -148,7 +154,20 @@ impl State {
 
     /// What is to be done since the last call, in order.
     pub(super) fn actions(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.actions)
+        let mut actions = std::mem::take(&mut self.actions);
+        actions.extend(self.tabs.actions());
+        actions
+    }
+
+    /// Whether nodes have yet to be paid for what was received.
+    pub(super) fn owes(&self) -> bool {
+        self.tabs.owes()
+    }
+
+    /// The purse reports.
+    pub(super) fn purse(&mut self, event: purse::Event) {
+        self.tabs.purse(event);
+        self.admit();
     }
 
     /// When [`State::expire`] has something to do.
@@ -167,9 +186,9 @@ impl State {
             look(&self.members, &self.config, self.main_hops(), status);
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
         }
-        let counts = (self.running.len(), self.waiting.len());
-        let counts_changed = counts != (status.running, status.waiting);
-        (status.running, status.waiting) = counts;
+        let counts = (self.running.len(), self.waiting.len(), self.tabs.spent());
+        let counts_changed = counts != (status.running, status.waiting, status.spent);
+        (status.running, status.waiting, status.spent) = counts;
         members_changed || counts_changed
     }
 
@@ -193,6 +212,14 @@ impl State {
                         self.actions.push(Action::Expel { peer, reason: error.to_string() });
                     }
                 }
+                Message::TabAnswer(answer) => {
+                    self.tabs.answered(peer, &answer);
+                    self.admit();
+                }
+                Message::Paid(paid) => {
+                    self.tabs.paid(peer, paid);
+                    self.admit();
+                }
                 _ => {
                     let reason = "sent what a gateway does not take, or not from it".into();
                     self.actions.push(Action::Expel { peer, reason });
@@ -213,6 +240,7 @@ impl State {
             return;
         }
         self.members_changed = true;
+        self.tabs.lost(peer);
         tracing::warn!(node = %peer.short(), reason, "a node left");
         let broken: Vec<SessionId> =
             self.running.iter().filter(|(_, r)| r.uses(peer)).map(|(session, _)| *session).collect();
@@ -284,7 +312,8 @@ impl State {
     }
 
     fn joined(&mut self, peer: NodeId, join: Join) {
-        if let Err(reason) = self.may_join(peer, &join.fingerprint) {
+        let money = || self.tabs.may_join(peer, &join);
+        if let Err(reason) = self.may_join(peer, &join.fingerprint).and_then(|()| money()) {
             return self.refuse(peer, reason);
         }
         if join.shard.layers.end > self.config.model.layers() {
@@ -298,6 +327,7 @@ impl State {
         self.members.insert(peer, Member { layer_ns, ..Member::new(join) });
         self.members_changed = true;
         self.actions.push(Action::Send { to: peer, message: Message::Welcome });
+        self.tabs.joined(peer);
         self.admit();
     }
 
@@ -347,12 +377,16 @@ impl State {
                 Err(NoRoute::Missing(_)) if self.may_mend() => return,
                 Err(NoRoute::Missing(gap)) => Refusal::NoPipeline { missing: gap.to_string() },
                 Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: need.most, limit },
-                Ok(hops) => {
-                    if let Some(Waiting { submission, deadline }) = self.waiting.pop_front() {
-                        self.begin(submission, deadline, hops, need.likely);
+                Ok(hops) => match self.tabs.admit(&self.members, &hops, request) {
+                    Admission::Wait => return,
+                    Admission::Refused(refusal) => refusal,
+                    Admission::Go(fare) => {
+                        if let Some(waiting) = self.waiting.pop_front() {
+                            self.begin(waiting, hops, need.likely, fare);
+                        }
+                        continue;
                     }
-                    continue;
-                }
+                },
             };
             if let Some(Waiting { submission, .. }) = self.waiting.pop_front() {
                 answer(submission, Err(refusal));
@@ -360,17 +394,18 @@ impl State {
         }
     }
 
-    fn begin(&mut self, submission: Submission, deadline: Instant, hops: Vec<Hop>, reserved: u32) {
+    fn begin(&mut self, waiting: Waiting, hops: Vec<Hop>, reserved: u32, fare: Option<Fare>) {
         let session = new_session();
         let route = self.route(&hops);
-        let Submission { request, reply } = submission;
+        let Waiting { submission: Submission { request, reply }, deadline } = waiting;
         let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
         let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
         let tenant = request.tenant;
+        let price = fare.map_or(0, |fare| fare.price);
         let follow = self.drafts().model.then(|| Action::Follow(drafter::Command::open(session, &request)));
-        let open = self.opening(session, route, hops.clone(), request);
+        let open = self.opening(session, route, hops.clone(), request, fare);
         let receipt = self.recordings.begin(&open, tenant);
-        if reply.send(Ok(Generation { events: receiver, receipt })).is_err() {
+        if reply.send(Ok(Generation { events: receiver, receipt, price })).is_err() {
             return self.recordings.forget(session);
         }
         for hop in &hops {
@@ -379,70 +414,11 @@ impl State {
             }
         }
         self.actions.extend(follow);
+        self.tabs.begin(session, fare, positions, left, NodeId(hops[hops.len() - 1].node));
         self.actions.push(Action::Watch { session, events: events.clone() });
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
         let running = Running { route, hops, left, positions, reserved, drawn: 0, deadline, events };
         self.running.insert(session, running);
-    }
-
-    fn opening(&self, session: SessionId, route: RouteId, hops: Vec<Hop>, request: Request) -> Open {
-        let rows =
-            hops.iter().filter_map(|hop| self.members.get(&NodeId(hop.node))).map(|m| m.join.rows).min();
-        let terms = self.recordings.terms(&request.prompt);
-        let root = self.root(request.tenant, terms.is_some());
-        let blocks = BlockHash::chain(root, &request.prompt);
-        let mut open = Open {
-            session,
-            route,
-            hops,
-            gateway: *self.identity.id().as_bytes(),
-            fingerprint: self.config.fingerprint,
-            prompt_length: request.prompt.len() as u32,
-            prompt: request.prompt,
-            max_tokens: request.max_tokens,
-            stop_tokens: request.stop_tokens,
-            sampling: request.sampling,
-            rows: rows.unwrap_or(1),
-            blocks,
-            // Nodes tell tenants apart, and learn nothing of their keys.
-            tenant: root.0.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
-            priority: request.priority,
-            drafts: self.drafts(),
-            terms,
-            signature: Vec::new(),
-        };
-        open.signature = self.identity.sign(&open.signed_bytes()).to_vec();
-        open
-    }
-
-    /// The hash of no tokens of a tenant. What was computed without proof is not shared with what is proved.
-    fn root(&self, tenant: u64, proved: bool) -> BlockHash {
-        let mut salt = self.salt.to_vec();
-        salt.extend_from_slice(&tenant.to_le_bytes());
-        salt.push(proved.into());
-        BlockHash::root(&salt)
-    }
-
-    /// Drafts show tokens to every stage, which private ends rule out.
-    fn drafts(&self) -> Drafts {
-        let shown = self.config.speculation && self.config.private_ends.is_none();
-        Drafts { lookup: shown, model: shown && self.drafter }
-    }
-
-    /// What this swarm does not do for a request.
-    fn unsupported(&self, request: &Request) -> Option<Refusal> {
-        let sampling = &request.sampling;
-        let private = self.config.private_ends.is_some();
-        let told = "with private ends it would show tokens to the nodes between them";
-        let many = "the list is longer than a pipeline takes";
-        let (parameter, reason) = match () {
-            () if private && sampling.repetition_penalty != 1.0 => ("repetition_penalty", told),
-            () if private && !sampling.logit_bias.is_empty() => ("logit_bias", told),
-            () if sampling.logit_bias.len() > MAX_LIST => ("logit_bias", many),
-            () if request.stop_tokens.len() > MAX_LIST => ("stop_token_ids", many),
-            () => return None,
-        };
-        Some(Refusal::Unsupported { parameter, reason })
     }
 
     /// Sessions over the same stages share a route, and so their steps.
@@ -458,12 +434,16 @@ impl State {
     fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
         let mut accepted: Vec<(SessionId, Vec<u32>)> = Vec::new();
         for report in tokens {
-            let Some(running) = self.running.get_mut(&report.session) else { continue };
+            let Some(running) = self.running.get_mut(&report.session) else {
+                self.tabs.late(peer, report.session);
+                continue;
+            };
             if running.last() != peer || running.left == 0 {
                 let reason = "sent tokens of a session it is not the last stage of, or too many".into();
                 return self.actions.push(Action::Expel { peer, reason });
             }
             running.left -= 1;
+            self.tabs.token(report.session);
             match accepted.last_mut().filter(|(session, _)| *session == report.session) {
                 Some((_, tokens)) => tokens.push(report.token),
                 None => accepted.push((report.session, vec![report.token])),
@@ -488,6 +468,7 @@ impl State {
                 let close = Message::Close(Close { end, ..Close::abrupt(report.session) });
                 self.actions.push(Action::Send { to: running.node(0), message: close });
                 self.replies.ended(running.drawn);
+                self.tabs.end(report.session, false);
                 self.finish(report.session);
             }
         }
@@ -516,6 +497,10 @@ impl State {
             FailedReason::Refused(reason) => Failure::Refused { node: peer.short(), reason },
             FailedReason::Fault { position, layer, operation } => {
                 Failure::Fault { position, layer, operation: format!("{operation:?}") }
+            }
+            FailedReason::Unpaid(unpaid) => {
+                self.tabs.recount(peer);
+                Failure::Unpaid { node: peer.short(), unpaid }
             }
             FailedReason::PeerLost { node, reason } => {
                 Failure::NodeLost { node: NodeId(node).short(), reason }
@@ -553,6 +538,7 @@ impl State {
 
     fn finish(&mut self, session: SessionId) {
         let Some(running) = self.running.remove(&session) else { return };
+        self.tabs.end(session, true);
         if self.drafts().model {
             self.actions.push(Action::Follow(drafter::Command::Close(session)));
         }

@@ -85,6 +85,7 @@ mod tests {
             allow: None,
             private_ends: None,
             speculation: true,
+            payer: None,
             replan: true,
             receipts: None,
         }
@@ -101,6 +102,7 @@ mod tests {
             rows: 8,
             weight_bytes: 1,
             device: String::new(),
+            tariff: None,
             offer: Offer::default(),
         };
         Member { layer_ns: Some(layer_ns), ..Member::new(join) }

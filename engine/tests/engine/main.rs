@@ -9,6 +9,7 @@ mod kquants;
 mod moving;
 mod pages;
 mod parity;
+mod payment;
 mod planner;
 mod process;
 mod receipts;

@@ -238,3 +238,29 @@ fn mistakes_on_the_command_line_say_what_to_do() {
     std::fs::write(&file, "nods = 4\n").unwrap();
     assert!(complaint(&["--config", file.to_str().unwrap(), "up"]).contains("nods"));
 }
+
+/// The first reply is paid on the chain that `up` started, to the wei.
+#[tokio::test]
+async fn up_pays_its_nodes_and_says_who_got_what() {
+    let home = tempfile::tempdir().unwrap();
+    let mut up = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--price", "0.5", "--json"]);
+    let url = up.text("url").to_owned();
+    assert!(up.announced["chain"]["rpc_url"].as_str().unwrap().starts_with("http://127.0.0.1:"));
+    let response = chat(&url, json!({"temperature": 0})).send().await.unwrap();
+    let header = response.headers()["x-dolphin-cost"].to_str().unwrap().to_owned();
+    let reply: Value = response.json().await.unwrap();
+    let usage = &reply["usage"];
+    let wei = usage["total_tokens"].as_u64().unwrap() * 3 * 500_000_000_000;
+    assert_eq!((&usage["cost"]["wei"], &usage["cost"]["pod"]), (&json!(wei.to_string()), &json!(header)));
+    let mut line = String::new();
+    up.stdout.read_line(&mut line).unwrap();
+    let settled: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(settled["settled"]["pod"], json!(header), "{line}");
+    let paid = settled["settled"]["paid"].as_array().unwrap();
+    assert!(paid.len() == 3 && paid.iter().all(|one| one["pod"] == paid[0]["pod"]), "{line}");
+    drop(up);
+    let free = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--free", "--json"]);
+    assert_eq!(free.announced["chain"], Value::Null);
+    let reply: Value = chat(free.text("url"), json!({})).send().await.unwrap().json().await.unwrap();
+    assert_eq!(reply["usage"]["cost"], Value::Null);
+}

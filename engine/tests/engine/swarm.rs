@@ -11,6 +11,7 @@ use engine::{
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     on_device,
+    payment::till::Payee,
     request::{Event, Failure, Finish, Generation, Refusal, Request, Sampling, Submitter},
     speculation::drafter::Drafting,
     swarm::{Swarm, SwarmConfig, SwarmStatus},
@@ -34,7 +35,7 @@ pub(crate) struct World {
     pub(crate) model: Arc<Model>,
     /// What nodes compute on.
     pub(crate) device: Device,
-    swarm: Swarm,
+    pub(crate) swarm: Swarm,
     pub(crate) submitter: Submitter,
     pub(crate) gateway: GatewayAddress,
     /// KV pages of each node; as many as its budget has if `None`.
@@ -69,21 +70,32 @@ impl World {
             allow: None,
             private_ends: None,
             speculation: true,
+            payer: None,
             replan: true,
             receipts: None,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
-        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, drafting, submissions);
+        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, drafting, submissions).unwrap();
         let device = Device::Cpu(Cpu::new(1, Isa::detect()).unwrap());
         Self { network, model, device, swarm, submitter, gateway, pages: None }
     }
 
     fn node(&self, seed: u8, shard: Shard) -> Node {
-        self.node_of(seed, shard, self.model.fingerprint(QUANTISATION))
+        self.node_of(seed, shard, self.fingerprint(), None)
     }
 
-    fn node_of(&self, seed: u8, shard: Shard, fingerprint: [u8; 32]) -> Node {
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        self.model.fingerprint(QUANTISATION)
+    }
+
+    pub(crate) fn node_of(
+        &self,
+        seed: u8,
+        shard: Shard,
+        fingerprint: [u8; 32],
+        payee: Option<Payee>,
+    ) -> Node {
         let endpoint = self.network.endpoint(&identity(seed), Limits::default()).unwrap();
         let model = self.model.config();
         let shape = KvShape {
@@ -102,6 +114,7 @@ impl World {
             chunk: BUDGET.chunk,
             weight_bytes: 1,
             device: self.device.describe(),
+            payee,
             offer: Offer::default(),
             loader: None,
             audit: None,
@@ -152,7 +165,7 @@ pub(crate) fn request(prompt: &[u32], max_tokens: u32) -> Request {
     }
 }
 
-async fn collect(mut generation: Generation) -> Result<(Vec<u32>, Finish), Failure> {
+pub(crate) async fn collect(mut generation: Generation) -> Result<(Vec<u32>, Finish), Failure> {
     let mut tokens = Vec::new();
     loop {
         match generation.events.recv().await.expect("a reply ends with an event that says so") {
@@ -366,7 +379,7 @@ async fn strangers_are_refused() {
     let whole = || Shard { layers: 0..5, embedding: true, head: true };
     let mut stranger = world.node(2, whole());
     assert!(matches!(stranger.finished().await, Err(NodeError::Refused { .. })));
-    let mut other_model = world.node_of(1, whole(), [9; 32]);
+    let mut other_model = world.node_of(1, whole(), [9; 32], None);
     let NodeError::Refused { reason, .. } = other_model.finished().await.unwrap_err() else {
         panic!("refused")
     };

@@ -3,6 +3,7 @@
 pub(super) mod account;
 pub(super) mod gov;
 mod options;
+mod pay;
 pub(super) mod stake;
 
 use std::io::{BufRead, IsTerminal, Write};
@@ -13,6 +14,7 @@ use ledger::client::{Action, Client, Estimate, Ledger, Pod, Receipt, show_addres
 use serde_json::{Value, json};
 
 pub(in crate::cli) use options::ChainArgs;
+pub(in crate::cli) use pay::{PriceArgs, SpendArgs, earned_directory, per_token};
 
 /// How something irreversible is asked for and told.
 #[derive(Args, Debug)]
@@ -139,7 +141,7 @@ fn explained(error: ledger::client::Error) -> anyhow::Error {
 }
 
 /// A time of the chain, seen from `now`: both in seconds since 1970.
-fn when(time: u64, now: u64) -> String {
+pub(in crate::cli) fn when(time: u64, now: u64) -> String {
     let (length, past) = (time.abs_diff(now), time <= now);
     let text = match length {
         0..120 => format!("{length} s"),

@@ -19,9 +19,15 @@ use crate::cli::file;
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ChainArgs {
     /// Where the chain answers JSON-RPC
-    #[arg(long, env = "DOLPHIN_RPC_URL", default_value = "http://127.0.0.1:8545", value_name = "URL")]
+    #[arg(
+        long,
+        env = "DOLPHIN_RPC_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8545",
+        value_name = "URL"
+    )]
     pub rpc_url: String,
-    /// Addresses of the contracts, as JSON [default: deployment.json in the configuration directory]
+    /// Addresses of the contracts, as JSON or TOML [default: deployment.json in the configuration directory]
     #[arg(long, env = "DOLPHIN_DEPLOYMENT", value_name = "FILE")]
     pub deployment: Option<PathBuf>,
     /// Blocks until something counts as done [default: 1 for a chain on this machine, else 3]
@@ -34,7 +40,8 @@ pub(in crate::cli) struct ChainArgs {
 /// The account's encrypted key.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct AccountArgs {
-    /// Keystore of the account [default: account.json in the configuration directory]
+    /// Keystore of the account that acts, pays or is paid [default: account.json in the configuration directory;
+    /// gateways and nodes pay and are paid only if it is given]
     #[arg(long, env = "DOLPHIN_ACCOUNT", value_name = "FILE")]
     pub account: Option<PathBuf>,
     /// File whose first line is the keystore's passphrase [default: asked for]
@@ -55,7 +62,8 @@ impl AccountArgs {
             .with_context(|| format!("{} does not say whose key it is: give the address", path.display()))
     }
 
-    fn key(&self) -> anyhow::Result<Key> {
+    /// The key; asks for the passphrase where no file has it.
+    pub(super) fn key(&self) -> anyhow::Result<Key> {
         let path = self.existing()?;
         let passphrase = match &self.passphrase_file {
             Some(file) => Passphrase::from_file(file)?,
@@ -76,20 +84,30 @@ impl AccountArgs {
 impl ChainArgs {
     /// A client that reads.
     pub(in crate::cli) async fn connect(&self) -> anyhow::Result<Client> {
-        self.open(None).await
+        self.open(None, None).await
     }
 
     /// A client that acts for the account.
     pub(in crate::cli) async fn connect_with_key(&self) -> anyhow::Result<Client> {
         // Before anything is asked on the network: the passphrase may be wrong.
-        self.open(Some(self.account.key()?)).await
+        self.open(Some(self.account.key()?), None).await
     }
 
-    async fn open(&self, key: Option<Key>) -> anyhow::Result<Client> {
+    /// `directory` keeps what is sent until it is confirmed.
+    pub(super) async fn open(&self, key: Option<Key>, directory: Option<PathBuf>) -> anyhow::Result<Client> {
         let deployment = self.deployment()?;
         let confirmations = self.confirmations.unwrap_or(if self.is_local() { 1 } else { 3 });
-        let config = Config { confirmations, ..Config::new(&self.rpc_url) };
+        let config = Config { confirmations, directory, ..Config::new(&self.rpc_url) };
         Client::connect(config, deployment, key).await.map_err(super::explained)
+    }
+
+    /// Whether it is known where the contracts are.
+    pub(in crate::cli) fn is_configured(&self) -> bool {
+        self.deployment_path().is_ok_and(|path| path.exists())
+    }
+
+    fn deployment_path(&self) -> anyhow::Result<PathBuf> {
+        in_configuration(self.deployment.as_deref(), "deployment.json", "--deployment")
     }
 
     /// Whether the chain is on this machine: it makes a block for a transaction and no other after it.
@@ -101,15 +119,22 @@ impl ChainArgs {
         })
     }
 
-    fn deployment(&self) -> anyhow::Result<Deployment> {
-        let path = in_configuration(self.deployment.as_deref(), "deployment.json", "--deployment")?;
+    /// Where the contracts are.
+    pub(in crate::cli) fn deployment(&self) -> anyhow::Result<Deployment> {
+        let path = self.deployment_path()?;
         let text = fs::read_to_string(&path).with_context(|| {
             format!(
                 "the contracts' addresses: {} (`dolphin chain` writes them for a chain of your own)",
                 path.display()
             )
         })?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no deployment", path.display()))
+        let toml = path.extension().is_some_and(|extension| extension == "toml");
+        let read = if toml {
+            toml::from_str(&text).map_err(Into::into)
+        } else {
+            serde_json::from_str(&text).map_err(Into::into)
+        };
+        read.map_err(|error: anyhow::Error| error.context(format!("{} is no deployment", path.display())))
     }
 }
 

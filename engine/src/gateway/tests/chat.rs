@@ -115,7 +115,7 @@ async fn a_stop_string_frees_the_slot() {
     let pipeline = async {
         let submission = submissions.recv().await.unwrap();
         let (sender, events) = tokio::sync::mpsc::channel(8);
-        submission.reply.send(Ok(crate::request::Generation { events, receipt: None })).unwrap();
+        submission.reply.send(Ok(crate::request::Generation { events, receipt: None, price: 0 })).unwrap();
         for byte in b"ab" {
             sender.send(token((*byte).into())).await.unwrap();
         }

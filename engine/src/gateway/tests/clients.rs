@@ -77,7 +77,7 @@ async fn run(request: Request, events: mpsc::Sender<Event>) {
 async fn invented(mut submissions: mpsc::Receiver<Submission>) {
     while let Some(Submission { request, reply }) = submissions.recv().await {
         let (sender, events) = mpsc::channel(4);
-        if reply.send(Ok(Generation { events, receipt: None })).is_ok() {
+        if reply.send(Ok(Generation { events, receipt: None, price: 0 })).is_ok() {
             tokio::spawn(run(request, sender));
         }
     }

@@ -1,9 +1,10 @@
 //! `/v1/completions`, streamed and not.
 
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::support::*;
-use crate::request::Request;
+use crate::request::{Event, Finish, Generation, Refusal, Request, Submission};
 
 fn prompt_text(request: &Request) -> String {
     let bytes: Vec<u8> = request.prompt.iter().filter_map(|id| u8::try_from(*id).ok()).collect();
@@ -97,4 +98,44 @@ async fn wrong_prompts_are_named() {
     let many = Value::from(vec!["a"; 100]);
     let (status, reply) = json_of(fixture.complete(json!({ "prompt": many })).await).await;
     assert_eq!((status, &reply["error"]["param"]), (400, &json!("prompt")));
+}
+
+/// A paid reply says what it cost: in the usage, streamed or not, and in a header.
+#[tokio::test]
+async fn what_a_reply_costs_is_told() {
+    let (fixture, mut submissions) = start(config()).await;
+    tokio::spawn(async move {
+        while let Some(Submission { reply, .. }) = submissions.recv().await {
+            let (sender, events) = mpsc::channel(4);
+            let token = |token| Event::Token { token, logprobs: None };
+            for event in [token(u32::from(b'a')), token(u32::from(b'b')), Event::Finished(Finish::Length)] {
+                sender.send(event).await.unwrap();
+            }
+            reply.send(Ok(Generation { events, price: 250_000_000_000_000 })).unwrap();
+        }
+    });
+    let body = json!({ "model": MODEL, "prompt": [1, 2], "max_tokens": 2 });
+    let response = fixture.post("/v1/completions", &body).await;
+    assert_eq!(response.headers()["x-dolphin-cost"], "0.001");
+    let whole: Value = response.json().await.unwrap();
+    let cost = json!({ "pod": "0.001", "wei": "1000000000000000" });
+    assert_eq!(whole["usage"]["cost"], cost);
+    let streamed = json!({
+        "model": MODEL, "prompt": [1, 2], "max_tokens": 2, "stream": true,
+        "stream_options": { "include_usage": true },
+    });
+    let text = fixture.post("/v1/completions", &streamed).await.text().await.unwrap();
+    assert!(text.contains(&format!("\"cost\":{cost}")), "{text}");
+}
+
+#[tokio::test]
+async fn without_money_a_request_is_402_and_says_what_to_do() {
+    let reason = "add to it with `dolphin account deposit`";
+    let script = move |_: &Request| Err(Refusal::NoMoney(reason.into()));
+    let fixture = start_scripted(config(), script).await;
+    let response = fixture.post("/v1/completions", &json!({ "model": MODEL, "prompt": "a" })).await;
+    assert_eq!(response.status(), 402);
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "insufficient_funds");
+    assert!(body["error"]["message"].as_str().unwrap().contains(reason), "{body}");
 }

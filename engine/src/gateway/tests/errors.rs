@@ -183,7 +183,7 @@ async fn the_gateway_keeps_the_deadline_itself() {
         let unanswered = submissions.recv().await.unwrap();
         let silent = submissions.recv().await.unwrap();
         let (sender, events) = mpsc::channel(1);
-        silent.reply.send(Ok(Generation { events, receipt: None })).unwrap();
+        silent.reply.send(Ok(Generation { events, receipt: None, price: 0 })).unwrap();
         sender.closed().await;
         drop(unanswered);
     };

@@ -15,7 +15,7 @@ use crate::request::{Generation, Submission};
 /// Admits a submission and hands out the sending end of its events.
 fn admit(submission: Submission) -> mpsc::Sender<crate::request::Event> {
     let (sender, events) = mpsc::channel(16);
-    submission.reply.send(Ok(Generation { events, receipt: None })).unwrap();
+    submission.reply.send(Ok(Generation { events, receipt: None, price: 0 })).unwrap();
     sender
 }
 

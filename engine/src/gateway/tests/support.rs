@@ -134,7 +134,7 @@ pub(super) async fn play(
                     }
                 }
             });
-            Generation { events: receiver, receipt: None }
+            Generation { events: receiver, receipt: None, price: 0 }
         });
         let _ = reply.send(answer);
     }

@@ -2,7 +2,7 @@ use transport::Identity as Key;
 
 use super::*;
 use crate::{
-    message::{Drafts, Hop, Priority, Segment},
+    message::{Drafts, Hop, Priority, Segment, TabRefusal},
     request::Sampling,
 };
 
@@ -50,6 +50,7 @@ fn open(session: u128, gateway: u8) -> Open {
         priority: Priority::Normal,
         drafts: Drafts::default(),
         terms: None,
+        tab: None,
         signature: Vec::new(),
     };
     open.signature = key(gateway).sign(&open.signed_bytes()).to_vec();
@@ -186,4 +187,92 @@ fn a_full_node_tells_the_gateway() {
     give(&mut first, 9, opening(open(2, 9)));
     let actions = give(&mut first, 9, opening(open(3, 9)));
     assert!(matches!(&actions[..], [Action::Send { message: Message::Failed(_), .. }]), "{actions:?}");
+}
+
+/// A node that serves for pay has taken the gateway's tab, with credit for five tokens.
+fn paid() -> State {
+    let mut state = node(2).paid();
+    let account = ledger::account::Account::new(1, 5, 100, 0);
+    state.till(till::Event::Taken { gateway: key(9).id(), plan: [1; 32], account, lock: 100 });
+    let actions = state.actions();
+    assert!(matches!(&actions[..], [Action::Send { message: Message::TabAnswer(_), .. }]), "{actions:?}");
+    state
+}
+
+fn on_tab(session: u128, plan: [u8; 32]) -> Open {
+    let mut open = Open { tab: Some(plan), signature: Vec::new(), ..open(session, 9) };
+    open.signature = key(9).sign(&open.signed_bytes()).to_vec();
+    open
+}
+
+fn rows(session: u128, from: u32, rows: u32) -> Message {
+    let segment = Segment { session: SessionId(session), from, rows, drawn: Vec::new(), drafted: 0 };
+    let body = Bytes::from(vec![0; 8 * rows as usize]);
+    Message::Step(Step { route: RouteId(5), number: 0, segments: vec![segment], body })
+}
+
+fn failed(actions: &[Action]) -> Option<FailedReason> {
+    actions.iter().find_map(|action| match action {
+        Action::Send { message: Message::Failed(failed), .. } => Some(failed.reason.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_paid_node_serves_as_far_as_its_credit_and_goes_on_once_it_is_paid() {
+    let mut second = paid();
+    assert!(matches!(failed(&give(&mut second, 1, opening(open(1, 9)))), Some(FailedReason::Refused(_))));
+    let unknown = give(&mut second, 1, opening(on_tab(1, [2; 32])));
+    assert!(matches!(failed(&unknown), Some(FailedReason::Refused(_))));
+
+    assert_eq!(failed(&give(&mut second, 1, opening(on_tab(1, [1; 32])))), None);
+    assert_eq!(failed(&give(&mut second, 1, rows(1, 0, 3))), None);
+    assert_eq!(failed(&give(&mut second, 1, rows(1, 0, 3))), None, "sent again, counted once");
+    assert_eq!(failed(&give(&mut second, 1, rows(1, 3, 2))), None);
+    let unpaid = ledger::account::Unpaid { unpaid: 6, credit: 5 };
+    let actions = give(&mut second, 1, rows(1, 5, 1));
+    assert_eq!(failed(&actions), Some(FailedReason::Unpaid(unpaid)));
+    // The session is closed before its rows are looked at, so they are dropped.
+    let order: Vec<bool> = (actions.iter())
+        .filter_map(|action| match action {
+            Action::Work(command) => Some(matches!(command, Command::Close(_))),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((order, second.sessions()), (vec![true, false], 0));
+    let refused = give(&mut second, 1, opening(on_tab(2, [1; 32])));
+    assert!(matches!(failed(&refused), Some(FailedReason::Unpaid(_))));
+
+    second.till(till::Event::Paid { gateway: key(9).id(), plan: [1; 32], total: 5 });
+    let told = second.actions();
+    assert!(matches!(
+        &told[..],
+        [Action::Send { message: Message::Paid(paid), .. }] if (paid.total, paid.served) == (5, 5)
+    ));
+    assert_eq!(failed(&give(&mut second, 1, opening(on_tab(3, [1; 32])))), None);
+    second.till(till::Event::Over([1; 32]));
+    let over = give(&mut second, 1, opening(on_tab(4, [1; 32])));
+    assert!(matches!(failed(&over), Some(FailedReason::Refused(_))), "{over:?}");
+    assert_eq!(failed(&give(&mut second, 1, rows(3, 0, 3))), None, "what is open goes on");
+}
+
+#[test]
+fn a_forged_voucher_ends_the_link() {
+    let mut second = paid();
+    let refused = |reason| till::Event::Refused { gateway: key(9).id(), plan: [1; 32], reason };
+    second.till(refused(TabRefusal::Lock));
+    assert!(!expels(&second.actions(), 9));
+    for reason in [TabRefusal::Signature, TabRefusal::Regression { before: 2, after: 1 }] {
+        second.till(refused(reason.clone()));
+        let actions = second.actions();
+        let told = actions.iter().any(|action| match action {
+            Action::Send { message: Message::TabAnswer(answer), .. } => answer.outcome == Err(reason.clone()),
+            _ => false,
+        });
+        assert!(told && expels(&actions, 9), "{actions:?}");
+    }
+    let tab = Message::Paid(crate::message::Paid { plan: [1; 32], total: 1, served: 1 });
+    assert!(expels(&give(&mut second, 9, tab), 9), "not for a node");
+    let stranger = crate::message::VoucherNote { plan: [1; 32], total: 1, signature: vec![0; 65] };
+    assert!(expels(&give(&mut second, 8, Message::Voucher(stranger)), 8));
 }
