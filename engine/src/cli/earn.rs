@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use engine::payment::{
-    pod,
+    now, pod,
     store::read,
     till::{Kept, Record, Settlement},
 };
