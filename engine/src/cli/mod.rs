@@ -67,6 +67,8 @@ enum Command {
     Audit(audit::AuditCommand),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),
+    /// Run a chain of your own with the contracts on it, to try payment out
+    Chain(chain::serve::ChainCommand),
     /// Make an account on the chain, fill it, look into it, empty it
     Account(chain::account::AccountCommand),
     /// Put POD behind a node or an auditor, and take it back
@@ -96,6 +98,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             Command::Doctor(command) => command.run(),
             Command::Verify(command) => return command.run(),
             Command::Audit(command) => return command.run().await,
+            Command::Chain(command) => command.run().await,
             Command::Account(command) => command.run().await,
             Command::Stake(command) => command.run().await,
             Command::Gov(command) => command.run().await,

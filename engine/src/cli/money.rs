@@ -1,6 +1,10 @@
 //! What is paid in `dolphin up`, over a chain of its own.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::Args;
 use engine::{
@@ -52,7 +56,8 @@ impl MoneyArgs {
             return Ok(None);
         }
         let price = self.price.price.unwrap_or(Pod(engine::payment::ONE_POD));
-        let embedded = Embedded::start(self.chain_dir.as_deref()).await?;
+        let embedded =
+            Embedded::start(self.chain_dir.as_deref(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
         let payer = embedded.payer(Default::default()).await?;
         let mut payees = Vec::new();
         for index in 0..nodes {

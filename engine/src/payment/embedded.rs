@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -77,8 +77,6 @@ pub struct Embedded {
     deployment: Deployment,
     holder: Client,
     seed: [u8; 32],
-    /// The chain was there before, and so are its accounts.
-    found: bool,
     directory: Option<PathBuf>,
 }
 
@@ -91,8 +89,9 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Embedded {
-    /// Starts a chain, in memory or in a directory in which it goes on where it was.
-    pub async fn start(directory: Option<&Path>) -> Result<Self, EmbeddedError> {
+    /// Starts a chain that answers at `listen`, on loopback: in memory, or in a directory in which it goes on where
+    /// it was.
+    pub async fn start(directory: Option<&Path>, listen: SocketAddr) -> Result<Self, EmbeddedError> {
         let seed = seed(directory)?;
         let key = key(&seed, "holder")?;
         let genesis = Genesis {
@@ -103,24 +102,22 @@ impl Embedded {
             Some(directory) => Chain::open(&directory.join("chain"), genesis, Sealing::Instant)?,
             None => Chain::in_memory(genesis, Sealing::Instant),
         };
-        let server = serve(chain.clone(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false)
-            .await
-            .map_err(EmbeddedError::Serve)?;
+        let server = serve(chain.clone(), listen, false).await.map_err(EmbeddedError::Serve)?;
         let known = directory.map(|directory| directory.join("deployment.json"));
-        let (deployment, found) = match known.as_deref().filter(|path| path.exists()) {
-            Some(path) => (read_deployment(path)?, true),
+        let deployment = match known.as_deref().filter(|path| path.exists()) {
+            Some(path) => read_deployment(path)?,
             None => {
                 let parameters = parameters(key.address());
                 let deployment = Client::deploy(config(&chain), key.clone(), &parameters).await?;
                 if let Some(path) = &known {
                     write(path, &serde_json::to_vec_pretty(&deployment).unwrap_or_default())?;
                 }
-                (deployment, false)
+                deployment
             }
         };
         let holder = Client::connect(config(&chain), deployment.clone(), Some(key)).await?;
         let directory = directory.map(Path::to_owned);
-        Ok(Self { server, chain: Wire(chain), deployment, holder, seed, found, directory })
+        Ok(Self { server, chain: Wire(chain), deployment, holder, seed, directory })
     }
 
     /// Where wallets and other programs on this machine reach it.
@@ -138,12 +135,27 @@ impl Embedded {
         &self.holder
     }
 
+    /// Sees to it that an account has enough for gas, and holds at least so much POD.
+    pub async fn fund(&self, account: Address, pod: Pod) -> Result<(), EmbeddedError> {
+        let has = self.holder.balances(account).await?;
+        if has.native_wei < GAS_MONEY / 2 {
+            let wei = GAS_MONEY - has.native_wei;
+            self.holder.submit(Action::SendNative { to: account, wei }).await?;
+        }
+        let missing = pod.saturating_sub(has.pod);
+        if missing > Pod::ZERO {
+            self.holder.submit(Action::Transfer { to: account, amount: missing }).await?;
+        }
+        Ok(())
+    }
+
     /// The account of a gateway, with money in the escrow.
     pub async fn payer(&self, rules: PayerRules) -> Result<Payer, EmbeddedError> {
         let key = key(&self.seed, "payer")?;
         let chain = self.account(&key).await?;
-        if !self.found {
-            self.holder.submit(Action::Deposit { to: key.address(), amount: PAYER_MONEY }).await?;
+        let missing = PAYER_MONEY.saturating_sub(self.holder.balances(key.address()).await?.escrow);
+        if missing > Pod::ZERO {
+            self.holder.submit(Action::Deposit { to: key.address(), amount: missing }).await?;
         }
         Ok(Payer {
             key,
@@ -174,9 +186,7 @@ impl Embedded {
     }
 
     async fn account(&self, key: &Key) -> Result<OnChain, EmbeddedError> {
-        if !self.found {
-            self.holder.submit(Action::SendNative { to: key.address(), wei: GAS_MONEY }).await?;
-        }
+        self.fund(key.address(), Pod::ZERO).await?;
         let client =
             Client::connect(config(&self.chain.0), self.deployment.clone(), Some(key.clone())).await?;
         Ok(OnChain::new(Arc::new(client)).ok_or(Error::NoKey)?)

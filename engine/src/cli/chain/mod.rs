@@ -4,6 +4,7 @@ pub(super) mod account;
 pub(super) mod gov;
 mod options;
 mod pay;
+pub(super) mod serve;
 pub(super) mod stake;
 
 use std::io::{BufRead, IsTerminal, Write};

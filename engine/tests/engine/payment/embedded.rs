@@ -19,7 +19,7 @@ async fn balances(embedded: &Embedded, accounts: &[Address]) -> Vec<u128> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_requests_are_paid_to_the_wei_by_the_contracts() {
-    let embedded = Embedded::start(None).await.unwrap();
+    let embedded = Embedded::start(None, std::net::SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let payer = embedded.payer(PayerRules::default()).await.unwrap();
     let account = payer.key.address();
     let mut payees: Vec<Payee> = Vec::new();
