@@ -14,8 +14,10 @@ use ledger::{
     },
     embedded::{Chain, Genesis, Sealing, Server, serve},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::process::{Dolphin, chat, command, until_healthy};
 
 const DAY: u64 = 86_400;
 
@@ -225,4 +227,83 @@ async fn a_proposal_is_made_voted_on_and_carried_out() {
     assert_eq!((listed["state"].as_str(), pod(&listed["for"])), (Some("executed"), "5000000"));
     let paid = scene.holder.balances(parse_address(poor).unwrap()).await.unwrap().pod;
     assert_eq!(paid, "7".parse().unwrap());
+}
+
+/// A user of the program: a home with an account in it.
+#[cfg(unix)]
+struct User {
+    home: TempDir,
+    address: String,
+}
+
+#[cfg(unix)]
+impl User {
+    fn new() -> Self {
+        let home = TempDir::new().unwrap();
+        fs::write(home.path().join("passphrase"), "correct horse\n").unwrap();
+        let user = Self { home, address: String::new() };
+        let made = user.ask(&["account", "new", "--json"]);
+        Self { address: made["address"].as_str().unwrap().to_owned(), ..user }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = command(self.home.path(), args);
+        command.env("DOLPHIN_PASSPHRASE_FILE", self.home.path().join("passphrase"));
+        command
+    }
+
+    fn ask(&self, args: &[&str]) -> Value {
+        let output = self.command(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// A gateway and a node of two people, each in a process of its own, on a third's chain.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_earns_what_a_gateway_pays() {
+    let (payer, earner) = (User::new(), User::new());
+    let fund = [payer.address.as_str(), &earner.address].join(",");
+    let chain = ["chain", "--listen", "127.0.0.1:0", "--fund", &fund, "--with", "100", "--json"];
+    let chain = Dolphin::spawn(payer.command(&chain));
+    let (url, deployment) = (chain.text("rpc_url"), chain.text("deployment"));
+    let on_chain = |user: &User, args: &[&str]| {
+        let mut command = user.command(args);
+        command.env("DOLPHIN_RPC_URL", url).env("DOLPHIN_DEPLOYMENT", deployment);
+        command
+    };
+    let ask = |user: &User, args: &[&str]| -> Value {
+        let output = on_chain(user, args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    ask(&payer, &["account", "deposit", "50", "--yes", "--json"]);
+
+    let account = |user: &User| user.home.path().join("dolphin/account.json").display().to_string();
+    let key = account(&payer);
+    let serve =
+        ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--account", &key, "--json"];
+    let gateway = Dolphin::spawn(on_chain(&payer, &serve));
+    let key = account(&earner);
+    let node = ["node", "--join", gateway.text("join"), "--price", "2", "--account", &key, "--json"];
+    let node = Dolphin::spawn(on_chain(&earner, &node));
+    until_healthy(gateway.text("url")).await;
+
+    let response = chat(gateway.text("url"), json!({"max_tokens": 20})).send().await.unwrap();
+    let cost = response.headers()["x-dolphin-cost"].to_str().unwrap().to_owned();
+    let reply: Value = response.json().await.unwrap();
+    let tokens = reply["usage"]["total_tokens"].as_u64().unwrap();
+    assert_eq!(reply["usage"]["cost"]["wei"], json!((u128::from(tokens) * 2 * 10u128.pow(12)).to_string()));
+
+    // Both go: the gateway leaves the last voucher, the node has it paid out.
+    gateway.stop();
+    node.stop();
+    let earned = ask(&earner, &["earn", "--json"]);
+    assert_eq!(earned["chain"]["earned"], json!(cost), "{earned}");
+    assert_eq!((&earned["collected"], &earned["claimable"]), (&json!(cost), &json!("0")), "{earned}");
+    let balance = ask(&earner, &["account", "balance", "--json"]);
+    assert_eq!((pod(&balance["escrow"]), pod(&balance["held"])), (cost.as_str(), "100"));
+    ask(&earner, &["account", "withdraw", &cost, "--yes", "--json"]);
+    chain.stop();
 }

@@ -15,7 +15,7 @@ pub(crate) struct Dolphin {
     child: Child,
     stdout: BufReader<ChildStdout>,
     /// The line of JSON it printed when it was ready.
-    announced: Value,
+    pub(crate) announced: Value,
 }
 
 impl Dolphin {
@@ -24,7 +24,7 @@ impl Dolphin {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let announced = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{args:?} printed {line:?}"));
+        let announced = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{command:?} printed {line:?}"));
         Self { child, stdout, announced }
     }
 
@@ -37,6 +37,16 @@ impl Dolphin {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
     }
+
+    /// Ctrl-C; what it prints until it has ended.
+    #[cfg(unix)]
+    pub(crate) fn stop(mut self) -> String {
+        self.interrupt();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut self.stdout, &mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "Ctrl-C ends it cleanly");
+        rest
+    }
 }
 
 impl Drop for Dolphin {
@@ -48,14 +58,14 @@ impl Drop for Dolphin {
 }
 
 /// `dolphin` with a home of its own, so that no settings or keys of the user are touched.
-pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
+pub(crate) pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dolphin"));
     command.args(args).env("XDG_CONFIG_HOME", home).env("XDG_CACHE_HOME", home).env("DOLPHIN_LOG", "error");
     command.env("DOLPHIN_THREADS", "1");
     command
 }
 
-pub(crate) fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
+pub(crate) pub(crate) fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
     let mut full =
         json!({"model": "dolphin-demo", "messages": [{"role": "user", "content": "What is Dolphin?"}]});
     full.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
@@ -75,7 +85,7 @@ async fn healthy(url: &str) -> bool {
     reqwest::get(health).await.unwrap().status().is_success()
 }
 
-async fn until_healthy(url: &str) {
+pub(crate) async fn until_healthy(url: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !healthy(url).await {
         assert!(Instant::now() < deadline, "the swarm did not become ready");
@@ -131,7 +141,7 @@ async fn a_killed_process_ends_its_requests_within_two_seconds() {
 #[tokio::test]
 async fn two_hundred_clients_at_once_lose_nothing() {
     let home = tempfile::tempdir().unwrap();
-    let mut up = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--json"]);
+    let up = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--json"]);
     let url = up.text("url").to_owned();
     let request = |n: u64| {
         let url = url.clone();
@@ -155,10 +165,7 @@ async fn two_hundred_clients_at_once_lose_nothing() {
     }
     #[cfg(unix)]
     {
-        up.interrupt();
-        let mut rest = String::new();
-        std::io::Read::read_to_string(&mut up.stdout, &mut rest).unwrap();
-        assert!(up.child.wait().unwrap().success(), "Ctrl-C ends it cleanly");
+        up.stop();
     }
 }
 
