@@ -282,8 +282,7 @@ async fn a_node_earns_what_a_gateway_pays() {
 
     let account = |user: &User| user.home.path().join("dolphin/account.json").display().to_string();
     let key = account(&payer);
-    let serve =
-        ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--account", &key, "--json"];
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--account", &key, "--json"];
     let gateway = Dolphin::spawn(on_chain(&payer, &serve));
     let key = account(&earner);
     let node = ["node", "--join", gateway.text("join"), "--price", "2", "--account", &key, "--json"];

@@ -24,7 +24,8 @@ impl Dolphin {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let announced = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{command:?} printed {line:?}"));
+        let announced =
+            serde_json::from_str(&line).unwrap_or_else(|_| panic!("{command:?} printed {line:?}"));
         Self { child, stdout, announced }
     }
 
@@ -58,14 +59,14 @@ impl Drop for Dolphin {
 }
 
 /// `dolphin` with a home of its own, so that no settings or keys of the user are touched.
-pub(crate) pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
+pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dolphin"));
     command.args(args).env("XDG_CONFIG_HOME", home).env("XDG_CACHE_HOME", home).env("DOLPHIN_LOG", "error");
     command.env("DOLPHIN_THREADS", "1");
     command
 }
 
-pub(crate) pub(crate) fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
+pub(crate) fn chat(url: &str, body: Value) -> reqwest::RequestBuilder {
     let mut full =
         json!({"model": "dolphin-demo", "messages": [{"role": "user", "content": "What is Dolphin?"}]});
     full.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
