@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ethers_core::types::{Block, Filter, H256, Log, U256};
+use ethers_core::types::{Filter, Log, U256};
 use serde_json::json;
 
 use super::{

@@ -42,7 +42,8 @@ const GAS_AFTER_APPROVAL: u64 = 200_000;
 /// How a chain is reached, and how carefully it is used.
 #[derive(Clone)]
 pub struct Config {
-    node: Node,
+    /// What answers.
+    pub node: Node,
     /// Blocks, its own included, until a transaction or an event counts. One where blocks are made for
     /// transactions alone and never undone, as on the embedded chain.
     pub confirmations: u64,
@@ -64,9 +65,12 @@ pub struct Config {
     pub directory: Option<PathBuf>,
 }
 
+/// A chain's node.
 #[derive(Clone)]
-enum Node {
+pub enum Node {
+    /// Behind a URL, `http://` or `https://`.
     Url(String),
+    /// Behind any other wire.
     Rpc(Arc<dyn Rpc>),
 }
 

@@ -266,16 +266,22 @@ impl Task {
         warn!(nonce, "somebody else used a nonce of {}", show_address(&self.key.address()));
         let next = self.queue.next_nonce(self.chain.next_nonce().await?);
         let Some(entry) = self.queue.remove(nonce) else { return Ok(()) };
-        if !entry.told {
+        // What only used the nonce up has nothing left to do. What was told is owed all the more: it was on the
+        // chain, and a reorganisation dropped it.
+        let is_owed = !(entry.told && entry.order == self.nothing(nonce).0);
+        if is_owed {
             let attempt = sign(&self.key, self.chain_id, next, &entry.order, entry.gas, self.offer());
             self.queue.push(next, entry.order, entry.gas, attempt);
+            if entry.told {
+                self.queue.told(next);
+            }
             if let Some(reply) = self.replies.remove(&nonce) {
                 self.replies.insert(next, reply);
             }
         }
         // Neither nonce can be used twice, so what is in the file is right before and after.
         self.save_soon();
-        if !entry.told {
+        if is_owed {
             self.send(next, view.now).await;
         }
         Ok(())
