@@ -13,7 +13,7 @@ use engine::{
     on_device,
     profile::soonest,
 };
-use transport::{Limits, Transport, quic::Endpoint};
+use transport::{Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{
     chain::{ChainArgs, PriceArgs},
@@ -141,6 +141,24 @@ impl NodeCommand {
             Node::start(stage, Arc::new(endpoint), config(offer, loader))
         })?;
         bar.finish_and_clear();
+        self.announce(id, &advertise, &device, &shard, weight_bytes, &model);
+        tokio::select! {
+            () = interrupted() => {}
+            outcome = node.finished() => return Ok(outcome?),
+        }
+        node.stop().await;
+        Ok(())
+    }
+
+    fn announce(
+        &self,
+        id: NodeId,
+        advertise: &str,
+        device: &str,
+        shard: &Shard,
+        weight_bytes: u64,
+        model: &Model,
+    ) {
         if self.json {
             let line = serde_json::json!({
                 "id": id.to_string(), "address": advertise, "from": shard.layers.start, "to": shard.layers.end,
@@ -159,12 +177,6 @@ impl NodeCommand {
                 ByteSize(weight_bytes)
             );
         }
-        tokio::select! {
-            () = interrupted() => {}
-            outcome = node.finished() => return Ok(outcome?),
-        }
-        node.stop().await;
-        Ok(())
     }
 
     async fn shard(
