@@ -174,7 +174,7 @@ impl Embedded {
     }
 
     async fn account(&self, key: &Key) -> Result<OnChain, EmbeddedError> {
-        if !self.found {
+        if self.holder.balances(key.address()).await?.native_wei == 0 {
             self.holder.submit(Action::SendNative { to: key.address(), wei: GAS_MONEY }).await?;
         }
         let client =
