@@ -38,7 +38,7 @@ pub use self::{
     deployment::{Deployment, Parameters},
     error::{Error, Refusal},
     event::{Cursor, Event, EventId, Logged, News},
-    evm::{Client, Config, Rpc, RpcFault},
+    evm::{Client, Config, Node, Rpc, RpcFault},
     key::{BadKey, Key, recover},
     keystore::{KeystoreError, Passphrase, Work, read_key, write_key},
     state::{Balances, Head, Lock, Position, Proposal, ProposalState, Rewards, Stake, StakeThaw},

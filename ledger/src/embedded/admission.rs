@@ -4,7 +4,7 @@ use alloy_consensus::{
     Transaction, TxEnvelope, Typed2718,
     transaction::{Recovered, SignerRecoverable},
 };
-use alloy_eips::eip2718::Decodable2718;
+use alloy_eips::eip2718::{Decodable2718, Encodable2718};
 use alloy_primitives::U256;
 
 use super::{block::Signed, error::RpcError};
@@ -13,15 +13,16 @@ use super::{block::Signed, error::RpcError};
 pub(super) const TRANSACTION_BYTES: usize = 128 << 10;
 
 /// Decodes a transaction and finds who signed it.
-pub(super) fn decode(mut raw: &[u8], chain_id: u64) -> Result<Signed, RpcError> {
+pub(super) fn decode(raw: &[u8], chain_id: u64) -> Result<Signed, RpcError> {
     if raw.len() > TRANSACTION_BYTES {
         let message = format!("oversized data: transaction size {}, limit {TRANSACTION_BYTES}", raw.len());
         return Err(RpcError::rejected(message));
     }
-    let transaction = TxEnvelope::decode_2718(&mut raw)
+    let transaction = TxEnvelope::decode_2718(&mut &*raw)
         .map_err(|error| RpcError::params(format!("cannot decode transaction: {error}")))?;
-    if !raw.is_empty() {
-        return Err(RpcError::params("cannot decode transaction: trailing bytes"));
+    // It is kept and hashed as it is encoded anew.
+    if transaction.encoded_2718() != raw {
+        return Err(RpcError::params("cannot decode transaction: other bytes would say the same"));
     }
     if !matches!(transaction, TxEnvelope::Legacy(_) | TxEnvelope::Eip2930(_) | TxEnvelope::Eip1559(_)) {
         return Err(RpcError::rejected(format!("transaction type not supported: {}", transaction.ty())));

@@ -296,3 +296,127 @@ fn seal_of(before: &[u8; SEAL], body: &[u8]) -> [u8; SEAL] {
     hasher.finalize_xof().fill(&mut seal);
     seal
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use tempfile::{TempDir, tempdir};
+
+    use super::*;
+
+    /// A file with a genesis and `records`, and where each record ends.
+    fn written(records: &[Record]) -> (TempDir, Vec<u64>) {
+        let directory = tempdir().expect("a directory can be made");
+        let mut journal = reopen(&directory).expect("it is new").1;
+        let length = || fs::metadata(file(&directory)).expect("it is there").len();
+        let mut ends = vec![length()];
+        for record in records {
+            journal.append(record).expect("it is written");
+            ends.push(length());
+        }
+        (directory, ends)
+    }
+
+    fn file(directory: &TempDir) -> PathBuf {
+        directory.path().join("chain")
+    }
+
+    fn reopen(directory: &TempDir) -> Result<(Vec<Record>, Journal), OpenError> {
+        let mut replay = Replay::open(directory.path(), &Genesis::default())?;
+        let mut records = Vec::new();
+        while let Some(record) = replay.next()? {
+            records.push(record);
+        }
+        Ok((records, replay.finish()?))
+    }
+
+    fn records() -> impl Strategy<Value = Vec<Record>> {
+        let bytes = || vec(any::<u8>(), 0..200);
+        let block = (any::<(u64, u64, u64, [u8; 20], [u8; 32])>(), vec(bytes(), 0..4));
+        let block = block.prop_map(|((number, timestamp, base_fee, coinbase, hash), transactions)| {
+            let (gas_limit, randomness) = (number ^ timestamp, hash);
+            Record::Block(BlockRecord {
+                number,
+                timestamp,
+                base_fee,
+                gas_limit,
+                coinbase,
+                randomness,
+                transactions,
+                hash,
+            })
+        });
+        vec(prop_oneof![bytes().prop_map(Record::Waiting), block], 0..6)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn a_torn_end_is_cut_off(list in records(), cut: prop::sample::Index, tail in vec(any::<u8>(), 0..99)) {
+            let (directory, ends) = written(&list);
+            let last = *ends.last().expect("a genesis is written");
+            let first = ends[0];
+            let length = first + cut.index((last - first) as usize + 1) as u64;
+            let kept = ends.iter().filter(|end| **end <= length).count() - 1;
+            let mut handle = OpenOptions::new().write(true).open(file(&directory)).expect("it is there");
+            handle.set_len(length).expect("it can be cut");
+            handle.seek(SeekFrom::End(0)).expect("it has an end");
+            handle.write_all(&tail).expect("it can be written");
+            let (held, mut journal) = reopen(&directory).expect("an end that is torn is no fault");
+            prop_assert_eq!(&held, &list[..kept]);
+            journal.append(&Record::Waiting(vec![1])).expect("it goes on");
+            drop(journal);
+            let (held, _) = reopen(&directory).expect("it opens again");
+            prop_assert_eq!(held.len(), kept + 1);
+            prop_assert_eq!(&held[..kept], &list[..kept]);
+        }
+
+        #[test]
+        fn damage_is_found(list in records(), place: prop::sample::Index, flip in 1u8..) {
+            let (directory, ends) = written(&list);
+            let mut bytes = fs::read(file(&directory)).expect("it is there");
+            let place = place.index(bytes.len());
+            bytes[place] ^= flip;
+            fs::write(file(&directory), bytes).expect("it can be written");
+            match reopen(&directory) {
+                // What is wrong with the last record cannot be told from a torn end.
+                Ok((held, _)) => {
+                    let last = ends.len().checked_sub(2).expect("the genesis cannot be torn");
+                    prop_assert!(place as u64 >= ends[last]);
+                    prop_assert_eq!(&held, &list[..last]);
+                }
+                Err(OpenError::Damaged { offset, .. }) => {
+                    prop_assert!(offset <= place as u64);
+                    let begins = ends.contains(&offset) || offset == (MAGIC.len() + MARK) as u64;
+                    prop_assert!(begins);
+                }
+                Err(OpenError::Foreign { .. }) => prop_assert!((place as u64) < ends[0]),
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_left_alone() {
+        let directory = tempdir().expect("a directory can be made");
+        for text in
+            ["", "something else", "dolphin chain 1\n", "dolphin chain 2\n................................"]
+        {
+            fs::write(file(&directory), text).expect("it can be written");
+            assert!(matches!(reopen(&directory), Err(OpenError::Foreign { .. })), "{text}");
+            assert_eq!(fs::read_to_string(file(&directory)).expect("it is there"), text);
+        }
+    }
+
+    #[test]
+    fn after_a_failure_nothing_more_is_written() {
+        let (directory, _) = written(&[]);
+        let (_, mut journal) = reopen(&directory).expect("it opens");
+        journal.file = File::open(file(&directory)).expect("it can be read");
+        let first = journal.append(&Record::Waiting(vec![1])).expect_err("it is not writable");
+        assert_eq!(first.code, RpcError::INTERNAL);
+        journal.file = OpenOptions::new().append(true).open(file(&directory)).expect("it is there");
+        journal.append(&Record::Waiting(vec![2])).expect_err("the disk may hold a part of the first");
+    }
+}

@@ -23,6 +23,8 @@ mod rpc;
 mod sealing;
 mod server;
 mod state;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use std::{

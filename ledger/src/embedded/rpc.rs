@@ -15,8 +15,8 @@ use super::{
     views,
 };
 
-/// Most logs that one request returns.
-const LOGS: usize = 10_000;
+/// Most logs that one request returns, and how much data they may hold.
+const LOGS: (usize, usize) = (10_000, 16 << 20);
 /// Most blocks that a fee history covers, and most percentiles of each.
 const FEE_HISTORY: (u64, usize) = (1024, 100);
 /// What is proposed as tip, in wei per gas.
@@ -298,17 +298,21 @@ fn logs(state: &State, filter: &Filter) -> Result<Value, RpcError> {
     if from > to && from <= head {
         return Err(RpcError::params("invalid block range params"));
     }
-    let mut found: Vec<Log> = Vec::new();
+    let (mut found, mut bytes): (Vec<Log>, usize) = (Vec::new(), 0);
     for block in (from..=to).map_while(|number| state.block(number)) {
         if !filter.matches_bloom(block.header.logs_bloom) {
             continue;
         }
         for (index, included) in block.transactions.iter().enumerate() {
-            let matching = views::logs(block, index, included).filter(|log| filter.matches(&log.inner));
-            found.extend(matching);
+            for log in views::logs(block, index, included).filter(|log| filter.matches(&log.inner)) {
+                bytes += log.inner.data.data.len();
+                found.push(log);
+            }
         }
-        if found.len() > LOGS {
-            let message = format!("query returned more than {LOGS} results: ask for fewer blocks");
+        if found.len() > LOGS.0 || bytes > LOGS.1 {
+            let (most, most_bytes) = LOGS;
+            let message =
+                format!("more than {most} logs, or {most_bytes} bytes of them: ask for fewer blocks");
             return Err(RpcError::new(RpcError::LIMIT, message));
         }
     }

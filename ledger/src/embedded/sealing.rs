@@ -36,7 +36,7 @@ impl Kept {
                 Record::Genesis(_) => return Err(differs(&state, "another genesis follows")),
                 Record::Waiting(raw) => {
                     let transaction = decode(&state, &raw)?;
-                    state.pool.add(transaction);
+                    state.wait(transaction);
                 }
                 Record::Block(record) => remake(&mut state, &record)?,
             }
@@ -59,7 +59,7 @@ impl Kept {
         } else {
             self.state.check_ahead(&transaction, now)?;
             self.write(|| Record::Waiting(raw.to_vec()))?;
-            self.state.pool.add(transaction);
+            self.state.wait(transaction);
         }
         Ok(hash.0)
     }

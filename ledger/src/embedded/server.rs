@@ -10,7 +10,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -21,13 +21,18 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    task::{JoinHandle, spawn_blocking},
-    time::timeout,
+    task::{JoinHandle, JoinSet, spawn_blocking},
+    time::{sleep, timeout},
 };
 
 use super::{Chain, error::RpcError};
@@ -38,12 +43,18 @@ const BODY_BYTES: usize = 2 << 20;
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Most requests of a batch.
 const BATCH: usize = 100;
-/// After so many bytes of answers, the rest of a batch is refused.
-const BATCH_ANSWER_BYTES: usize = 32 << 20;
+/// After so many bytes of answers, or so long, the rest of a batch is refused.
+const BATCH_ANSWERS: (usize, Duration) = (32 << 20, Duration::from_secs(20));
+/// Most connections; later ones wait.
+const CONNECTIONS: usize = 64;
+/// How long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(30);
+/// After accepting failed, for example because no file descriptors are left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Most requests that are computed at once.
 const AT_ONCE: usize = 8;
 
-/// A chain that is being served; dropped, it is no longer.
+/// A chain that is being served. Dropped, it is no longer, and connections end.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -80,11 +91,29 @@ pub async fn serve(chain: Chain, address: SocketAddr, controls: bool) -> io::Res
     let address = listener.local_addr()?;
     let service = Service { chain, controls, at_once: Arc::new(Semaphore::new(AT_ONCE)) };
     let router = Router::new().route("/", post(handle)).with_state(service);
-    let task = tokio::spawn(async move {
-        // It only ends by being aborted: errors of connections stay with them.
-        let _ = axum::serve(listener, router).await;
-    });
-    Ok(Server { address, task })
+    Ok(Server { address, task: tokio::spawn(accept(listener, router)) })
+}
+
+/// Runs until it is aborted, which ends the connections too.
+async fn accept(listener: TcpListener, router: Router) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(async move {
+            let _permit = permit;
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(IDLE);
+            // What is wrong with a connection is its client's business.
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
 }
 
 #[derive(Clone)]
@@ -166,9 +195,10 @@ impl Service {
             return Some(response(&Value::Null, Err(RpcError::new(RpcError::INVALID_REQUEST, message))));
         }
         let mut answers = String::new();
+        let (begun, (most_bytes, longest)) = (Instant::now(), BATCH_ANSWERS);
         for request in batch {
-            let answer = if answers.len() > BATCH_ANSWER_BYTES {
-                let error = RpcError::new(RpcError::LIMIT, "the answers before this one are too long");
+            let answer = if answers.len() > most_bytes || begun.elapsed() > longest {
+                let error = RpcError::new(RpcError::LIMIT, "the answers before this one were too much");
                 Some(response(request.get("id").unwrap_or(&Value::Null), Err(error)))
             } else {
                 self.respond(request)

@@ -22,7 +22,7 @@ const BLOCK_HASHES: u64 = 256;
 const SNAPSHOTS: usize = 16;
 /// Furthest that time can be moved ahead, in seconds: a thousand years.
 const FURTHEST_TIME: u64 = 1000 * 365 * 86_400;
-/// What the chain's history and state may take, about, in bytes.
+/// What the chain's history and state, and all that ever waited, may take, about, in bytes.
 const CHAIN_BYTES: u64 = 2 << 30;
 
 /// Everything there is to know about a chain.
@@ -158,6 +158,12 @@ impl State {
         let mut accounts = revm::database::CacheDB::new(&self.accounts);
         evm::run(&mut accounts, chain_id, &environment, asked, Checks::AllButNonce)?;
         Ok(())
+    }
+
+    /// Lets an admitted transaction wait.
+    pub(super) fn wait(&mut self, transaction: Arc<Signed>) {
+        self.bytes += transaction.inner().encode_2718_len() as u64;
+        self.pool.add(transaction);
     }
 
     /// Whether nothing has to come before `transaction`.

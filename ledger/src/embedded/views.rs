@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use alloy_consensus::{Transaction as _, transaction::TransactionInfo};
-use alloy_eips::eip2718::Encodable2718;
+use alloy_consensus::{BlockBody, Transaction as _, transaction::TransactionInfo};
+use alloy_eips::eip4895::Withdrawals;
 use alloy_primitives::U256;
 use alloy_rpc_types_eth::{
     Block as BlockView, BlockTransactions, FeeHistory, Header, Log, Transaction, TransactionReceipt,
@@ -19,8 +19,12 @@ pub(super) fn block(block: &Block, with_transactions: bool) -> BlockView {
         let all = block.transactions.iter().map(|included| *included.transaction.tx_hash());
         BlockTransactions::Hashes(all.collect())
     };
-    let bodies = block.transactions.iter().map(|included| included.transaction.inner().encode_2718_len());
-    let size = block.header.size() + bodies.sum::<usize>();
+    let body = BlockBody {
+        transactions: block.transactions.iter().map(|included| included.transaction.inner()).collect(),
+        ommers: Vec::new(),
+        withdrawals: Some(Withdrawals::default()),
+    };
+    let size = alloy_consensus::Block::rlp_length_for(&block.header, &body);
     BlockView {
         header: Header {
             hash: block.hash,
@@ -30,7 +34,7 @@ pub(super) fn block(block: &Block, with_transactions: bool) -> BlockView {
         },
         uncles: Vec::new(),
         transactions,
-        withdrawals: Some(Vec::new().into()),
+        withdrawals: body.withdrawals,
     }
 }
 

@@ -1,8 +1,16 @@
 //! What the server takes, and what it refuses.
 
-use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
 
-use crate::support::{Account, ETHER, served};
+use ledger::embedded::{Chain, Sealing, serve};
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, time::sleep};
+
+use crate::support::{Account, ETHER, genesis, served};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -80,4 +88,38 @@ fn time_is_not_for_everybody_to_move() {
     let balance = closed.client.get("eth_getBalance", json!([payee.address, "latest"]));
     assert_eq!(balance, "0xde0b6b3a7640000");
     assert_eq!(served(&[&payer], true).client.get("evm_mine", json!([])), "0x0");
+}
+
+#[test]
+fn a_server_that_is_dropped_lets_go_of_the_chain() {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let open = || Chain::open(directory.path(), genesis(&[]), Sealing::Instant);
+    let runtime = Runtime::new().expect("threads can be started");
+    runtime.block_on(async {
+        let chain = open().expect("it is new");
+        let server =
+            serve(chain, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false).await.expect("a port is free");
+        let mut stream = TcpStream::connect(server.address()).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time is given");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("it reads");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).expect("it answers");
+        assert_eq!(&status, b"HTTP/1.1 405");
+        open().map(drop).expect_err("it is in use");
+        drop(server);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while let Err(error) = open() {
+            assert!(Instant::now() < deadline, "{error}");
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(stream.read_to_end(&mut Vec::new()).map(drop).ok(), Some(()), "the connection ends");
+    });
+}
+
+#[test]
+fn it_is_served_to_this_machine_alone() {
+    let runtime = Runtime::new().expect("threads can be started");
+    let chain = Chain::in_memory(genesis(&[]), Sealing::Instant);
+    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    runtime.block_on(serve(chain, everywhere, false)).expect_err("it is no loopback address");
 }

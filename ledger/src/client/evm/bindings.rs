@@ -1,6 +1,6 @@
 //! What `ledger/artifacts` says of the contracts, as Rust: calls, answers, events and errors.
 
-use ethers::contract::abigen;
+use ethers_contract::abigen;
 
 abigen!(AccessManager, "artifacts/AccessManager.json");
 abigen!(ModelRegistry, "artifacts/ModelRegistry.json");

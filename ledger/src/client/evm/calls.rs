@@ -1,6 +1,6 @@
 //! Actions, as calls of contracts.
 
-use ethers::{
+use ethers_core::{
     abi::AbiEncode,
     types::{H160, U256},
 };
@@ -250,7 +250,7 @@ pub(super) fn of_proposal(d: &Deployment, calls: &[Call], description: &str, exe
     Order::call(&d.governor, governor::QueueCall { targets, values, calldatas, description_hash })
 }
 
-type Columns = (Vec<H160>, Vec<U256>, Vec<ethers::types::Bytes>);
+type Columns = (Vec<H160>, Vec<U256>, Vec<ethers_core::types::Bytes>);
 
 fn columns(calls: &[Call]) -> Columns {
     let targets = calls.iter().map(|call| to_h160(&call.target)).collect();

@@ -1,6 +1,6 @@
 //! Between ethers' types and ours.
 
-use ethers::types::{H160, H256, U256};
+use ethers_core::types::{H160, H256, U256};
 
 use crate::{client::Pod, eip712::Address};
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ethers::{
+use ethers_core::{
     abi::{AbiEncode, Tokenize},
     types::{Bytes, H160},
 };
@@ -106,7 +106,7 @@ impl Deployer<'_> {
 
     /// Creates a contract, and says where it is.
     async fn create(&self, code: &Bytes, arguments: impl Tokenize) -> Result<Address, Error> {
-        let arguments = ethers::abi::encode(&arguments.into_tokens());
+        let arguments = ethers_core::abi::encode(&arguments.into_tokens());
         let order = Order { to: None, value_wei: 0, data: [code, &arguments[..]].concat() };
         let receipt = self.sender.send(order, Until::Included).await?;
         super::succeeded(&receipt)?;
@@ -172,6 +172,6 @@ impl Deployer<'_> {
     }
 }
 
-fn u(number: u128) -> ethers::types::U256 {
+fn u(number: u128) -> ethers_core::types::U256 {
     number.into()
 }

@@ -1,8 +1,8 @@
 //! What contracts log, as our events.
 
-use ethers::{
+use ethers_contract::EthLogDecode;
+use ethers_core::{
     abi::RawLog,
-    contract::EthLogDecode,
     types::{H160, Log},
 };
 

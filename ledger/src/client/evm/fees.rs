@@ -1,7 +1,7 @@
 //! What a transaction should offer for its gas. ethers' own default never tips less than 3 gwei, which on a
 //! layer 2 is hundreds of times too much.
 
-use ethers::types::{Block, Bytes, FeeHistory, H160, H256, U256};
+use ethers_core::types::{Block, Bytes, FeeHistory, H160, H256, U256};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -108,7 +108,7 @@ pub(super) async fn l1_fee_wei(wire: &Wire, transaction: &[u8]) -> Result<u128, 
     if code.is_empty() {
         return Ok(0);
     }
-    let argument = ethers::abi::encode(&[ethers::abi::Token::Bytes(transaction.to_vec())]);
+    let argument = ethers_core::abi::encode(&[ethers_core::abi::Token::Bytes(transaction.to_vec())]);
     let data = Bytes::from([&GET_L1_FEE[..], &argument].concat());
     let fee: U256 = wire.ask("eth_call", json!([{ "to": GAS_PRICE_ORACLE, "data": data }, "latest"])).await?;
     Ok(to_u128(fee))

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ethers::types::{Block, Filter, H256, Log, U256};
+use ethers_core::types::{Filter, Log, U256};
 use serde_json::json;
 
 use super::{
@@ -20,7 +20,10 @@ impl Reader {
     pub(super) async fn news(&self, after: &Cursor, confirmations: u64) -> Result<News, Error> {
         let head: U256 = self.wire.ask("eth_blockNumber", json!([])).await?;
         let confirmed = to_u64(head).saturating_add(1).saturating_sub(confirmations.max(1));
-        let (mut cursor, undone) = self.rewind(after).await?;
+        let Some((mut cursor, undone)) = self.rewind(after).await? else {
+            let cursor = after.clone();
+            return Ok(News { events: Vec::new(), undone: Vec::new(), cursor, more: false });
+        };
         let nothing_new = News { events: Vec::new(), undone, cursor: cursor.clone(), more: false };
         if cursor.next > confirmed {
             return Ok(nothing_new);
@@ -40,12 +43,15 @@ impl Reader {
         Ok(News { events, more: last < confirmed, cursor, ..nothing_new })
     }
 
-    /// Goes back to the last block that is still on the chain. What was read after it is undone.
-    async fn rewind(&self, after: &Cursor) -> Result<(Cursor, Vec<EventId>), Error> {
+    /// Goes back to the last block that is still on the chain. What was read after it is undone. `None` where the
+    /// node does not have the last block that was read: it is behind, or will have another in its place.
+    async fn rewind(&self, after: &Cursor) -> Result<Option<(Cursor, Vec<EventId>)>, Error> {
         let (mut cursor, mut undone) = (after.clone(), Vec::new());
         while let Some(block) = cursor.blocks.last() {
-            if self.block_hash(block.number).await? == Some(block.hash) {
-                break;
+            match self.block_hash(block.number).await? {
+                Some(hash) if hash == block.hash => break,
+                Some(_) => {}
+                None => return Ok(None),
             }
             cursor.next = block.number;
             undone.splice(0..0, block.events.iter().copied());
@@ -56,7 +62,7 @@ impl Reader {
         {
             cursor.next = block.number + 1;
         }
-        Ok((cursor, undone))
+        Ok(Some((cursor, undone)))
     }
 
     /// The events among logs, each with its name.

@@ -1,4 +1,4 @@
-//! The one place that knows ethers: calls, transactions and logs of an EVM chain over JSON-RPC.
+//! The one place that knows `ethers`: calls, transactions and logs of an EVM chain over JSON-RPC.
 
 mod bindings;
 mod calls;
@@ -16,7 +16,7 @@ mod sender;
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use ethers::types::{TransactionReceipt, U256};
+use ethers_core::types::{TransactionReceipt, U256};
 use serde_json::json;
 use tokio::sync::Mutex;
 
@@ -42,8 +42,10 @@ const GAS_AFTER_APPROVAL: u64 = 200_000;
 /// How a chain is reached, and how carefully it is used.
 #[derive(Clone)]
 pub struct Config {
-    node: Node,
-    /// Blocks, its own included, until a transaction or an event counts.
+    /// What answers.
+    pub node: Node,
+    /// Blocks, its own included, until a transaction or an event counts. One where blocks are made for
+    /// transactions alone and never undone, as on the embedded chain.
     pub confirmations: u64,
     /// For one request.
     pub timeout: Duration,
@@ -63,9 +65,12 @@ pub struct Config {
     pub directory: Option<PathBuf>,
 }
 
+/// A chain's node.
 #[derive(Clone)]
-enum Node {
+pub enum Node {
+    /// Behind a URL, `http://` or `https://`.
     Url(String),
+    /// Behind any other wire.
     Rpc(Arc<dyn Rpc>),
 }
 
@@ -75,9 +80,9 @@ impl Config {
         Self::with(Node::Url(url.into()))
     }
 
-    /// A chain behind any other wire, such as one in the same process.
+    /// A chain behind any other wire, such as one in the same process, where a block is not undone.
     pub fn over(rpc: Arc<dyn Rpc>) -> Self {
-        Self::with(Node::Rpc(rpc))
+        Self { confirmations: 1, poll: Duration::from_millis(100), ..Self::with(Node::Rpc(rpc)) }
     }
 
     fn with(node: Node) -> Self {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use ethers::{
+use ethers_contract::{EthCall, EthEvent};
+use ethers_core::{
     abi::{AbiDecode, AbiEncode, RawLog},
-    contract::{EthCall, EthEvent},
     types::{Block, Filter, H160, H256, Log, U64, U256},
 };
 use futures::future::try_join_all;
@@ -44,9 +44,10 @@ pub(super) struct Reader {
 impl Reader {
     /// What a contract answers to a call.
     async fn call<C: EthCall + AbiEncode, R: AbiDecode>(&self, to: &Address, call: C) -> Result<R, Error> {
-        let data = ethers::types::Bytes::from(call.encode());
+        let data = ethers_core::types::Bytes::from(call.encode());
         let params = json!([{ "to": to_h160(to), "data": data }, "latest"]);
-        let answer: ethers::types::Bytes = self.wire.ask("eth_call", params).await.map_err(call_fault)?;
+        let answer: ethers_core::types::Bytes =
+            self.wire.ask("eth_call", params).await.map_err(call_fault)?;
         let bad = |why: &str| Error::BadAnswer(format!("{} of a contract: {why}", C::function_name()));
         if answer.is_empty() {
             return Err(bad("there is no such contract"));

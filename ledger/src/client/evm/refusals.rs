@@ -2,10 +2,8 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use ethers::{
-    abi::{Abi, Token, ethabi::AbiError},
-    providers::JsonRpcError,
-};
+use ethers_core::abi::{Abi, ParamType, Token, decode, ethabi::AbiError};
+use serde_json::Value;
 
 use super::{bindings as b, rpc::RpcFault};
 use crate::client::{Error, Refusal, show_address};
@@ -38,7 +36,7 @@ pub(super) fn refusal(data: &[u8]) -> Refusal {
     };
     // Error(string) and Panic(uint256), which the language has.
     if *selector == [0x08, 0xc3, 0x79, 0xa0] {
-        let text = ethers::abi::decode(&[ethers::abi::ParamType::String], arguments).ok();
+        let text = decode(&[ParamType::String], arguments).ok();
         let text = text.and_then(|tokens| tokens.into_iter().next()?.into_string());
         return unknown(text.unwrap_or_else(|| "it does not say why".to_owned()));
     }
@@ -59,15 +57,23 @@ pub(super) fn call_fault(fault: RpcFault) -> Error {
     let RpcFault::Refused { code, message, data } = fault else {
         return fault.into();
     };
-    let error = JsonRpcError { code, message, data };
-    // Some nodes put the data into the message or an object; others leave it out and say so in words.
-    if let Some(data) = error.as_revert_data() {
+    // Some nodes put the data into an object; others leave it out and say so in words alone.
+    if let Some(data) = data.as_ref().and_then(revert_data) {
         return Error::Refused(refusal(&data));
     }
-    if error.message.contains("revert") {
-        return Error::Refused(Refusal { name: String::new(), text: error.message });
+    if message.contains("revert") {
+        return Error::Refused(Refusal { name: String::new(), text: message });
     }
-    RpcFault::Refused { code: error.code, message: error.message, data: error.data }.into()
+    RpcFault::Refused { code, message, data }.into()
+}
+
+/// The first hexadecimal text in what a node adds to an error.
+fn revert_data(value: &Value) -> Option<Vec<u8>> {
+    match value {
+        Value::String(text) => hex::decode(text.trim_start_matches("Reverted ").strip_prefix("0x")?).ok(),
+        Value::Object(object) => object.values().find_map(revert_data),
+        _ => None,
+    }
 }
 
 fn show(token: &Token) -> String {
@@ -85,20 +91,22 @@ fn show(token: &Token) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ethers::contract::EthError;
+    use ethers_contract::EthError;
     use serde_json::json;
 
     use super::*;
 
     #[test]
     fn errors_are_named() {
-        let data = ethers::abi::AbiEncode::encode(b::session_escrow::NothingDue { total: 5, collected: 7 });
+        let data =
+            ethers_core::abi::AbiEncode::encode(b::session_escrow::NothingDue { total: 5, collected: 7 });
         let data = [&b::session_escrow::NothingDue::selector()[..], &data[4..]].concat();
         assert_eq!(
             refusal(&data),
             Refusal { name: "NothingDue".to_owned(), text: "NothingDue(5, 7)".to_owned() }
         );
-        let text = [&[0x08, 0xc3, 0x79, 0xa0][..], &ethers::abi::encode(&[Token::String("no".to_owned())])];
+        let text =
+            [&[0x08, 0xc3, 0x79, 0xa0][..], &ethers_core::abi::encode(&[Token::String("no".to_owned())])];
         assert_eq!(refusal(&text.concat()).text, "no");
         assert_eq!(refusal(&[0x4e, 0x48, 0x7b, 0x71, 0x11]).text, "Panic(0x11)");
         for odd in [&[][..], &[1, 2, 3], &[1, 2, 3, 4, 5], &data[..9], &[0x08, 0xc3, 0x79, 0xa0, 9]] {

@@ -1,6 +1,6 @@
 //! What a sender asks of a chain's node.
 
-use ethers::types::{Block, Bytes, H160, H256, Transaction, TransactionReceipt, U256};
+use ethers_core::types::{Block, Bytes, H160, H256, Transaction, TransactionReceipt, U256};
 use serde_json::{Value, json};
 
 use super::{

@@ -12,10 +12,13 @@ mod task;
 mod tests;
 mod transaction;
 
-use std::{path::Path, time::Duration};
+use std::{io::ErrorKind, path::Path, time::Duration};
 
-use ethers::types::TransactionReceipt;
-use tokio::sync::{mpsc, oneshot};
+use ethers_core::types::TransactionReceipt;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep},
+};
 
 use self::{chain::Chain, store::Store, task::Task};
 pub(super) use self::{chain::call_params, transaction::unsigned};
@@ -24,6 +27,8 @@ use crate::client::{Error, Key, show_address};
 
 /// Orders that wait to be prepared; more must wait outside.
 const WAITING: usize = 256;
+/// How long a sender that has ended may hold its file.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// How a sender goes about it.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +67,25 @@ struct Request {
     reply: oneshot::Sender<Result<TransactionReceipt, Error>>,
 }
 
+/// Opens the file, once whoever had it before and is about to end has let go of it.
+async fn open(
+    directory: Option<&Path>,
+    name: &str,
+    genesis: [u8; 32],
+) -> Result<(Store, Vec<queue::Entry>), Error> {
+    let begun = Instant::now();
+    loop {
+        match Store::open(directory, name, genesis) {
+            Err(Error::Store { error, .. })
+                if error.kind() == ErrorKind::WouldBlock && begun.elapsed() < LETTING_GO =>
+            {
+                sleep(Duration::from_millis(50)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Sender {
     /// Starts the task, with what an earlier one left in `directory`. It ends once all fronts are gone and
     /// everything is confirmed.
@@ -75,7 +99,7 @@ impl Sender {
         let genesis = chain::genesis(&wire).await?;
         let chain = Chain::new(wire.impatient(), key.address());
         let name = format!("{}-{chain_id}", show_address(&key.address()));
-        let (store, entries) = Store::open(directory, &name, genesis)?;
+        let (store, entries) = open(directory, &name, genesis).await?;
         let (requests, received) = mpsc::channel(WAITING);
         tokio::spawn(Task::new(chain, key, chain_id, manner, store, entries).run(received));
         Ok(Self { requests })

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ethers::types::TransactionReceipt;
+use ethers_core::types::TransactionReceipt;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
@@ -21,7 +21,11 @@ use super::{
 };
 use crate::client::{
     Error, Key,
-    evm::{calls::Order, fees::Offer, rpc::RpcFault},
+    evm::{
+        calls::Order,
+        fees::{Fees, Offer},
+        rpc::RpcFault,
+    },
     show_address,
 };
 
@@ -29,6 +33,9 @@ use crate::client::{
 const KEEP: u64 = 64;
 /// Looks at the chain until something is sent again.
 const LOOKS_UNTIL_RESENT: u32 = 5;
+/// Looks after something was sent until they come as usual; the first after a sixteenth of the usual time, each
+/// wait twice the one before.
+const EAGER: u32 = 4;
 /// Longest wait between two looks when a node is down.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Gas of a transaction that does nothing.
@@ -45,8 +52,12 @@ pub(super) struct Task {
     /// Who waits for which nonce.
     replies: HashMap<u64, Reply>,
     begun: Instant,
+    /// As of the last look.
+    fees: Fees,
     /// Looks that failed in a row.
     failed: u32,
+    /// Looks that come sooner than usual, since something was just sent: some chains make blocks at once.
+    eager: u32,
 }
 
 struct Reply {
@@ -79,7 +90,9 @@ impl Task {
             waiting: VecDeque::new(),
             replies: HashMap::new(),
             begun: Instant::now(),
+            fees: Fees { base_wei: 0, tip_wei: 0 },
             failed: 0,
+            eager: 0,
         }
     }
 
@@ -110,11 +123,13 @@ impl Task {
     fn wait(&self) -> Duration {
         let is_quiet = self.queue.is_settled() && self.waiting.is_empty();
         let usual = if is_quiet { self.manner.poll * LOOKS_UNTIL_RESENT } else { self.manner.poll };
-        (usual * (1 << self.failed.min(10))).min(LONGEST_WAIT.max(usual))
+        (usual / (1 << self.eager) * (1 << self.failed.min(10))).min(LONGEST_WAIT.max(usual))
     }
 
     async fn look(&mut self) -> Result<(), RpcFault> {
         let view = self.chain.view(self.begun.elapsed()).await?;
+        self.fees = view.fees;
+        self.eager = self.eager.saturating_sub(1);
         let receipts = self.look_up(&view).await?;
         let before = self.marks();
         for work in self.queue.step(&view) {
@@ -165,7 +180,7 @@ impl Task {
             Work::Investigate(nonce) => self.investigate(nonce, view).await?,
             Work::Fill(nonce) => {
                 warn!("nonce {nonce} of {} is missing, and is filled", show_address(&self.key.address()));
-                let (order, attempt) = self.nothing(nonce, view);
+                let (order, attempt) = self.nothing(nonce);
                 self.queue.push(nonce, order, EMPTY_GAS, attempt);
                 self.queue.told(nonce);
                 self.save_soon();
@@ -183,18 +198,18 @@ impl Task {
     }
 
     /// A transaction that uses a nonce up.
-    fn nothing(&self, nonce: u64, view: &View) -> (Order, Attempt) {
-        let to = Some(ethers::types::H160(self.key.address()));
+    fn nothing(&self, nonce: u64) -> (Order, Attempt) {
+        let to = Some(ethers_core::types::H160(self.key.address()));
         let order = Order { to, value_wei: 0, data: Vec::new() };
-        let attempt = sign(&self.key, self.chain_id, nonce, &order, EMPTY_GAS, self.offer(view));
+        let attempt = sign(&self.key, self.chain_id, nonce, &order, EMPTY_GAS, self.offer());
         (order, attempt)
     }
 
     /// What to offer for what cannot wait for lower fees.
-    fn offer(&self, view: &View) -> Offer {
+    fn offer(&self) -> Offer {
         let limit = self.manner.max_fee_wei;
-        let most = Offer { max_wei: limit, tip_wei: view.fees.tip_wei.min(limit) };
-        view.fees.offer(limit).unwrap_or(most)
+        let most = Offer { max_wei: limit, tip_wei: self.fees.tip_wei.min(limit) };
+        self.fees.offer(limit).unwrap_or(most)
     }
 
     async fn send(&mut self, nonce: u64, now: Duration) {
@@ -211,13 +226,7 @@ impl Task {
         if self.queue.is_last(nonce) {
             self.queue.remove(nonce);
         } else {
-            let view = View {
-                head: 0,
-                nonce,
-                fees: crate::client::evm::fees::Fees { base_wei: 0, tip_wei: 0 },
-                now,
-            };
-            let (order, attempt) = self.nothing(nonce, &view);
+            let (order, attempt) = self.nothing(nonce);
             self.queue.hollow_out(nonce, order, EMPTY_GAS, attempt);
         }
         self.save_soon();
@@ -257,16 +266,22 @@ impl Task {
         warn!(nonce, "somebody else used a nonce of {}", show_address(&self.key.address()));
         let next = self.queue.next_nonce(self.chain.next_nonce().await?);
         let Some(entry) = self.queue.remove(nonce) else { return Ok(()) };
-        if !entry.told {
-            let attempt = sign(&self.key, self.chain_id, next, &entry.order, entry.gas, self.offer(view));
+        // What only used the nonce up has nothing left to do. What was told is owed all the more: it was on the
+        // chain, and a reorganisation dropped it.
+        let is_owed = !(entry.told && entry.order == self.nothing(nonce).0);
+        if is_owed {
+            let attempt = sign(&self.key, self.chain_id, next, &entry.order, entry.gas, self.offer());
             self.queue.push(next, entry.order, entry.gas, attempt);
+            if entry.told {
+                self.queue.told(next);
+            }
             if let Some(reply) = self.replies.remove(&nonce) {
                 self.replies.insert(next, reply);
             }
         }
         // Neither nonce can be used twice, so what is in the file is right before and after.
         self.save_soon();
-        if !entry.told {
+        if is_owed {
             self.send(next, view.now).await;
         }
         Ok(())
@@ -325,6 +340,7 @@ impl Task {
             return;
         }
         self.replies.insert(nonce, Reply { until: request.until, to: request.reply });
+        self.eager = EAGER;
         self.send(nonce, now).await;
     }
 

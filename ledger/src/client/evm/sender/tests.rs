@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ethers::{
+use ethers_core::{
     types::{H160, H256, U256, transaction::eip2718::TypedTransaction},
     utils::rlp::Rlp,
 };

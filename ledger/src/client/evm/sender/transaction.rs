@@ -1,6 +1,6 @@
 //! Signed transactions.
 
-use ethers::types::{
+use ethers_core::types::{
     Eip1559TransactionRequest, NameOrAddress, Signature, U256, transaction::eip2718::TypedTransaction,
 };
 use serde::{Deserialize, Serialize};
