@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::Args;
 use engine::{
+    device::Device,
     local::{load_stage, shard_bytes},
     message::{Ask, Offer},
     model::{Model, Shard},
@@ -107,14 +108,8 @@ impl NodeCommand {
         let fingerprint = model.fingerprint(self.model.quant);
         let chosen = self.stage.device()?;
         let device = chosen.describe();
-        let (source, quantisation, measured) = (model.clone(), self.model.quant, chosen.clone());
-        let measuring = move || on_device!(measured, backend => soonest(&source, quantisation, backend));
-        let mut offer = Offer {
-            weight_bytes: self.memory.as_u64(),
-            movable: matches!(self.layers, Layers::Auto),
-            load_rate: None,
-            profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),
-        };
+        let quantisation = self.model.quant;
+        let mut offer = self.offer(&model, &chosen).await?;
         let shard = self.shard(&model, &endpoint, fingerprint, &offer).await?;
         let weight_bytes = shard_bytes(&model, &shard, self.model.quant);
         let bar = byte_bar("loading");
@@ -177,6 +172,18 @@ impl NodeCommand {
                 ByteSize(weight_bytes)
             );
         }
+    }
+
+    /// What it lends, and how fast that is.
+    async fn offer(&self, model: &Arc<Model>, device: &Device) -> anyhow::Result<Offer> {
+        let (source, quantisation, device) = (model.clone(), self.model.quant, device.clone());
+        let measuring = move || on_device!(device, backend => soonest(&source, quantisation, backend));
+        Ok(Offer {
+            weight_bytes: self.memory.as_u64(),
+            movable: matches!(self.layers, Layers::Auto) && self.join.len() == 1,
+            load_rate: None,
+            profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),
+        })
     }
 
     async fn shard(
