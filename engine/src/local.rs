@@ -246,24 +246,10 @@ impl Local {
         progress: impl Fn(Progress) + Clone + Send + 'static,
     ) -> Result<Self, LocalError> {
         let quantisation = config.front.quantisation;
-        let identities: Vec<Identity> =
-            (0..config.nodes).map(|_| Identity::generate()).collect::<Result<_, _>>()?;
         let (source, device) = (model.clone(), backend.clone());
         let measuring = move || soonest(&source, quantisation, device);
         let profile = tokio::task::spawn_blocking(measuring).await.map_err(|_| LocalError::Died)??;
-        let ids: Vec<NodeId> = identities.iter().map(Identity::id).collect();
-        let plan = planned_line(&model, &config, &ids, &profile)?;
-        let shard = |stage: &StageReport| Shard {
-            embedding: !config.private && stage.from == 0,
-            head: !config.private && stage.to == plan.layers,
-            layers: stage.from..stage.to,
-        };
-        let shards = plan.pipelines.iter().flat_map(|pipeline| &pipeline.stages).map(shard);
-        let mut seats: Vec<Seat> = identities
-            .into_iter()
-            .zip(shards)
-            .map(|(identity, shard)| Seat { identity, shard, payee: None })
-            .collect();
+        let (plan, mut seats) = seats(&model, &config, &profile)?;
         for (seat, payee) in seats.iter_mut().zip(std::mem::take(&mut config.payees)) {
             seat.payee = Some(payee.bind(&seat.identity));
         }
@@ -344,18 +330,17 @@ pub fn loopback() -> SocketAddr {
 const WITHIN: (f64, f64) = (0.24, 10_000.0);
 
 /// The model cut over nodes of this machine for one reply at a time, since they share it.
-fn planned_line(
-    model: &Model,
-    config: &LocalConfig,
-    ids: &[NodeId],
-    profile: &Speed,
-) -> Result<Report, LocalError> {
+fn seats(model: &Model, config: &LocalConfig, profile: &Speed) -> Result<(Report, Vec<Seat>), LocalError> {
+    let identities: Vec<Identity> =
+        (0..config.nodes).map(|_| Identity::generate()).collect::<Result<_, _>>()?;
     let quantisation = config.front.quantisation;
     let shape = planned(model, quantisation, config.private)?;
     // What the machine has is shared by all: only the evenness of the cut matters.
     let memory = 1 << 50;
-    let node = |id: &NodeId| shard_planner::Node::new(&id.short(), memory).with_profile(profile.clone());
-    let nodes: Vec<_> = ids.iter().map(node).collect();
+    let node = |identity: &Identity| {
+        shard_planner::Node::new(&identity.id().short(), memory).with_profile(profile.clone())
+    };
+    let nodes: Vec<_> = identities.iter().map(node).collect();
     let (rtt_ms, mbit) = WITHIN;
     let link = |pair: &[shard_planner::Node]| Link {
         from: pair[0].id.clone(),
@@ -367,7 +352,16 @@ fn planned_line(
     let links: Vec<Link> = nodes.windows(2).map(link).collect();
     let cluster = Cluster::new(nodes, &links).map_err(PlanError::from)?;
     let plan = plan_line(&shape, &cluster, &Demand::chat(&quantisation.to_string(), 1, Objective::Latency))?;
-    Ok(Report::new(model.name(), &cluster, &plan))
+    let report = Report::new(model.name(), &cluster, &plan);
+    let shard = |stage: &StageReport| Shard {
+        embedding: !config.private && stage.from == 0,
+        head: !config.private && stage.to == report.layers,
+        layers: stage.from..stage.to,
+    };
+    let shards = report.pipelines.iter().flat_map(|pipeline| &pipeline.stages).map(shard);
+    let seats = identities.into_iter().zip(shards).map(|(identity, shard)| Seat { identity, shard, payee: None });
+    let seats = seats.collect();
+    Ok((report, seats))
 }
 
 /// A node to start: who it is and what it holds.

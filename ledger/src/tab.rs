@@ -4,10 +4,8 @@
 //! there, or a token of the reply. Each counts once, whether it was computed or found in a cache; a guess counts
 //! when it is known to be right, and then as the token it is.
 
-use serde::{Deserialize, Serialize};
-
 /// A payer's side of one plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tab {
     /// Wei for one token, over all stages.
     price: u64,
@@ -27,7 +25,7 @@ pub struct Tab {
     stages: Vec<Stage>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Stage {
     /// Tokens of the newest voucher that it has confirmed.
     paid: u64,

@@ -14,6 +14,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use engine::{
     audit::{commitment::Signer, recorder::Audit, retain::RowStore},
+    device::Device,
     local::{load_stage, shard_bytes},
     message::{Ask, Offer},
     model::{Model, Shard},
@@ -21,7 +22,7 @@ use engine::{
     on_device,
     profile::soonest,
 };
-use transport::{Identity, Limits, Transport, quic::Endpoint};
+use transport::{Identity, Limits, NodeId, Transport, quic::Endpoint};
 
 use super::{
     chain::{ChainArgs, PriceArgs},
@@ -133,14 +134,8 @@ impl NodeCommand {
         let fingerprint = model.fingerprint(self.model.quant);
         let chosen = self.stage.device()?;
         let device = chosen.describe();
-        let (source, quantisation, measured) = (model.clone(), self.model.quant, chosen.clone());
-        let measuring = move || on_device!(measured, backend => soonest(&source, quantisation, backend));
-        let mut offer = Offer {
-            weight_bytes: self.memory.as_u64(),
-            movable: matches!(self.layers, Layers::Auto),
-            load_rate: None,
-            profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),
-        };
+        let quantisation = self.model.quant;
+        let mut offer = self.offer(&model, &chosen).await?;
         let shard = self.shard(&model, &endpoint, fingerprint, &offer).await?;
         let weight_bytes = shard_bytes(&model, &shard, self.model.quant);
         let bar = byte_bar("loading");
@@ -168,6 +163,24 @@ impl NodeCommand {
             Node::start(stage, Arc::new(endpoint), config(offer, loader))
         })?;
         bar.finish_and_clear();
+        self.announce(id, &advertise, &device, &shard, weight_bytes, &model);
+        tokio::select! {
+            () = interrupted() => {}
+            outcome = node.finished() => return Ok(outcome?),
+        }
+        node.stop().await;
+        Ok(())
+    }
+
+    fn announce(
+        &self,
+        id: NodeId,
+        advertise: &str,
+        device: &str,
+        shard: &Shard,
+        weight_bytes: u64,
+        model: &Model,
+    ) {
         if self.json {
             let line = serde_json::json!({
                 "id": id.to_string(), "address": advertise, "from": shard.layers.start, "to": shard.layers.end,
@@ -186,12 +199,18 @@ impl NodeCommand {
                 ByteSize(weight_bytes)
             );
         }
-        tokio::select! {
-            () = interrupted() => {}
-            outcome = node.finished() => return Ok(outcome?),
-        }
-        node.stop().await;
-        Ok(())
+    }
+
+    /// What it lends, and how fast that is.
+    async fn offer(&self, model: &Arc<Model>, device: &Device) -> anyhow::Result<Offer> {
+        let (source, quantisation, device) = (model.clone(), self.model.quant, device.clone());
+        let measuring = move || on_device!(device, backend => soonest(&source, quantisation, backend));
+        Ok(Offer {
+            weight_bytes: self.memory.as_u64(),
+            movable: matches!(self.layers, Layers::Auto) && self.join.len() == 1,
+            load_rate: None,
+            profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),
+        })
     }
 
     async fn shard(

@@ -11,8 +11,8 @@ use crate::{
     model::Shard,
 };
 
-/// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for an answer: a gateway of many nodes plans for a while.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]

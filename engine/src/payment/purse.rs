@@ -416,7 +416,9 @@ impl Desk {
         if needed > left {
             return Err(NoMoney::Limit { needed, available: left });
         }
-        let lock = (price * u128::from(rules.lock_tokens.max(need))).min(available).min(left);
+        // What is locked is bound to these nodes for days; others may have to be paid tomorrow.
+        let part = (available / 4).max(needed);
+        let lock = (price * u128::from(rules.lock_tokens.max(need))).min(part).min(left);
         let terms = Terms { model, credit, nodes: seats.iter().map(|seat| seat.node).collect() };
         let stage = |seat: &Seat| Stage { payee: seat.payee, weight: seat.price };
         let plan = Plan {

@@ -183,7 +183,7 @@ impl State {
     pub(super) fn refresh(&mut self, status: &mut SwarmStatus) -> bool {
         let members_changed = std::mem::take(&mut self.members_changed);
         if members_changed {
-            look(&self.members, &self.config, self.main_hops(), status);
+            look(&self.members, &self.config, self.main_hops(&status.pipeline), status);
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
         }
         let counts = (self.running.len(), self.waiting.len(), self.tabs.spent());

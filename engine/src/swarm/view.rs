@@ -51,7 +51,7 @@ pub(super) fn look(
     status.pipeline = pipeline;
 }
 
-fn seat(hop: &Hop) -> Seat {
+pub(super) fn seat(hop: &Hop) -> Seat {
     Seat { node: NodeId(hop.node).to_string(), from: hop.shard.layers.start, to: hop.shard.layers.end }
 }
 

@@ -16,9 +16,10 @@ use crate::{
     message::{Ask, Assign, Cannot, Hop, Message, Neighbour, Offer},
     model::Shard,
     swarm::{
-        LiveCluster, MoveSummary, SwarmConfig,
+        LiveCluster, MoveSummary, Seat, SwarmConfig,
         admission::{Member, Need, speeds},
         sketch::{Lane, Seen, Sketch, Verdict},
+        view::seat,
     },
 };
 
@@ -392,9 +393,14 @@ impl State {
         open.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, hops)| hops)
     }
 
-    /// The stages of the way that carries most.
-    pub(super) fn main_hops(&self) -> Option<Vec<Hop>> {
-        self.planning.lanes.first().and_then(|lane| self.lane_hops(lane, |_| true))
+    /// The stages of the way that carries most, or of the one that did as long as it carries half of that:
+    /// small changes of speed are no change of plan.
+    pub(super) fn main_hops(&self, before: &[Seat]) -> Option<Vec<Hop>> {
+        let most = self.planning.lanes.first()?.weight;
+        let wide = self.planning.lanes.iter().filter(|lane| lane.weight >= most / 2.0);
+        let mut ways = wide.filter_map(|lane| self.lane_hops(lane, |_| true)).peekable();
+        let first = ways.peek().cloned();
+        ways.find(|hops| hops.iter().map(seat).eq(before.iter().cloned())).or(first)
     }
 
     /// The stages of a way, as long as its nodes are there and hold what it needs.
