@@ -11,7 +11,7 @@ use super::{
     plan::{Digest, Plan},
 };
 use crate::{
-    message::{MAX_LAYERS, MAX_LIST, MAX_STAGES, check_sampling},
+    message::{MAX_LAYERS, MAX_LIST, MAX_STAGES, MAX_TEXT_BYTES, check_sampling},
     request::Finish,
 };
 
@@ -126,7 +126,11 @@ impl Receipt {
         ensure(self.reply.len() <= plan.max_tokens as usize, "a longer reply than its plan")?;
         ensure(plan.stop_tokens.len() <= MAX_LIST, "too many stop tokens")?;
         ensure(plan.sampling.logit_bias.len() <= MAX_LIST, "too many logit biases")?;
-        ensure(plan.session.len() == 32, "a session of another length")?;
+        let hexadecimal = plan.session.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(plan.session.len() == 32 && hexadecimal, "a session that is no session")?;
+        // People see it on a terminal.
+        let plain = self.model_name.len() <= MAX_TEXT_BYTES && !self.model_name.chars().any(char::is_control);
+        ensure(plain, "a model name that is too long or has control characters")?;
         let stages = &plan.stages;
         ensure(!stages.is_empty() && stages.len() <= MAX_STAGES, "no stages or too many")?;
         ensure(self.stages.len() == stages.len(), "signatures of other stages than its plan's")?;

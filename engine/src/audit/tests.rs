@@ -12,6 +12,7 @@ use kernels::{
     backend::KvShape,
     cpu::{Cpu, Isa},
 };
+use proptest::prelude::*;
 use transport::{Identity, Limits, Transport, sim::Network};
 
 use super::{
@@ -417,6 +418,38 @@ async fn output_rows_are_kept_for_auditors() {
         assert_eq!(super::rows::chunk_root(&leaves), chunk.out_root);
     }
     world.stop(nodes).await;
+}
+
+const SEED: &[u8] = include_bytes!("../../fuzz/seeds/receipt/short");
+
+proptest! {
+    /// Whatever is done to a receipt's text, it is refused, or reads as what it says.
+    #[test]
+    fn mutilated_receipts_do_no_harm(at: prop::sample::Index, with: u8, cut: prop::sample::Index, is_cut: bool) {
+        let mut bytes = SEED.to_vec();
+        bytes[at.index(SEED.len())] = with;
+        if is_cut {
+            bytes.truncate(cut.index(SEED.len()));
+        }
+        if let Ok(receipt) = Receipt::read(&bytes[..]) {
+            let written = serde_json::to_vec(&receipt).expect("serialises");
+            let again = Receipt::read(&written[..]).expect("what was written is read");
+            prop_assert_eq!(again.digest(), receipt.digest());
+        }
+    }
+}
+
+#[test]
+fn receipts_that_could_write_on_a_terminal_are_refused() {
+    let receipt = Receipt::read(SEED).expect("a receipt");
+    let mut named = receipt.clone();
+    named.model_name = "\u{1b}[2J".into();
+    let mut session = receipt;
+    session.plan.session = "\u{1b}".repeat(32);
+    for hostile in [named, session] {
+        let text = serde_json::to_vec(&hostile).expect("serialises");
+        assert!(Receipt::read(&text[..]).is_err());
+    }
 }
 
 #[test]
