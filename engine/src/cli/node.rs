@@ -12,11 +12,11 @@ use engine::{
     node::{GatewayAddress, Node, NodeConfig, ask},
     on_device,
 };
-use transport::{Limits, Transport, quic::Endpoint};
+use transport::{Transport, quic::Endpoint};
 
 use super::{
     interrupted,
-    options::{ModelArgs, StageArgs, byte_bar, follow, identity},
+    options::{LinkArgs, ModelArgs, StageArgs, byte_bar, follow, identity},
     serve::{reachable, resolve},
 };
 
@@ -46,6 +46,8 @@ pub(super) struct NodeCommand {
     /// The node's key, made on first use [default: node.key in the configuration directory]
     #[arg(long, env = "DOLPHIN_KEY_FILE", value_name = "FILE")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    link: LinkArgs,
     #[command(flatten)]
     stage: StageArgs,
     /// Print one line of JSON once the layers are loaded
@@ -91,7 +93,7 @@ impl NodeCommand {
             false => SocketAddr::from(([0, 0, 0, 0], 0)),
         });
         let key = identity(self.key.as_deref(), "node")?;
-        let endpoint = Endpoint::bind_with_rdma(&key.identity, listen, Limits::default())
+        let endpoint = Endpoint::bind_with_rdma(&key.identity, listen, self.link.limits())
             .with_context(|| format!("--listen {listen}"))?;
         let (id, carriers) = (endpoint.id(), endpoint.carriers());
         let advertise = self

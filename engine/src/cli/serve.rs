@@ -15,11 +15,11 @@ use engine::{
     node::GatewayAddress,
     on_device,
 };
-use transport::{Limits, NodeId, Transport, quic::Endpoint};
+use transport::{NodeId, Transport, quic::Endpoint};
 
 use super::{
     interrupted,
-    options::{GatewayArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
+    options::{GatewayArgs, LinkArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
     show,
 };
 
@@ -49,6 +49,8 @@ pub(super) struct Serve {
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
+    link: LinkArgs,
+    #[command(flatten)]
     stage: StageArgs,
     /// Print one line of JSON once it listens
     #[arg(long)]
@@ -61,7 +63,7 @@ impl Serve {
         let mut config = self.gateway.front(self.model.quant, self.stage.context)?;
         config.allow = allow_list(&self.allow);
         let key = identity(self.key.as_deref(), "gateway")?;
-        let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, Limits::default())
+        let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, self.link.limits())
             .with_context(|| format!("--swarm {}", self.swarm))?;
         let bound = endpoint.local_address();
         let address = self.advertise.clone().unwrap_or_else(|| reachable(bound, None).to_string());
