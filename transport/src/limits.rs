@@ -55,6 +55,18 @@ pub enum Congestion {
     Bbr,
 }
 
+impl std::str::FromStr for Congestion {
+    type Err = LimitsError;
+
+    fn from_str(text: &str) -> Result<Self, LimitsError> {
+        match text {
+            "cubic" => Ok(Self::Cubic),
+            "bbr" => Ok(Self::Bbr),
+            _ => Err(LimitsError::Congestion),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -120,6 +132,9 @@ pub enum LimitsError {
     /// A timeout is too short to work or too long to mean anything.
     #[error("timeouts must be between 40 ms and an hour")]
     Timeout,
+    /// No congestion control has this name.
+    #[error("congestion control is cubic or bbr")]
+    Congestion,
     /// The MTU cap is outside of what QUIC and segmentation offload can do.
     #[error("max_mtu_bytes must be between 1200 and 6550")]
     Mtu,

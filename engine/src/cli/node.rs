@@ -22,12 +22,12 @@ use engine::{
     on_device,
     profile::soonest,
 };
-use transport::{Identity, Limits, NodeId, Transport, quic::Endpoint};
+use transport::{Identity, NodeId, Transport, quic::Endpoint};
 
 use super::{
     chain::{ChainArgs, PriceArgs},
     interrupted,
-    options::{ModelArgs, StageArgs, byte_bar, follow, identity},
+    options::{LinkArgs, ModelArgs, StageArgs, byte_bar, follow, identity},
     serve::{reachable, resolve},
 };
 
@@ -63,6 +63,8 @@ pub(super) struct NodeCommand {
     /// Most bytes of them; the oldest go
     #[arg(long, env = "DOLPHIN_RETAIN_BYTES", default_value = "4GiB", value_name = "BYTES")]
     retain_bytes: ByteSize,
+    #[command(flatten)]
+    link: LinkArgs,
     #[command(flatten)]
     stage: StageArgs,
     #[command(flatten)]
@@ -124,7 +126,7 @@ impl NodeCommand {
             false => SocketAddr::from(([0, 0, 0, 0], 0)),
         });
         let key = identity(self.key.as_deref(), "node")?;
-        let endpoint = Endpoint::bind_with_rdma(&key.identity, listen, Limits::default())
+        let endpoint = Endpoint::bind_with_rdma(&key.identity, listen, self.link.limits())
             .with_context(|| format!("--listen {listen}"))?;
         let (id, carriers) = (endpoint.id(), endpoint.carriers());
         let advertise = self

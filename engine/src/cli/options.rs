@@ -20,7 +20,7 @@ use engine::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::cpu::{Cpu, Isa};
-use transport::{Identity, NodeId};
+use transport::{Identity, Limits, NodeId, limits::Congestion};
 
 use super::file;
 
@@ -48,6 +48,21 @@ pub(super) fn open_model(path: Option<&Path>) -> anyhow::Result<Model> {
     let Some(path) = path else { return Ok(Model::demo()?) };
     let model = Model::open(path).with_context(|| format!("{} cannot be used", path.display()))?;
     Ok(model.with_cache(ShardCache::of_user()))
+}
+
+/// How links to other machines behave.
+#[derive(Args, Debug)]
+pub(super) struct LinkArgs {
+    /// How links adapt their rate: cubic, or bbr for paths that lose packets at random
+    #[arg(long, env = "DOLPHIN_CONGESTION", default_value = "cubic", value_name = "cubic|bbr")]
+    pub congestion: Congestion,
+}
+
+impl LinkArgs {
+    /// The limits of links with these options.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { congestion: self.congestion, ..Limits::default() }
+    }
 }
 
 /// How the CPU computes.

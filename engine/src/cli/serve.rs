@@ -15,12 +15,12 @@ use engine::{
     node::GatewayAddress,
     on_device,
 };
-use transport::{Limits, NodeId, Transport, quic::Endpoint};
+use transport::{NodeId, Transport, quic::Endpoint};
 
 use super::{
     chain::{ChainArgs, SpendArgs},
     interrupted,
-    options::{GatewayArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
+    options::{GatewayArgs, LinkArgs, ModelArgs, StageArgs, allow_list, byte_bar, follow, identity},
     show,
 };
 
@@ -54,6 +54,8 @@ pub(super) struct Serve {
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
+    link: LinkArgs,
+    #[command(flatten)]
     stage: StageArgs,
     #[command(flatten)]
     chain: ChainArgs,
@@ -79,7 +81,7 @@ impl Serve {
         config.payer = self.chain.payer(&self.spend).await?;
         config.replan = self.replan == Switch::On;
         let key = identity(self.key.as_deref(), "gateway")?;
-        let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, Limits::default())
+        let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, self.link.limits())
             .with_context(|| format!("--swarm {}", self.swarm))?;
         let bound = endpoint.local_address();
         let address = self.advertise.clone().unwrap_or_else(|| reachable(bound, None).to_string());

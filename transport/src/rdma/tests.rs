@@ -289,6 +289,40 @@ async fn a_key_opens_nothing_once_the_link_is_closed() {
 }
 
 #[tokio::test]
+async fn who_has_no_rdma_is_met_on_quic() {
+    let Some([from, at]) = addresses() else { return };
+    let plain = Endpoint::bind(&Identity::generate().unwrap(), (from, 0).into(), limits()).unwrap();
+    let able = endpoint(at);
+    assert_eq!(plain.carriers(), "QUIC");
+    for (a, b) in [(&plain, &able), (&able, &plain)] {
+        let address = PeerAddress { id: b.id(), address: b.local_address() };
+        let (dialled, accepted) = tokio::join!(a.connect(&address), b.accept());
+        let (dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap().unwrap());
+        assert_eq!((dialled.carrier(), accepted.carrier()), (CarrierKind::Quic, CarrierKind::Quic));
+        dialled.send(vec![4; 100_000]).await.unwrap();
+        assert_eq!(accepted.recv().await.unwrap(), vec![4; 100_000]);
+    }
+}
+
+/// A dialler whose packets reach the peer's program but not its device says so, and stays on QUIC.
+#[tokio::test]
+async fn a_link_that_cannot_move_stays_on_quic() {
+    let Some([from, at]) = addresses() else { return };
+    let victim = endpoint(at);
+    let mut rogue = Rogue::dial(from, &victim).await;
+    rogue.say(&agreement::offer(&[7; 32])).await;
+    rogue.hear::<ANSWER_BYTES>().await;
+    rogue.say(&[0; PROOF_BYTES]).await;
+    assert_eq!(rogue.hear::<PROOF_BYTES>().await[0], 0);
+    let hello = Hello { protocol: crate::link::PROTOCOL, max_message_bytes: 1000, window_bytes: 10_000 };
+    rogue.say(&frame::encode(&Frame::Hello(hello))).await;
+    rogue.say(&frame::encode(&Frame::Message(vec![5; 9].into()))).await;
+    let mut link = victim.accept().await.unwrap().unwrap();
+    assert_eq!(link.carrier(), CarrierKind::Quic);
+    assert_eq!(link.recv().await.unwrap(), &[5; 9][..]);
+}
+
+#[tokio::test]
 async fn a_silent_peer_is_noticed() {
     let Some([from, at]) = addresses() else { return };
     let victim = endpoint(at);

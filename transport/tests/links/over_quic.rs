@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use transport::{Limits, LinkError, Transport};
+use transport::quic::Endpoint;
+use transport::{CarrierKind, Identity, Limits, LinkError, Transport};
 
 use crate::world::{address, link, quic_endpoint};
 
@@ -37,6 +38,22 @@ async fn idle_links_are_kept_alive() {
     let [link_a, mut link_b] = link(&a, &b).await;
     let idle = tokio::time::timeout(Duration::from_millis(1300), link_b.recv()).await;
     assert!(idle.is_err(), "an idle link ended: {idle:?}");
+    link_a.send(vec![1]).await.unwrap();
+    assert_eq!(link_b.recv().await.unwrap(), &[1][..]);
+}
+
+/// Where there is no RDMA, whether it is not built in or there is no device, an endpoint that asks for it says
+/// so and uses QUIC.
+#[tokio::test]
+async fn without_a_device_links_stay_on_quic() {
+    let bind = || {
+        let identity = Identity::generate().unwrap();
+        Endpoint::bind_with_rdma(&identity, "127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap()
+    };
+    let (a, b) = (bind(), bind());
+    assert_eq!([a.carriers(), b.carriers()], ["QUIC", "QUIC"]);
+    let [link_a, mut link_b] = link(&a, &b).await;
+    assert_eq!([link_a.carrier(), link_b.carrier()], [CarrierKind::Quic; 2]);
     link_a.send(vec![1]).await.unwrap();
     assert_eq!(link_b.recv().await.unwrap(), &[1][..]);
 }
