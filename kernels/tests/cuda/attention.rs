@@ -198,6 +198,7 @@ fn few_rows_of_other_shapes() {
         let f32 = |case| Case { profile: Profile::F32, grouping: Grouping::default(), ..case };
         check_few(card, &f32(Case::new(4, 2, 64, &[&[64], &[20]])), 9);
         check_few(card, &f32(Case::new(2, 1, 80, &[&[64]])), 1);
+        check_few(card, &f32(Case::new(2, 1, 160, &[&[64], &[3]])), 4);
     });
 }
 
@@ -225,6 +226,7 @@ fn many_rows_of_other_shapes() {
         let f32 = |case| Case { profile: Profile::F32, grouping: Grouping::default(), ..case };
         check_many(card, &f32(Case::new(2, 1, 64, &[&[64, 65], &[20]])), 64 << 10);
         check_many(card, &f32(Case::new(1, 1, 72, &[&[3, 4, 5]])), 64 << 10);
+        check_many(card, &f32(Case::new(3, 1, 160, &[&[63, 64, 65]])), 64 << 10);
     });
 }
 
