@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{
     device::Device,
-    front::costs,
+    front::planned,
     local::{StageBudget, load_stage},
-    message::Priority,
+    message::{Offer, Priority},
     model::{Model, Quantisation, Shard, tests::golden},
     node::{
         GatewayAddress, Node, NodeConfig,
@@ -97,17 +97,20 @@ impl World {
         };
         let config = SwarmConfig {
             fingerprint: model.fingerprint(Quantisation::Q8),
-            costs: costs(&model, Quantisation::Q8, false),
+            model: planned(&model, Quantisation::Q8, false).expect("a shape"),
             positions: 256,
             running: 64,
             waiting: 256,
             allow: None,
             private_ends: None,
             speculation,
+            payer: None,
+            replan: true,
             receipts: Some(receipts),
         };
         let (submitter, submissions) = Submitter::channel(512);
-        let swarm = Swarm::start(identity(200), Arc::new(endpoint), config, None, submissions);
+        let swarm =
+            Swarm::start(identity(200), Arc::new(endpoint), config, None, submissions).expect("starts");
         Self { network, model, hash, store, swarm, submitter, gateway }
     }
 
@@ -128,7 +131,10 @@ impl World {
             chunk: BUDGET.chunk,
             weight_bytes: 1,
             device: "a test".into(),
+            offer: Offer::default(),
+            loader: None,
             audit: (!ways.unsigned).then_some(audit),
+            payee: None,
         };
         cheat::next(ways.cheat);
         on_device!(ways.device.unwrap_or(Device::Cpu(cpu())), backend => {

@@ -9,7 +9,7 @@ use engine::payment::{
     store::read,
     till::{Kept, Record, Settlement},
 };
-use ledger::client::{Balances, NODE_ROLE, Stake, show_address};
+use ledger::client::{Balances, Ledger, NODE_ROLE, Stake, show_address};
 use serde_json::json;
 use transport::Identity;
 

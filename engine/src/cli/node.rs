@@ -107,6 +107,16 @@ pub(super) fn parse_layers(text: &str) -> Result<Range<usize>, String> {
 /// How long rows are kept.
 const RETAIN: Duration = Duration::from_secs(24 * 3600);
 
+/// Where a node is, for people.
+struct Place<'a> {
+    id: NodeId,
+    address: &'a str,
+    /// What its links run over.
+    carriers: &'a str,
+    device: &'a str,
+    weight_bytes: u64,
+}
+
 impl NodeCommand {
     fn audit(&self, identity: &Identity) -> anyhow::Result<Audit> {
         let open = |directory: &PathBuf| {
@@ -144,6 +154,7 @@ impl NodeCommand {
         let (budget, progress) = (self.stage.whole_budget(&chosen)?, follow(&bar));
         let (source, part) = (model.clone(), shard.clone());
         let payee = self.chain.payee(&self.price, &key.identity).await?;
+        let audit = self.audit(&key.identity)?;
         let config = |offer, loader| NodeConfig {
             gateways: self.join.clone(),
             advertise: advertise.clone(),
@@ -154,7 +165,7 @@ impl NodeCommand {
             payee,
             offer,
             loader: Some(loader),
-            audit: Some(self.audit(&key.identity)?),
+            audit: Some(audit),
         };
         let mut node = on_device!(chosen, backend => {
             let loader = Loader::new(model.clone(), quantisation, budget, backend.clone());
@@ -165,7 +176,8 @@ impl NodeCommand {
             Node::start(stage, Arc::new(endpoint), config(offer, loader))
         })?;
         bar.finish_and_clear();
-        self.announce(id, &advertise, &device, &shard, weight_bytes, &model);
+        let place = Place { id, address: &advertise, carriers: &carriers, device: &device, weight_bytes };
+        self.announce(&place, &shard, &model);
         tokio::select! {
             () = interrupted() => {}
             outcome = node.finished() => return Ok(outcome?),
@@ -174,18 +186,11 @@ impl NodeCommand {
         Ok(())
     }
 
-    fn announce(
-        &self,
-        id: NodeId,
-        advertise: &str,
-        device: &str,
-        shard: &Shard,
-        weight_bytes: u64,
-        model: &Model,
-    ) {
+    fn announce(&self, place: &Place, shard: &Shard, model: &Model) {
+        let Place { id, address, carriers, device, weight_bytes } = place;
         if self.json {
             let line = serde_json::json!({
-                "id": id.to_string(), "address": advertise, "from": shard.layers.start, "to": shard.layers.end,
+                "id": id.to_string(), "address": address, "from": shard.layers.start, "to": shard.layers.end,
                 "weight_bytes": weight_bytes, "device": device, "links": carriers,
             });
             println!("{line}");
@@ -197,8 +202,8 @@ impl NodeCommand {
                 model.name()
             );
             println!(
-                "  weights  {}\n  device   {device}\n  address  {advertise} ({carriers})\n\nCtrl-C stops.",
-                ByteSize(weight_bytes)
+                "  weights  {}\n  device   {device}\n  address  {address} ({carriers})\n\nCtrl-C stops.",
+                ByteSize(*weight_bytes)
             );
         }
     }

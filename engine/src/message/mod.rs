@@ -68,7 +68,7 @@ pub enum Message {
     /// Gateway to node: hold these.
     Assign(Assign),
     /// Node to gateway: this is what I hold.
-    Join(Join),
+    Join(Box<Join>),
     /// Gateway to node: you are part of the swarm.
     Welcome,
     /// Either way: I refuse what you last asked, and why. The link ends.

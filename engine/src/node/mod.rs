@@ -20,7 +20,6 @@ use transport::{NodeId, Transport, peer::AddressError};
 use crate::{
     audit::recorder::Audit,
     message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
-    message::{Join, Message, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
@@ -435,7 +434,7 @@ impl Desk {
 
     /// Offers the node, and again until it is welcome.
     fn say_join(&mut self, id: NodeId) {
-        self.peers.send(id, None, Message::Join(self.join.clone()));
+        self.peers.send(id, None, Message::Join(Box::new(self.join.clone())));
         if let Some(gateway) = self.gateways.get_mut(&id) {
             gateway.redial = Some(Instant::now() + WELCOME_WAIT);
         }

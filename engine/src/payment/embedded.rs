@@ -11,10 +11,9 @@ use std::{
 use ledger::{
     EXAMPLE_PARAMETERS,
     client::{Action, BadKey, Client, Config, Deployment, Error, Key, Ledger, Parameters, Pod},
-    eip712::Address,
+    eip712::{Address, keccak},
     embedded::{Chain, Genesis, OpenError, Sealing, Server, serve},
 };
-use sha3::{Digest, Keccak256};
 use thiserror::Error;
 
 use super::{
@@ -211,7 +210,7 @@ fn parameters(holder: Address) -> Parameters {
 }
 
 fn key(seed: &[u8; 32], name: &str) -> Result<Key, BadKey> {
-    Key::from_bytes(&Keccak256::new().chain_update(seed).chain_update(name).finalize().into())
+    Key::from_bytes(&keccak(&[seed.as_slice(), name.as_bytes()].concat()))
 }
 
 /// The secret that all keys of the chain are made of.

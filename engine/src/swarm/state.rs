@@ -199,7 +199,7 @@ impl State {
             Notice::Down(peer, reason) => self.lost(peer, &reason),
             Notice::Message(peer, message) => match message {
                 Message::Ask(ask) => self.asked(peer, ask),
-                Message::Join(join) => self.joined(peer, join),
+                Message::Join(join) => self.joined(peer, *join),
                 Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
                 Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
                 Message::Cannot(cannot) if self.members.contains_key(&peer) => {

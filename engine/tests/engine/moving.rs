@@ -52,6 +52,8 @@ fn movable(world: &World, seed: u8, layers: std::ops::Range<usize>, slow: &Slow)
         device: "slow".into(),
         offer: Offer { weight_bytes, movable: true, load_rate: Some(1 << 30), profile: None },
         loader: Some(Loader::new(world.model.clone(), QUANTISATION, BUDGET, slow.clone())),
+        audit: None,
+        payee: None,
     };
     Node::start(stage, Arc::new(endpoint), config).unwrap()
 }

@@ -20,7 +20,11 @@ pub(crate) struct Dolphin {
 
 impl Dolphin {
     pub(crate) fn start(home: &Path, args: &[&str]) -> Self {
-        let mut child = command(home, args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::spawn(command(home, args))
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();

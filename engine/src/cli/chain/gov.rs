@@ -3,9 +3,7 @@
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use ledger::{
-    client::{
-        Action, Call, Ledger, Motion, Pod, Proposal, ProposalState, Support, parse_address, show_address,
-    },
+    client::{Action, Call, Ledger, Motion, Proposal, ProposalState, Support, parse_address, show_address},
     eip712::Address,
 };
 use serde_json::{Value, json};

@@ -111,7 +111,7 @@ async fn what_a_reply_costs_is_told() {
             for event in [token(u32::from(b'a')), token(u32::from(b'b')), Event::Finished(Finish::Length)] {
                 sender.send(event).await.unwrap();
             }
-            reply.send(Ok(Generation { events, price: 250_000_000_000_000 })).unwrap();
+            reply.send(Ok(Generation { events, receipt: None, price: 250_000_000_000_000 })).unwrap();
         }
     });
     let body = json!({ "model": MODEL, "prompt": [1, 2], "max_tokens": 2 });
