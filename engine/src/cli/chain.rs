@@ -91,7 +91,8 @@ impl ChainArgs {
             Some(key) => Some(state_directory("pending", &key.address())?),
             None => None,
         };
-        let config = Config { directory, ..Config::new(url.as_str()) };
+        let mut config = Config::new(url.as_str());
+        config.directory = directory;
         Ok(Arc::new(Client::connect(config, self.deployment()?, key).await?))
     }
 
