@@ -19,7 +19,6 @@ use transport::{NodeId, Transport, peer::AddressError};
 
 use crate::{
     message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
-    message::{Join, Message, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
