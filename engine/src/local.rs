@@ -358,7 +358,8 @@ fn seats(model: &Model, config: &LocalConfig, profile: &Speed) -> Result<(Report
         layers: stage.from..stage.to,
     };
     let shards = report.pipelines.iter().flat_map(|pipeline| &pipeline.stages).map(shard);
-    let seats = identities.into_iter().zip(shards).map(|(identity, shard)| Seat { identity, shard, payee: None });
+    let seats =
+        identities.into_iter().zip(shards).map(|(identity, shard)| Seat { identity, shard, payee: None });
     let seats = seats.collect();
     Ok((report, seats))
 }
