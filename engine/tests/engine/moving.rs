@@ -159,8 +159,12 @@ async fn slow_and_killed_nodes_are_planned_around_and_nothing_else_changes() {
     slow[slows].set_layer_us(LAYER_US * 15);
     // Before the gateway has done anything about it.
     let slowed = load.rate(WINDOW / 4).await;
-    let status =
-        world.until(|status| status.moved > moved && status.moves.is_empty() && status.ready()).await;
+    let status = world
+        .until(|status| {
+            let relieved = status.pipeline.iter().all(|other| other.node != seat);
+            relieved && status.moved > moved && status.moves.is_empty() && status.ready()
+        })
+        .await;
     let relieved = load.rate(WINDOW).await;
     assert_eq!(load.failures(), 0, "moves lose no reply");
     eprintln!(

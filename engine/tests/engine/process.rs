@@ -88,7 +88,8 @@ async fn until_healthy(url: &str) {
 #[tokio::test]
 async fn a_killed_process_ends_its_requests_within_two_seconds() {
     let home = tempfile::tempdir().unwrap();
-    let args = ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--json"];
+    // The third keeps the layers it is told.
+    let args = ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--replan", "off", "--json"];
     let gateway = Dolphin::start(home.path(), &args);
     let (url, join) = (gateway.text("url"), gateway.text("join"));
     assert!(!healthy(url).await);

@@ -25,8 +25,14 @@ use crate::{
 
 /// Between two plans: what comes together is planned for together.
 const PAUSE: Duration = Duration::from_secs(1);
+/// After a change: a node's pace takes some steps to show.
+const SETTLE: Duration = Duration::from_millis(400);
 /// Longest time without a plan.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// For so long after a move another one has to be worth so much more: what is measured has not settled, and sessions
+/// were held up already.
+const REST: Duration = Duration::from_secs(60);
+const WORTH: f64 = 1.5;
 /// How long a node's last sessions are waited for before a move is given up.
 const DRAIN: Duration = Duration::from_secs(120);
 /// How long layers that a node was told to load count as held before it joins.
@@ -45,6 +51,8 @@ pub(in crate::swarm) struct Planning {
     model: Arc<shard_planner::Model>,
     /// Something changed that a plan depends on.
     stale: bool,
+    /// Since when, once that was seen.
+    since: Option<Instant>,
     /// A plan is being made.
     busy: bool,
     last: Option<Instant>,
@@ -60,6 +68,7 @@ pub(in crate::swarm) struct Planning {
     lanes: Vec<Lane>,
     live: Option<Arc<LiveCluster>>,
     moved: u64,
+    last_moved: Option<Instant>,
     failed: u64,
 }
 
@@ -89,6 +98,7 @@ impl Planning {
         Self {
             model: Arc::new(config.model.clone()),
             stale: false,
+            since: None,
             busy: false,
             last: None,
             asking: HashMap::new(),
@@ -99,6 +109,7 @@ impl Planning {
             lanes: Vec::new(),
             live: None,
             moved: 0,
+            last_moved: None,
             failed: 0,
         }
     }
@@ -116,10 +127,15 @@ impl Planning {
         self.stale = true;
     }
 
+    /// When the next plan is due.
+    fn due(&self) -> Option<Instant> {
+        let rested = self.last.map(|last| last + if self.stale { PAUSE } else { INTERVAL });
+        rested.max(self.since.map(|since| since + SETTLE))
+    }
+
     /// When there is something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let due =
-            self.last.filter(|_| !self.busy).map(|last| last + if self.stale { PAUSE } else { INTERVAL });
+        let due = self.due().filter(|_| !self.busy);
         due.into_iter().chain(self.moves.values().map(|moving| moving.until)).min()
     }
 
@@ -222,13 +238,15 @@ impl State {
         let planning = &mut self.planning;
         planning.coming.retain(|_, coming| coming.until > now);
         planning.barred.retain(|_, barred| barred.until + LONGEST_BAR > now);
-        let rested = planning.last.is_none_or(|last| now >= last + PAUSE);
-        let old = planning.last.is_some_and(|last| now >= last + INTERVAL);
-        let due = (planning.stale && (rested || !planning.asking.is_empty())) || old;
+        if planning.stale {
+            planning.since.get_or_insert(now);
+        }
+        let asked = planning.stale && !planning.asking.is_empty();
+        let due = asked || planning.due().is_some_and(|due| due <= now);
         if planning.busy || !due {
             return;
         }
-        (planning.stale, planning.last) = (false, Some(now));
+        (planning.stale, planning.since, planning.last) = (false, None, Some(now));
         let sketch = self.sketch(now);
         if !sketch.nodes.is_empty() {
             self.planning.busy = true;
@@ -321,16 +339,19 @@ impl State {
             self.planning.lanes = lanes;
         }
         self.planning.live = Some(Arc::new(live));
+        let resting = self.planning.last_moved.is_some_and(|last| now < last + REST);
+        let slight = resting && before > 0.0 && after < before * WORTH;
         for (id, layers) in loads {
             let shard = self.shard(layers);
             if let Some(offer) = self.planning.asking.remove(&id) {
                 self.assign(id, shard, offer, now);
-            } else if self.planning.is_barred(&id, now) {
-                // It refused while the plan was made.
+            } else if slight || self.planning.is_barred(&id, now) {
+                // Not now; or it refused while the plan was made.
             } else if let Some(member) = self.members.get_mut(&id).filter(|member| !member.moving) {
                 let (from, to) = (&member.join.shard.layers, &shard.layers);
                 tracing::warn!(node = %id.short(), ?from, ?to, before, after, "replanned: a node loads other layers");
                 member.moving = true;
+                self.planning.last_moved = Some(now);
                 self.planning.moves.insert(id, Moving { shard, until: now + DRAIN, told: false });
             }
         }
