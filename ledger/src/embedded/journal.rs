@@ -161,7 +161,7 @@ impl Replay {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
-        fs::create_dir_all(directory).map_err(at(directory))?;
+        create_directory(directory).map_err(at(directory))?;
         let lock_path = directory.join("lock");
         let lock = File::create(&lock_path).map_err(at(&lock_path))?;
         match lock.try_lock() {
@@ -263,6 +263,20 @@ impl Replay {
             window.drain(..keep);
         }
     }
+}
+
+/// Creates a directory and those above it, each synced into the one that holds it.
+fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_directory(parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(parent)?.sync_all()
 }
 
 /// Writes a file with nothing but a genesis, whole or not at all.
@@ -407,6 +421,16 @@ mod tests {
             assert!(matches!(reopen(&directory), Err(OpenError::Foreign { .. })), "{text}");
             assert_eq!(fs::read_to_string(file(&directory)).expect("it is there"), text);
         }
+    }
+
+    #[test]
+    fn directories_are_made() {
+        let directory = tempdir().expect("a directory can be made");
+        let inner = directory.path().join("a/b/c");
+        Replay::open(&inner, &Genesis::default()).map(drop).expect("nothing is in the way");
+        assert!(inner.join("chain").is_file());
+        let occupied = Replay::open(&inner.join("chain/d"), &Genesis::default()).map(drop);
+        assert!(matches!(occupied, Err(OpenError::Io { .. })), "{occupied:?}");
     }
 
     #[test]

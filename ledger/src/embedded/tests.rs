@@ -171,6 +171,44 @@ fn a_block_holds_what_waits() {
 }
 
 #[test]
+fn what_can_no_longer_run_is_forgotten() {
+    let payer = Payer::new(1);
+    let chain = chain(&[&payer], Sealing::Manual);
+    let most = U256::from(ETHER / 10 * 9);
+    let [first, second] = [0, 1].map(|nonce| {
+        let raw = payer.sign(TxEip1559 { value: most, ..Payer::asks(nonce) });
+        hex::encode_prefixed(chain.submit(&raw).expect("either can be paid"))
+    });
+    assert_eq!(nonce(&chain, &payer, "pending"), 2);
+    chain.mine().expect("a block is made");
+    let block = ask(&chain, "eth_getBlockByNumber", json!(["latest", false]));
+    assert_eq!(block["transactions"], json!([first]));
+    assert_eq!(ask(&chain, "eth_getTransactionByHash", json!([second])), Value::Null);
+    assert_eq!(nonce(&chain, &payer, "pending"), 1);
+}
+
+#[test]
+fn what_pays_too_little_waits_for_better_times() {
+    let [payer, filler] = [Payer::new(1), Payer::new(2)];
+    let genesis = Genesis { gas_limit: 42_000, ..genesis(&[&payer, &filler]) };
+    let chain = Chain::in_memory(genesis, Sealing::Manual);
+    let asks = |nonce| TxEip1559 { gas_limit: 21_000, ..Payer::asks(nonce) };
+    for nonce in [0, 1] {
+        chain.submit(&filler.sign(asks(nonce))).expect("it waits");
+    }
+    let most = TxEip1559 { max_fee_per_gas: GWEI, ..asks(0) };
+    let hash = hex::encode_prefixed(chain.submit(&payer.sign(most)).expect("it waits"));
+    // The first block has no room left for it, and is full, so the fee rises; the second is empty, and it falls.
+    for fee in [GWEI, 1_125_000_000, 984_375_000] {
+        chain.mine().expect("a block is made");
+        let block = ask(&chain, "eth_getBlockByNumber", json!(["latest", false]));
+        assert_eq!(block["baseFeePerGas"], json!(format!("0x{fee:x}")));
+        let receipt = ask(&chain, "eth_getTransactionReceipt", json!([hash]));
+        assert_eq!(receipt.is_null(), fee >= GWEI, "{fee}");
+    }
+}
+
+#[test]
 fn a_revert_says_why() {
     let payer = Payer::new(1);
     let chain = chain(&[&payer], Sealing::Instant);

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use alloy_primitives::U256;
@@ -42,6 +43,8 @@ impl Anvil {
         let mut lines = BufReader::new(output).lines().map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("Listening on ")?.trim().parse().ok());
         anvil.client.address = address.expect("anvil says where it listens");
+        // It goes on talking, and should not wait for somebody to listen; that ends with it.
+        thread::spawn(move || lines.for_each(drop));
         Some(anvil)
     }
 
