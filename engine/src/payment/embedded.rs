@@ -199,8 +199,9 @@ impl Embedded {
 
 /// A block is made of every transaction at once, so nothing is waited for.
 fn config(chain: &Chain) -> Config {
-    let poll = Duration::from_millis(20);
-    Config { confirmations: 1, poll, ..Config::over(Arc::new(chain.clone())) }
+    let mut config = Config::over(Arc::new(chain.clone()));
+    config.poll = Duration::from_millis(20);
+    config
 }
 
 fn parameters(holder: Address) -> Parameters {
