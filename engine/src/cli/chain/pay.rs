@@ -49,40 +49,6 @@ pub(in crate::cli) fn per_token(price: Pod) -> anyhow::Result<u64> {
 }
 
 impl ChainArgs {
-<<<<<<< HEAD:engine/src/cli/chain/pay.rs
-=======
-    /// Where the contracts are.
-    pub(super) fn deployment(&self) -> anyhow::Result<Deployment> {
-        let path = self.deployment.as_ref().context("--deployment FILE says where the contracts are")?;
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-        let toml = path.extension().is_some_and(|extension| extension == "toml");
-        let read = if toml { toml::from_str(&text).ok() } else { serde_json::from_str(&text).ok() };
-        read.with_context(|| format!("{} says nothing of a deployment", path.display()))
-    }
-
-    /// The account's key.
-    pub(super) fn key(&self) -> anyhow::Result<Key> {
-        let path = self.account.as_ref().context("--account KEYSTORE says whose money it is")?;
-        let passphrase = match &self.passphrase_file {
-            Some(file) => Passphrase::from_file(file)?,
-            None => Passphrase::prompt(&format!("passphrase of {}: ", path.display()))?,
-        };
-        Ok(read_key(path, &passphrase)?)
-    }
-
-    /// The chain, for an account or to be read.
-    pub(super) async fn ledger(&self, key: Option<Key>) -> anyhow::Result<Arc<dyn Ledger>> {
-        let url = self.rpc_url.as_ref().context("--rpc-url URL says where the chain's node is")?;
-        let directory = match &key {
-            Some(key) => Some(state_directory("pending", &key.address())?),
-            None => None,
-        };
-        let mut config = Config::new(url.as_str());
-        config.directory = directory;
-        Ok(Arc::new(Client::connect(config, self.deployment()?, key).await?))
-    }
-
->>>>>>> money:engine/src/cli/chain.rs
     /// What a gateway with these options pays with; nothing without an account.
     pub(in crate::cli) async fn payer(&self, spend: &SpendArgs) -> anyhow::Result<Option<Payer>> {
         if self.account.account.is_none() {
