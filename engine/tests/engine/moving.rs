@@ -50,7 +50,6 @@ fn movable(world: &World, seed: u8, layers: std::ops::Range<usize>, slow: &Slow)
         chunk: BUDGET.chunk,
         weight_bytes: 1,
         device: "slow".into(),
-        payee: None,
         offer: Offer { weight_bytes, movable: true, load_rate: Some(1 << 30), profile: None },
         loader: Some(Loader::new(world.model.clone(), QUANTISATION, BUDGET, slow.clone())),
         audit: None,
