@@ -29,7 +29,7 @@ use crate::{
     },
     model::Shard,
     payment::till,
-    scheduler::{Memories, Opening, Scheduler, SchedulerLimits, Tally},
+    scheduler::{Memories, Opening, Scheduler, Tally},
 };
 use route::{Route, send_to};
 
@@ -40,11 +40,6 @@ const MAX_IDLE_ROUTES: usize = 64;
 /// Steps at this stage before the first stage of a route adds one: the one that runs, and one to go on
 /// with at once. More would only take rows from the steps after them.
 const STEPS_AHEAD: usize = 2;
-/// Steps on their way per stage of a route, and at most: prompts keep a long pipeline full of them.
-const STEPS_PER_STAGE: usize = 4;
-const MAX_STEPS_IN_FLIGHT: usize = 32;
-/// Bytes of steps that a stage may have on their way to the next one: less than a link queues.
-const MAX_BYTES_IN_FLIGHT: usize = 12 << 20;
 
 /// What the state wants done.
 #[derive(Debug)]
@@ -248,14 +243,7 @@ impl State {
         };
         let (session, route_id) = (open.session, open.route);
         let gateway = NodeId(open.gateway);
-        let rows = self.identity.rows.min(open.rows as usize);
-        let affordable = MAX_BYTES_IN_FLIGHT / (rows * self.identity.row_bytes).max(1);
-        let limits = SchedulerLimits {
-            rows,
-            chunk: self.identity.chunk.min(rows),
-            in_flight: (open.hops.len() * STEPS_PER_STAGE).min(MAX_STEPS_IN_FLIGHT).min(affordable).max(2),
-            stages: open.hops.len(),
-        };
+        let limits = self.limits(&open);
         self.forget_idle_routes();
         if stage == 0 && !self.routes.contains_key(&route_id) {
             self.heads.push_back(route_id);

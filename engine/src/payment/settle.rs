@@ -32,7 +32,7 @@ impl SettleRules {
     /// Whether to collect now, at `fee` wei of the chain's coin for this voucher. What cannot wait, since the
     /// plan is over or the node is ending (`last`), need only bring more than it costs.
     pub fn is_worth(&self, due: Due, fee: u128, now: u64, last: bool) -> bool {
-        let cost = fee.saturating_mul(self.coin / 1_000_000_000) / 1_000_000_000;
+        let cost = fee.checked_mul(self.coin / 1_000_000_000).map_or(u128::MAX, |cost| cost / 1_000_000_000);
         let hurry = last || now >= due.expiry;
         let times = if hurry { 1 } else { u128::from(self.worth) };
         due.own > cost.saturating_mul(times)

@@ -15,6 +15,9 @@ use crate::{
 
 /// Tokens of a session that was broken off that may still come.
 const MAX_LATE: u64 = 256;
+/// Tokens that a running reply brings while a payment is on its way, at most: what is kept of the credit for that
+/// decides how many replies run at once.
+const MAX_UNDERWAY: u64 = 8;
 /// Sessions that are over whose last tokens may still come.
 const MAX_ENDED: usize = 1024;
 
@@ -180,7 +183,9 @@ impl Tabs {
         if !ready {
             return Admission::Wait;
         }
+        let crowded = entry.sessions > 0 && (entry.sessions as u64 + 1) * MAX_UNDERWAY > credit / 4;
         match entry.tab.room(prompt, reply) {
+            Ok(()) if crowded => Admission::Wait,
             Ok(()) => Admission::Go(Some(Fare { plan, price: entry.tab.price() })),
             Err(NoRoom::Prompt { limit }) => Admission::Refused(Refusal::Credit { prompt, limit }),
             Err(NoRoom::Credit) => {

@@ -285,7 +285,7 @@ async fn a_node_earns_what_a_gateway_pays() {
     let serve = ["serve", "--listen", "127.0.0.1:0", "--swarm", "127.0.0.1:0", "--account", &key, "--json"];
     let gateway = Dolphin::spawn(on_chain(&payer, &serve));
     let key = account(&earner);
-    let node = ["node", "--join", gateway.text("join"), "--price", "2", "--account", &key, "--json"];
+    let node = ["node", "--join", gateway.text("join"), "--price", "2000", "--account", &key, "--json"];
     let node = Dolphin::spawn(on_chain(&earner, &node));
     until_healthy(gateway.text("url")).await;
 
@@ -293,7 +293,7 @@ async fn a_node_earns_what_a_gateway_pays() {
     let cost = response.headers()["x-dolphin-cost"].to_str().unwrap().to_owned();
     let reply: Value = response.json().await.unwrap();
     let tokens = reply["usage"]["total_tokens"].as_u64().unwrap();
-    assert_eq!(reply["usage"]["cost"]["wei"], json!((u128::from(tokens) * 2 * 10u128.pow(12)).to_string()));
+    assert_eq!(reply["usage"]["cost"]["wei"], json!((u128::from(tokens) * 2 * 10u128.pow(15)).to_string()));
 
     // Both go: the gateway leaves the last voucher, the node has it paid out.
     gateway.stop();

@@ -127,8 +127,9 @@ fn explained(error: ledger::client::Error) -> anyhow::Error {
         Error::FeeLimit { .. } => "wait until fees fall",
         Error::Refused(refusal) => match refusal.name.as_str() {
             "ERC20InsufficientBalance" => "the account holds less POD: `dolphin account balance` shows it",
-            "InsufficientBalance" => "less POD is free in the escrow: `dolphin account balance` shows it",
-            "TooMuch" => "there is less than that: `dolphin stake status` shows it",
+            "TooMuch" => {
+                "there is less than that: `dolphin account balance` and `dolphin stake status` show it"
+            }
             "NotReleased" => "it still thaws: `dolphin stake status` says until when",
             "GovernorInsufficientProposerVotes" => {
                 "votes must be delegated and a block old: `dolphin gov delegate` votes with held POD"
