@@ -311,8 +311,11 @@ async fn a_close_ends_a_flood_of_the_other_side(world: &World) {
         assert_eq!(a_receiver.recv().await.unwrap(), body(0));
         a_sender.send(vec![9; 70_000]).await.unwrap();
         a_sender.close(CloseReason::new(7, "enough"));
-        let end = LinkError::ClosedLocally(CloseReason::new(7, "enough"));
-        assert_eq!(a_sender.closed().await, end);
+        // The flooding side's word that it has everything may be lost among what it sent, and is not repeated
+        // for ever.
+        let end = a_sender.closed().await;
+        let known = LinkError::ClosedLocally(CloseReason::new(7, "enough"));
+        assert!(end == known || matches!(end, LinkError::PeerLost(_)), "{end}");
     };
     let (error, ()) = tokio::join!(flood, closing);
     let end = LinkError::ClosedByPeer(CloseReason::new(7, "enough"));

@@ -52,6 +52,8 @@ pub(super) struct Task {
     /// Who waits for which nonce.
     replies: HashMap<u64, Reply>,
     begun: Instant,
+    /// When an order was last given a nonce: those behind it have waited for that, not for the node.
+    advanced: Instant,
     /// As of the last look.
     fees: Fees,
     /// Looks that failed in a row.
@@ -90,6 +92,7 @@ impl Task {
             waiting: VecDeque::new(),
             replies: HashMap::new(),
             begun: Instant::now(),
+            advanced: Instant::now(),
             fees: Fees { base_wei: 0, tip_wei: 0 },
             failed: 0,
             eager: 0,
@@ -290,7 +293,7 @@ impl Task {
     /// Gives nonces to the orders that wait, in turn.
     async fn prepare(&mut self, view: &View) -> Result<(), RpcFault> {
         while let Some((since, request)) = self.waiting.front() {
-            let since = *since;
+            let since = self.advanced.max(*since);
             if request.reply.is_closed() {
                 self.waiting.pop_front();
                 continue;
@@ -300,6 +303,7 @@ impl Task {
                     let by_node = self.chain.next_nonce().await?;
                     let Some((_, request)) = self.waiting.pop_front() else { break };
                     self.begin(request, gas, offer, by_node, view.now).await;
+                    self.advanced = Instant::now();
                 }
                 // It may be what is to be included first that makes it possible.
                 Err(Error::Refused(_) | Error::Node { .. }) if self.queue.has_open() => break,
@@ -354,7 +358,8 @@ impl Task {
     /// Gives up orders that have waited too long for a node and have no nonce yet.
     fn expire(&mut self, fault: RpcFault) {
         let patience = self.manner.patience;
-        while self.waiting.front().is_some_and(|(since, _)| since.elapsed() >= patience) {
+        let advanced = self.advanced;
+        while self.waiting.front().is_some_and(|(since, _)| advanced.max(*since).elapsed() >= patience) {
             if let Some((_, request)) = self.waiting.pop_front() {
                 // Whoever ordered it may have gone away.
                 let _ = request.reply.send(Err(fault.clone().into()));
