@@ -101,6 +101,8 @@ contract VoucherCollector is EIP712 {
     error BadSignature(address signer);
     /// @notice The plan has no stages, or too many.
     error BadStages(uint256 count);
+    /// @notice The transaction has too little gas to tell whether a voucher is good.
+    error TooLittleGas();
 
     /// @param escrow_ Holds the money; its thaw must be longer than the window.
     /// @param settlementWindow_ How long after a plan's expiry, and after a signer was revoked, vouchers are
@@ -240,6 +242,8 @@ contract VoucherCollector is EIP712 {
                 hash, plan.session, plan.payer, item.total, paid, item.chunk, item.commitments
             );
         } catch (bytes memory reason) {
+            // The escrow says why, unless it ran out of gas: that is no fault of the voucher.
+            if (reason.length == 0) revert TooLittleGas();
             failure = reason;
         }
     }
@@ -269,6 +273,8 @@ contract VoucherCollector is EIP712 {
         (address recovered, ECDSA.RecoverError problem,) = ECDSA.tryRecoverCalldata(digest, signature);
         if (problem == ECDSA.RecoverError.NoError && recovered == signer) return true;
         if (signer.code.length == 0) return false;
+        // A call gets at most 63/64 of what is left; with less than it may use, it could fail for want of gas.
+        if (gasleft() < SIGNATURE_GAS + SIGNATURE_GAS / 32) revert TooLittleGas();
         try this.checkContractSignature{gas: SIGNATURE_GAS}(signer, digest, signature) returns (bool valid) {
             return valid;
         } catch {

@@ -190,6 +190,31 @@ contract VoucherCollectorTest is Base {
         vm.assertEq(collector.collect(item(p, 10, PAYER_KEY)), 10);
     }
 
+    /// Whoever estimates gas looks for the least with which the call succeeds: then it must also have paid.
+    function testFuzz_withTooLittleGasItFails(uint256 gas, bool batch) public {
+        VoucherCollector.Plan memory p = plan("session", 3);
+        lockFor(p, 1e18);
+        VoucherCollector.Item[] memory items = new VoucherCollector.Item[](1);
+        items[0] = item(p, 10, PAYER_KEY);
+        bytes memory data = batch
+            ? abi.encodeCall(collector.collectBatch, (items))
+            : abi.encodeCall(collector.collect, (items[0]));
+        // slither-disable-next-line low-level-calls
+        (bool done,) = address(collector).call{gas: bound(gas, 1_000, 250_000)}(data);
+        vm.assertEq(balance(p.stages[2].payee), done ? 6 : 0);
+    }
+
+    function test_aContractsSignatureIsNotJudgedWithTooLittleGas() public {
+        VoucherCollector.Plan memory p = plan("session", 1);
+        Wallet wallet = new Wallet(vm.addr(SIGNER_KEY));
+        VoucherCollector.Item memory voucher = item(p, 10, SIGNER_KEY);
+        voucher.signer = address(wallet);
+        vm.prank(p.payer);
+        collector.authoriseSigner(address(wallet));
+        vm.expectRevert(VoucherCollector.TooLittleGas.selector);
+        collector.collect{gas: 300_000}(voucher);
+    }
+
     function test_aBatchSkipsBadItems() public {
         VoucherCollector.Item[] memory items = new VoucherCollector.Item[](9);
         for (uint256 i = 0; i < items.length; ++i) {

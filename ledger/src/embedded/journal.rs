@@ -2,7 +2,9 @@
 //!
 //! A file that only grows. It begins with [`MAGIC`] and a random mark; each record is
 //!
-//!     mark (16 bytes), length (u32, little-endian), record (postcard), seal (16 bytes)
+//! ```text
+//! mark (16 bytes), length (u32, little-endian), record (postcard), seal (16 bytes)
+//! ```
 //!
 //! where the seal is a hash over the seal before it, the length and the record. A record is synced before the next
 //! is begun. So if the file ends in something that is no record, that was never acknowledged, and is cut off. If

@@ -1,16 +1,18 @@
 //! A chain of one's own, in this process: the machine that runs contracts, blocks, and the JSON-RPC that
 //! clients speak. What `docs/contracts.md` calls the embedded chain.
 //!
-//!     genesis    what a chain begins with
-//!     admission  what a transaction must be
-//!     pool       transactions that wait
-//!     evm        running transactions
-//!     block      blocks made of them
-//!     state      all of it together; decides, reads no clock
-//!     journal    the file that it is kept in
-//!     sealing    blocks made, written, then part of the chain
-//!     rpc, views what is asked and answered
-//!     server     the same over HTTP
+//! ```text
+//! genesis    what a chain begins with
+//! admission  what a transaction must be
+//! pool       transactions that wait
+//! evm        running transactions
+//! block      blocks made of them
+//! state      all of it together; decides, reads no clock
+//! journal    the file that it is kept in
+//! sealing    blocks made, written, then part of the chain
+//! rpc, views what is asked and answered
+//! server     the same over HTTP
+//! ```
 
 mod admission;
 mod block;

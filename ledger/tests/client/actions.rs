@@ -59,7 +59,7 @@ async fn payments(net: &Net, payer: &Client, node: &Client) {
     done(net, payer, Action::AuthoriseSigner(key(4).address())).await;
     assert!(node.is_signer(me, key(4).address()).await.expect("an answer"));
     let receipt = done(net, node, Action::Collect(Box::new(signed(node, &plan, "4", 4)))).await;
-    assert_eq!(receipt.paid(), pod("4"));
+    assert_eq!(receipt.paid(), pod("4"), "{receipt:?}");
     assert_eq!(node.balances(other).await.expect("balances").escrow, pod("3"));
     refused(node, Action::Collect(Box::new(signed(node, &plan, "4", 4))), "NothingDue").await;
 

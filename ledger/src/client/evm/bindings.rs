@@ -12,3 +12,17 @@ abigen!(SessionEscrow, "artifacts/SessionEscrow.json");
 abigen!(StakeManager, "artifacts/StakeManager.json");
 abigen!(TimelockController, "artifacts/TimelockController.json");
 abigen!(VoucherCollector, "artifacts/VoucherCollector.json");
+
+// The macro above reads files that cargo does not know of: this makes a change of theirs one of this file.
+const _: [&str; 10] = [
+    include_str!("../../../artifacts/AccessManager.json"),
+    include_str!("../../../artifacts/ModelRegistry.json"),
+    include_str!("../../../artifacts/NodeRegistry.json"),
+    include_str!("../../../artifacts/PODToken.json"),
+    include_str!("../../../artifacts/PodGovernor.json"),
+    include_str!("../../../artifacts/RewardDistributor.json"),
+    include_str!("../../../artifacts/SessionEscrow.json"),
+    include_str!("../../../artifacts/StakeManager.json"),
+    include_str!("../../../artifacts/TimelockController.json"),
+    include_str!("../../../artifacts/VoucherCollector.json"),
+];

@@ -51,6 +51,8 @@ pub enum RpcFault {
 
 /// First wait before a question is asked again; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Patience of those who come back by themselves: three attempts.
+const BRIEF: Duration = Duration::from_millis(350);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// What nodes answer to those who ask too often, or that have just started (EIP-1474).
 const PASSING_CODES: [i64; 3] = [429, -32002, -32005];
@@ -67,9 +69,10 @@ impl Wire {
         Self { rpc, patience }
     }
 
-    /// The same, for those who come back by themselves.
-    pub(super) fn impatient(&self) -> Self {
-        Self { rpc: self.rpc.clone(), patience: Duration::ZERO }
+    /// The same, for those who come back by themselves: asks a few times, since what takes many questions would
+    /// never be done over a bad line.
+    pub(super) fn brief(&self) -> Self {
+        Self { rpc: self.rpc.clone(), patience: BRIEF }
     }
 
     /// Asks, and asks again for a while where that may help. Only for what does no harm when done twice.
@@ -199,10 +202,14 @@ mod tests {
         assert_eq!(late_node.attempts.load(Ordering::Relaxed), 1);
 
         let (mut wire, late_node) = late(RpcFault::Unreachable("nobody there".to_owned()));
-        wire.patience = Duration::from_millis(350);
+        wire.patience = BRIEF;
         let fault = wire.ask::<u32>("eth_x", json!([])).await.unwrap_err();
         assert!(matches!(fault, RpcFault::Unreachable(_)));
-        assert_eq!(late_node.attempts.load(Ordering::Relaxed), 2);
+        assert_eq!(
+            late_node.attempts.load(Ordering::Relaxed),
+            3,
+            "after 0.1 s and 0.3 s, and not after 0.7 s"
+        );
     }
 
     #[tokio::test(start_paused = true)]

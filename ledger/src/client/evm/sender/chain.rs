@@ -47,27 +47,27 @@ impl Chain {
 
     /// The newest block, the account's next nonce, and the fees of the next block.
     pub(super) async fn view(&self, now: std::time::Duration) -> Result<View, RpcFault> {
-        let head: U256 = self.wire.once("eth_blockNumber", json!([])).await?;
-        let nonce: U256 = self.wire.once("eth_getTransactionCount", json!([self.account, "latest"])).await?;
+        let head: U256 = self.wire.ask("eth_blockNumber", json!([])).await?;
+        let nonce: U256 = self.wire.ask("eth_getTransactionCount", json!([self.account, "latest"])).await?;
         let fees = Fees::of_next_block(&self.wire).await?;
         Ok(View { head: to_u64(head), nonce: to_u64(nonce), fees, now })
     }
 
     /// The account's next nonce, with everything that the node has heard of.
     pub(super) async fn next_nonce(&self) -> Result<u64, RpcFault> {
-        let nonce: U256 = self.wire.once("eth_getTransactionCount", json!([self.account, "pending"])).await?;
+        let nonce: U256 = self.wire.ask("eth_getTransactionCount", json!([self.account, "pending"])).await?;
         Ok(to_u64(nonce))
     }
 
     pub(super) async fn balance_wei(&self) -> Result<u128, RpcFault> {
-        let balance: U256 = self.wire.once("eth_getBalance", json!([self.account, "latest"])).await?;
+        let balance: U256 = self.wire.ask("eth_getBalance", json!([self.account, "latest"])).await?;
         Ok(to_u128(balance))
     }
 
     /// Gas for an order, with a reserve; a refusal if it would be refused now.
     pub(super) async fn gas(&self, order: &Order) -> Result<u64, Error> {
         let call = call_params(self.account, order);
-        let gas = self.wire.once::<U256>("eth_estimateGas", json!([call, "latest"])).await;
+        let gas = self.wire.ask::<U256>("eth_estimateGas", json!([call, "latest"])).await;
         with_reserve(gas.map_err(call_fault)?)
     }
 
@@ -76,7 +76,7 @@ impl Chain {
         for attempt in attempts.iter().rev() {
             let hash = to_h256(&attempt.hash);
             let receipt: Option<TransactionReceipt> =
-                self.wire.once("eth_getTransactionReceipt", json!([hash])).await?;
+                self.wire.ask("eth_getTransactionReceipt", json!([hash])).await?;
             if receipt.as_ref().is_some_and(|receipt| receipt.transaction_hash != hash) {
                 return Err(RpcFault::BadAnswer("another transaction's receipt".to_owned()));
             }
@@ -103,7 +103,7 @@ impl Chain {
             let middle = before + (after - before) / 2;
             let block = format!("0x{middle:x}");
             let count: U256 =
-                match self.wire.once("eth_getTransactionCount", json!([self.account, block])).await {
+                match self.wire.ask("eth_getTransactionCount", json!([self.account, block])).await {
                     Ok(count) => count,
                     // Blocks that are too old for it are before the one that is looked for.
                     Err(RpcFault::Refused { .. }) => U256::zero(),
@@ -112,7 +112,7 @@ impl Chain {
             if count > nonce.into() { after = middle } else { before = middle }
         }
         let params = json!([format!("0x{after:x}"), true]);
-        let block: Option<Block<Transaction>> = self.wire.once("eth_getBlockByNumber", params).await?;
+        let block: Option<Block<Transaction>> = self.wire.ask("eth_getBlockByNumber", params).await?;
         let transactions = block.map(|block| block.transactions).unwrap_or_default();
         let of_nonce = |t: &&Transaction| t.from == self.account && t.nonce == nonce.into();
         Ok(match transactions.iter().find(of_nonce) {

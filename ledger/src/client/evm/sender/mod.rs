@@ -97,7 +97,7 @@ impl Sender {
         directory: Option<&Path>,
     ) -> Result<Self, Error> {
         let genesis = chain::genesis(&wire).await?;
-        let chain = Chain::new(wire.impatient(), key.address());
+        let chain = Chain::new(wire.brief(), key.address());
         let name = format!("{}-{chain_id}", show_address(&key.address()));
         let (store, entries) = open(directory, &name, genesis).await?;
         let (requests, received) = mpsc::channel(WAITING);

@@ -178,7 +178,7 @@ impl World {
             nonce: request.nonce.unwrap().as_u64(),
             max_wei: request.max_fee_per_gas.unwrap().as_u128(),
             tip_wei: request.max_priority_fee_per_gas.unwrap().as_u128(),
-            data: request.data.unwrap().to_vec(),
+            data: request.data.unwrap_or_default().to_vec(),
         };
         if sent.nonce < self.count(self.blocks.len()) {
             return Err(refused("nonce too low"));
