@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::bail;
 use clap::Args;
 use engine::{
     local::Local,
@@ -121,6 +122,9 @@ impl Money {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
             earned = self.earned().await?;
+        }
+        if earned.iter().map(|(_, earned)| earned.0).sum::<u128>() < spent {
+            bail!("its nodes have not collected {} POD yet", pod(spent));
         }
         let tokens = spent / (u128::from(per_token(self.price)?) * earned.len().max(1) as u128);
         if as_json {
