@@ -71,20 +71,29 @@ impl Chain {
         with_reserve(gas.map_err(call_fault)?)
     }
 
-    /// The receipt of one of the attempts, the newest first.
+    /// The receipt of one of the attempts, the newest first. One that cannot be asked for does not hide another.
     pub(super) async fn receipt(&self, attempts: &[Attempt]) -> Result<Option<TransactionReceipt>, RpcFault> {
+        let mut answer = Ok(None);
         for attempt in attempts.iter().rev() {
-            let hash = to_h256(&attempt.hash);
-            let receipt: Option<TransactionReceipt> =
-                self.wire.ask("eth_getTransactionReceipt", json!([hash])).await?;
-            if receipt.as_ref().is_some_and(|receipt| receipt.transaction_hash != hash) {
-                return Err(RpcFault::BadAnswer("another transaction's receipt".to_owned()));
-            }
-            if receipt.as_ref().and_then(inclusion).is_some() {
-                return Ok(receipt);
+            match self.receipt_of(attempt).await {
+                Ok(Some(receipt)) => return Ok(Some(receipt)),
+                Ok(None) => {}
+                Err(fault) if fault.is_passing() => answer = Err(fault),
+                Err(fault) => return Err(fault),
             }
         }
-        Ok(None)
+        answer
+    }
+
+    /// The receipt of an attempt that is in a block.
+    async fn receipt_of(&self, attempt: &Attempt) -> Result<Option<TransactionReceipt>, RpcFault> {
+        let hash = to_h256(&attempt.hash);
+        let receipt: Option<TransactionReceipt> =
+            self.wire.ask("eth_getTransactionReceipt", json!([hash])).await?;
+        if receipt.as_ref().is_some_and(|receipt| receipt.transaction_hash != hash) {
+            return Err(RpcFault::BadAnswer("another transaction's receipt".to_owned()));
+        }
+        Ok(receipt.filter(|receipt| inclusion(receipt).is_some()))
     }
 
     /// Hands a transaction to the node.

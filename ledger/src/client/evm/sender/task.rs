@@ -52,8 +52,8 @@ pub(super) struct Task {
     /// Who waits for which nonce.
     replies: HashMap<u64, Reply>,
     begun: Instant,
-    /// When an order was last given a nonce: those behind it have waited for that, not for the node.
-    advanced: Instant,
+    /// Since when the node has kept the first of those that wait from a nonce: what stands before it does not count.
+    hindered: Option<Instant>,
     /// As of the last look.
     fees: Fees,
     /// Looks that failed in a row.
@@ -92,7 +92,7 @@ impl Task {
             waiting: VecDeque::new(),
             replies: HashMap::new(),
             begun: Instant::now(),
-            advanced: Instant::now(),
+            hindered: None,
             fees: Fees { base_wei: 0, tip_wei: 0 },
             failed: 0,
             eager: 0,
@@ -160,7 +160,15 @@ impl Task {
         let mut receipts = HashMap::new();
         for nonce in self.queue.to_look_up(view) {
             let Some(entry) = self.queue.entry(nonce) else { continue };
-            let receipt = self.chain.receipt(&entry.attempts).await?;
+            let receipt = match self.chain.receipt(&entry.attempts).await {
+                Ok(receipt) => receipt,
+                // One of many questions: the others are not to wait for it.
+                Err(fault) if fault.is_passing() => {
+                    debug!(nonce, %fault, "a transaction is looked up later");
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
             self.queue.looked_up(nonce, receipt.as_ref().and_then(inclusion), view.now);
             let Some(receipt) = receipt else { continue };
             if self.replies.get(&nonce).is_some_and(|reply| reply.until == Until::Included) {
@@ -293,7 +301,7 @@ impl Task {
     /// Gives nonces to the orders that wait, in turn.
     async fn prepare(&mut self, view: &View) -> Result<(), RpcFault> {
         while let Some((since, request)) = self.waiting.front() {
-            let since = self.advanced.max(*since);
+            let since = *since;
             if request.reply.is_closed() {
                 self.waiting.pop_front();
                 continue;
@@ -303,12 +311,16 @@ impl Task {
                     let by_node = self.chain.next_nonce().await?;
                     let Some((_, request)) = self.waiting.pop_front() else { break };
                     self.begin(request, gas, offer, by_node, view.now).await;
-                    self.advanced = Instant::now();
+                    self.hindered = None;
                 }
                 // It may be what is to be included first that makes it possible.
-                Err(Error::Refused(_) | Error::Node { .. }) if self.queue.has_open() => break,
-                Err(error) if error.is_passing() && since.elapsed() < self.manner.patience => break,
+                Err(Error::Refused(_) | Error::Node { .. }) if self.queue.has_open() => {
+                    self.hindered = None;
+                    break;
+                }
+                Err(error) if error.is_passing() && self.may_wait(since) => break,
                 Err(error) => {
+                    self.hindered = None;
                     if let Some((_, request)) = self.waiting.pop_front() {
                         // Whoever ordered it may have gone away.
                         let _ = request.reply.send(Err(error));
@@ -355,11 +367,18 @@ impl Task {
         }
     }
 
+    /// Whether an order that came at `since` goes on waiting for the node, which just failed it.
+    fn may_wait(&mut self, since: Instant) -> bool {
+        let hindered = *self.hindered.get_or_insert_with(Instant::now);
+        hindered.max(since).elapsed() < self.manner.patience
+    }
+
     /// Gives up orders that have waited too long for a node and have no nonce yet.
     fn expire(&mut self, fault: RpcFault) {
-        let patience = self.manner.patience;
-        let advanced = self.advanced;
-        while self.waiting.front().is_some_and(|(since, _)| advanced.max(*since).elapsed() >= patience) {
+        while let Some(&(since, _)) = self.waiting.front() {
+            if self.may_wait(since) {
+                break;
+            }
             if let Some((_, request)) = self.waiting.pop_front() {
                 // Whoever ordered it may have gone away.
                 let _ = request.reply.send(Err(fault.clone().into()));
