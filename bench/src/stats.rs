@@ -20,6 +20,11 @@ pub fn median(samples: &[f64]) -> Option<f64> {
     Some(f64::midpoint(sorted[sorted.len() / 2 - 1], upper))
 }
 
+/// The median of `a` over that of `b`; `None` where one has no samples.
+pub fn ratio(a: &[f64], b: &[f64]) -> Option<f64> {
+    Some(median(a)? / median(b)?)
+}
+
 /// Median and extremes of repeated measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
@@ -77,6 +82,7 @@ mod tests {
         let summary = Summary::of(&[4.0, 1.0, 3.0, 2.0]).expect("samples");
         assert_eq!(summary, Summary { median: 2.5, min: 1.0, max: 4.0, samples: 4 });
         assert_eq!(median(&[5.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!((ratio(&[5.0, 1.0, 2.0], &[4.0]), ratio(&[1.0], &[])), (Some(0.5), None));
         assert_eq!(Summary::of(&[]), None);
     }
 }

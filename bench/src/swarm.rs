@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use engine::{
     front::FrontConfig,
     gateway::GatewayConfig,
@@ -12,6 +12,8 @@ use engine::{
 use indicatif::ProgressBar;
 use kernels::cpu::{Cpu, Isa};
 use serde_json::{Value, json};
+
+use crate::client::{Client, Style};
 
 /// KV memory of each node.
 const KV_BYTES: u64 = 2 << 30;
@@ -43,6 +45,31 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// One client at a time, on links of loopback, and nothing beside what a reply needs.
+    pub(crate) fn of_one_client(
+        model: Arc<Model>,
+        quantisation: Quantisation,
+        nodes: usize,
+        threads: usize,
+        context: u32,
+    ) -> Self {
+        Self {
+            model,
+            quantisation,
+            nodes,
+            threads,
+            clients: 1,
+            sessions: 2,
+            context,
+            timeout: Duration::from_secs(600),
+            api_key: None,
+            links: Links::loopback(),
+            speculation: false,
+            receipts: false,
+            draft: None,
+        }
+    }
+
     /// Starts it and waits until it serves.
     pub(crate) async fn start(&self) -> anyhow::Result<Local> {
         ensure!(self.nodes > 0, "--nodes must be at least 1");
@@ -104,5 +131,29 @@ impl Setup {
             "model": self.model.name(), "quantisation": self.quantisation, "nodes": self.nodes,
             "threads": self.threads, "sessions": self.sessions, "context": self.context, "step_rows": STEP_ROWS, "kv_bytes": KV_BYTES,
         })
+    }
+}
+
+/// A swarm and its one client.
+pub(crate) struct Served {
+    pub(crate) local: Local,
+    client: Client,
+}
+
+impl Served {
+    /// Starts the swarm for greedy replies of `max_tokens`.
+    pub(crate) async fn start(setup: &Setup, max_tokens: u32) -> anyhow::Result<Self> {
+        let local = setup.start().await?;
+        let style = Style { max_tokens, temperature: 0.0, stop_at_eos: false, timeout: setup.timeout };
+        let client = Client::new(&format!("{}/v1", local.front().url()), None, style).await?;
+        Ok(Self { local, client })
+    }
+
+    /// Milliseconds of a token of a reply, those up to the first not counted.
+    pub(crate) async fn token_ms(&self, prompt: Value) -> anyhow::Result<f64> {
+        let reply = self.client.reply(prompt).await;
+        let reply = reply.map_err(|failure| anyhow::anyhow!("a request failed: {failure:?}"))?;
+        let first = reply.first_s.context("a reply has no text")?;
+        Ok((reply.latency_s - first) * 1e3 / (reply.tokens - 1) as f64)
     }
 }

@@ -1,7 +1,7 @@
-//! What links carry, beside raw TCP in the same run.
+//! What links carry, beside raw TCP in the same run, between two addresses of a machine that has nothing but this
+//! program. `bench transport` does so on loopback.
 //!
 //! ```text
-//! link loopback               round trips of decode-sized messages and the cost of bulk ones, on this machine
 //! link path FROM TO SECONDS   rate and round trip between two addresses of this machine, by QUIC and by TCP
 //! link rdma FROM TO           round trips and rate between the RDMA devices with these addresses
 //! ```
@@ -20,9 +20,7 @@ use transport::{Identity, Limits, LinkReceiver, LinkSender, PeerAddress, Transpo
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Of messages that go one way. Their first byte says so; one byte answers.
-const BULK_BYTES: usize = 1 << 20;
-/// The same where a path may carry little.
-const PATH_BYTES: usize = 64 << 10;
+const BULK_BYTES: usize = 64 << 10;
 const ONE_WAY: u8 = 1;
 const SIZES: [usize; 4] = [8 << 10, 16 << 10, 32 << 10, 64 << 10];
 
@@ -31,53 +29,12 @@ async fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["loopback"] => loopback().await,
         ["path", from, to, seconds] => {
             path(from.parse()?, to.parse()?, Duration::from_secs(seconds.parse()?)).await
         }
         ["rdma", from, to] => rdma(from.parse()?, to.parse()?).await,
-        _ => Err("usage: link loopback | path FROM TO SECONDS | rdma FROM TO".into()),
+        _ => Err("usage: link path FROM TO SECONDS | rdma FROM TO".into()),
     }
-}
-
-async fn loopback() -> Outcome<()> {
-    let here = IpAddr::from([127, 0, 0, 1]);
-    let mut over_link = LinkPair::new(here, here, Limits::default()).await?;
-    let mut over_tcp = TcpPair::new(here, here).await?;
-    println!("size       QUIC p50   p99     TCP p50   p99     (us)   p50/TCP  p99/p50");
-    for bytes in SIZES {
-        let (mut quic, mut tcp) = (Vec::new(), Vec::new());
-        over_link.round_trips(bytes, 100).await?;
-        over_tcp.round_trips(bytes, 100).await?;
-        for _ in 0..10 {
-            quic.extend(over_link.round_trips(bytes, 300).await?);
-            tcp.extend(over_tcp.round_trips(bytes, 300).await?);
-        }
-        let ([q50, q99], [t50, t99]) = (percentiles(&mut quic), percentiles(&mut tcp));
-        println!(
-            "{:4} KiB   {q50:8.0} {q99:6.0}  {t50:8.0} {t99:6.0}            {:6.2}   {:6.2}",
-            bytes >> 10,
-            q50 / t50,
-            q99 / q50
-        );
-    }
-    println!("bulk       MB/s    CPU s/GB, both ends");
-    let mut costs = [Vec::new(), Vec::new()];
-    for _ in 0..5 {
-        let before = (Instant::now(), processor_time()?);
-        over_link.bulk(512).await?;
-        costs[0].push(cost(before, 512)?);
-        let before = (Instant::now(), processor_time()?);
-        over_tcp.bulk(512).await?;
-        costs[1].push(cost(before, 512)?);
-    }
-    for (name, costs) in ["QUIC", "TCP"].into_iter().zip(&mut costs) {
-        costs.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let (rate, seconds) = costs[costs.len() / 2];
-        println!("{name:4}   {rate:8.0}    {seconds:.3}");
-    }
-    println!("per core, QUIC has {:.2} of TCP's rate", costs[1][2].1 / costs[0][2].1);
-    Ok(())
 }
 
 async fn path(from: IpAddr, to: IpAddr, duration: Duration) -> Outcome<()> {
@@ -116,20 +73,6 @@ async fn rdma(from: IpAddr, to: IpAddr) -> Outcome<()> {
 fn percentiles(times: &mut [f64]) -> [f64; 2] {
     times.sort_by(f64::total_cmp);
     [times[times.len() / 2], times[times.len() * 99 / 100]]
-}
-
-/// Seconds of processor time that this process has used, to a hundredth.
-fn processor_time() -> Outcome<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let [user, system] = [11, 12].map(|at| fields.get(at).copied().unwrap_or_default().parse::<f64>());
-    Ok((user? + system?) / 100.0)
-}
-
-/// Megabytes per second, and processor seconds per gigabyte, of `messages` since `before`.
-fn cost((start, time): (Instant, f64), messages: usize) -> Outcome<(f64, f64)> {
-    let megabytes = (messages * BULK_BYTES) as f64 / 1e6;
-    Ok((megabytes / start.elapsed().as_secs_f64(), (processor_time()? - time) / megabytes * 1000.0))
 }
 
 /// A link whose far end echoes.
@@ -174,27 +117,9 @@ impl LinkPair {
         Ok(times)
     }
 
-    async fn bulk(&mut self, messages: usize) -> Outcome<()> {
-        let message = Bytes::from(vec![ONE_WAY; BULK_BYTES]);
-        let (sender, receiver) = (&self.sender, &mut self.receiver);
-        let sending = async {
-            for _ in 0..messages {
-                sender.send(message.clone()).await?;
-            }
-            Outcome::Ok(())
-        };
-        let receiving = async {
-            for _ in 0..messages {
-                receiver.recv().await?;
-            }
-            Ok(())
-        };
-        tokio::try_join!(sending, receiving).map(drop)
-    }
-
     /// Megabytes per second that are answered, once the first quarter of the time has warmed it up.
     async fn rate(&mut self, duration: Duration) -> Outcome<f64> {
-        let message = Bytes::from(vec![ONE_WAY; PATH_BYTES]);
+        let message = Bytes::from(vec![ONE_WAY; BULK_BYTES]);
         let (sender, receiver) = (&self.sender, &mut self.receiver);
         let sending = async {
             loop {
@@ -235,7 +160,7 @@ impl Answers {
         match &mut self.counted {
             Some((since, count)) => {
                 *count += 1;
-                let bytes = (*count * PATH_BYTES) as f64;
+                let bytes = (*count * BULK_BYTES) as f64;
                 (passed >= self.duration).then(|| bytes / 1e6 / since.elapsed().as_secs_f64())
             }
             None => {
@@ -284,28 +209,8 @@ impl TcpPair {
         Ok(times)
     }
 
-    async fn bulk(&mut self, messages: usize) -> Outcome<()> {
-        let message = vec![ONE_WAY; BULK_BYTES];
-        let (mut reader, mut writer) = self.0.split();
-        let sending = async {
-            for _ in 0..messages {
-                send(&mut writer, &message).await?;
-            }
-            io::Result::Ok(())
-        };
-        let receiving = async {
-            let mut buffer = Vec::new();
-            for _ in 0..messages {
-                receive(&mut reader, &mut buffer).await?;
-            }
-            Ok(())
-        };
-        tokio::try_join!(sending, receiving)?;
-        Ok(())
-    }
-
     async fn rate(&mut self, duration: Duration) -> Outcome<f64> {
-        let message = vec![ONE_WAY; PATH_BYTES];
+        let message = vec![ONE_WAY; BULK_BYTES];
         let (mut reader, mut writer) = self.0.split();
         let sending = async {
             loop {
@@ -331,12 +236,8 @@ impl TcpPair {
 
 async fn send(stream: &mut (impl AsyncWriteExt + Unpin), message: &[u8]) -> io::Result<()> {
     let length = (message.len() as u32).to_le_bytes();
-    if message.len() < BULK_BYTES {
-        // One write for a small message, as one segment costs less than two.
-        return stream.write_all(&[&length[..], message].concat()).await;
-    }
-    stream.write_all(&length).await?;
-    stream.write_all(message).await
+    // One write, as one segment costs less than two.
+    stream.write_all(&[&length[..], message].concat()).await
 }
 
 async fn receive(stream: &mut (impl AsyncReadExt + Unpin), buffer: &mut Vec<u8>) -> io::Result<()> {

@@ -1,12 +1,11 @@
 //! What a cut of the model costs: the time of a token over several stages linked by QUIC on loopback,
 //! beside the same layers in one stage, and in one without a node, a gateway and a link.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use engine::{
-    local::{Links, Local},
     model::Quantisation,
     stage::{StageLimits, kv::pages_for},
 };
@@ -16,12 +15,11 @@ use serde_json::json;
 use tokio::task::block_in_place;
 
 use crate::{
-    client::{Client, Style},
     machine::cores,
     report::{Figure, Report},
     rig::{Rig, open_model, positions},
-    stats::{Summary, median},
-    swarm::Setup,
+    stats::{Summary, ratio},
+    swarm::{Served, Setup},
     workload::Workload,
 };
 
@@ -51,29 +49,6 @@ pub struct HopsArgs {
     pub repetitions: usize,
 }
 
-/// A swarm and its one client.
-struct Served {
-    local: Local,
-    client: Client,
-}
-
-impl Served {
-    async fn start(setup: &Setup, max_tokens: u32) -> anyhow::Result<Self> {
-        let local = setup.start().await?;
-        let style = Style { max_tokens, temperature: 0.0, stop_at_eos: false, timeout: setup.timeout };
-        let client = Client::new(&format!("{}/v1", local.front().url()), None, style).await?;
-        Ok(Self { local, client })
-    }
-
-    /// Milliseconds of a token, those up to the first not counted.
-    async fn token_ms(&self, workload: &Workload, request: usize) -> anyhow::Result<f64> {
-        let reply = self.client.reply(workload.prompt(request)).await;
-        let reply = reply.map_err(|failure| anyhow::anyhow!("a request failed: {failure:?}"))?;
-        let first = reply.first_s.context("a reply has no text")?;
-        Ok((reply.latency_s - first) * 1e3 / (reply.tokens - 1) as f64)
-    }
-}
-
 impl HopsArgs {
     /// Runs everything.
     ///
@@ -90,21 +65,7 @@ impl HopsArgs {
         let limits = StageLimits { rows: 256, pages: pages_for(reach), sessions: 1, positions: reach };
         let mut rig = Rig::load(Cpu::new(threads, Isa::detect())?, &model, self.quant, 256, limits)?;
         rig.open(0..1, reach as usize)?;
-        let setup = Setup {
-            model: model.into(),
-            quantisation: self.quant,
-            nodes: 1,
-            threads,
-            clients: 1,
-            sessions: 2,
-            context: reach,
-            timeout: Duration::from_secs(600),
-            api_key: None,
-            links: Links::loopback(),
-            speculation: false,
-            receipts: false,
-            draft: None,
-        };
+        let setup = Setup::of_one_client(model.into(), self.quant, 1, threads, reach);
         let one = Served::start(&setup, self.max_tokens).await?;
         let several = Served::start(&Setup { nodes: self.stages, ..setup.clone() }, self.max_tokens).await?;
         let workload = Workload::Random { tokens: self.prompt_tokens, seed: 1 };
@@ -117,8 +78,8 @@ impl HopsArgs {
             })?;
             let turn = [
                 bare.as_secs_f64() * 1e3 / (tokens - 1) as f64,
-                one.token_ms(&workload, repetition).await?,
-                several.token_ms(&workload, repetition).await?,
+                one.token_ms(workload.prompt(repetition)).await?,
+                several.token_ms(workload.prompt(repetition)).await?,
             ];
             // The first does not count.
             if repetition > 0 {
@@ -138,7 +99,6 @@ impl HopsArgs {
 
     fn figures(&self, times: &[Vec<f64>; 3]) -> Vec<Figure> {
         let [bare, one, several] = times;
-        let ratio = |a: &[f64], b: &[f64]| median(a).zip(median(b)).map(|(a, b)| a / b);
         let less = |a: &[f64], b: &[f64], parts: f64| -> Vec<f64> {
             a.iter().zip(b).map(|(a, b)| (a - b) / parts).collect()
         };

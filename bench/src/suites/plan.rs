@@ -20,6 +20,7 @@ use shard_planner::{
 
 use crate::{
     helix::{Case, OUTPUT, PLACEMENTS, PROMPT, ROWS, Row},
+    machine::processor_s,
     report::{Figure, Report},
 };
 
@@ -174,9 +175,9 @@ fn one(row: Row, calibration: Calibration) -> Result<(Vec<Figure>, Value)> {
     {
         let requests = flood(8000, LENGTHS, 7);
         let rehearsal = Rehearsal { engine, arrivals: &requests, window: REHEARSED };
-        let (before, begun) = (cpu_s(), Instant::now());
+        let (before, begun) = (processor_s(), Instant::now());
         let plan = plan_rehearsed(&case.model, &case.cluster, &demand, EFFORT, rehearsal)?;
-        let (seconds, elapsed) = (cpu_s() - before, begun.elapsed().as_secs_f64());
+        let (seconds, elapsed) = (processor_s() - before, begun.elapsed().as_secs_f64());
         let offline = flooded(&case, &demand, &plan, engine)?;
         let offered = (offline.tokens_per_s * calibration.online).max(row.helix[1]);
         let online = online(&case, &demand, &plan, engine, offered)?;
@@ -243,18 +244,9 @@ fn fleet(nodes: usize, demands: usize) -> Result<(usize, f64)> {
     let asked: Vec<(&Model, &Demand)> = (0..demands)
         .map(|at| (&models[at % models.len()], if at % 2 == 0 { &throughput } else { &latency }))
         .collect();
-    let before = cpu_s();
+    let before = processor_s();
     let plans = plan_fleet(&cluster, &asked);
-    Ok((plans.iter().filter(|plan| plan.is_ok()).count(), cpu_s() - before))
-}
-
-/// CPU time of this process in user mode, where the system tells; else the time since its start.
-fn cpu_s() -> f64 {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // After the name in parentheses: the twelfth field, in hundredths of a second on every Linux.
-    let ticks = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(11)?.parse::<f64>().ok());
-    ticks.map_or_else(|| START.elapsed().as_secs_f64(), |ticks| ticks / 100.0)
+    Ok((plans.iter().filter(|plan| plan.is_ok()).count(), processor_s() - before))
 }
 
 /// Time by nodes as a picture.

@@ -16,8 +16,9 @@ use tokio::{
 use transport::{Identity, Limits, LinkReceiver, LinkSender, PeerAddress, Transport, quic};
 
 use crate::{
+    machine::processor_s,
     report::{Figure, Report},
-    stats::{Summary, median, percentile},
+    stats::{Summary, median, percentile, ratio},
 };
 
 /// Size of a bulk message.
@@ -27,7 +28,7 @@ const BULK_BYTES: usize = 4 << 20;
 #[derive(Args, Clone, Debug)]
 pub struct TransportArgs {
     /// Sizes of the messages that go to and fro, in KiB
-    #[arg(long, value_delimiter = ',', default_value = "2,16,64")]
+    #[arg(long, value_delimiter = ',', default_value = "2,8,16,32,64")]
     pub kib: Vec<usize>,
     /// Round trips of each size in a repetition
     #[arg(long, default_value_t = 500)]
@@ -56,15 +57,11 @@ impl TransportArgs {
         }
         let (mut over_quic, mut over_tcp) = (Vec::new(), Vec::new());
         for _ in 0..self.repetitions {
-            over_quic.push(quic.bulk(self.bulk).await?);
-            over_tcp.push(tcp.bulk(self.bulk).await?);
+            over_quic.push(Bulk::of(self.bulk, quic.bulk(self.bulk)).await?);
+            over_tcp.push(Bulk::of(self.bulk, tcp.bulk(self.bulk)).await?);
             bar.inc(1);
         }
-        let ratio = median(&over_quic).zip(median(&over_tcp)).map(|(quic, tcp)| quic / tcp);
-        figures.extend([
-            Figure::summary("messages of 4 MiB, QUIC", Summary::of(&over_quic), "MB/s").against("TCP", ratio),
-            Figure::summary("messages of 4 MiB, TCP", Summary::of(&over_tcp), "MB/s"),
-        ]);
+        figures.extend(Bulk::figures(&over_quic, &over_tcp));
         bar.finish_and_clear();
         quic.close().await;
         let parameters = json!({
@@ -105,6 +102,38 @@ impl TransportArgs {
             tcp_middle,
             tcp_tail,
         ])
+    }
+}
+
+/// Megabytes per second of messages that go one way, and per second of processor time of both ends.
+struct Bulk {
+    rate: f64,
+    per_core: f64,
+}
+
+impl Bulk {
+    async fn of(messages: usize, sending: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<Self> {
+        let (start, before) = (Instant::now(), processor_s());
+        sending.await?;
+        // Processor time is told in hundredths of a second.
+        let spent = (processor_s() - before).max(0.01);
+        let megabytes = (messages * BULK_BYTES) as f64 / 1e6;
+        Ok(Self { rate: megabytes / start.elapsed().as_secs_f64(), per_core: megabytes / spent })
+    }
+
+    fn figures(quic: &[Self], tcp: &[Self]) -> [Figure; 4] {
+        let figure = |what: &str, unit: &'static str, get: fn(&Self) -> f64| {
+            let [quic, tcp] = [quic, tcp].map(|all| all.iter().map(get).collect::<Vec<f64>>());
+            [
+                Figure::summary(format!("{what}, QUIC"), Summary::of(&quic), unit)
+                    .against("TCP", ratio(&quic, &tcp)),
+                Figure::summary(format!("{what}, TCP"), Summary::of(&tcp), unit),
+            ]
+        };
+        let [quic_rate, tcp_rate] = figure("messages of 4 MiB", "MB/s", |bulk| bulk.rate);
+        let name = "the same by processor time of both ends";
+        let [quic_per_core, tcp_per_core] = figure(name, "MB/CPU s", |bulk| bulk.per_core);
+        [quic_rate, tcp_rate, quic_per_core, tcp_per_core]
     }
 }
 
@@ -154,11 +183,9 @@ impl QuicPair {
         Ok(times)
     }
 
-    /// Megabytes per second of `count` messages.
-    async fn bulk(&mut self, count: usize) -> anyhow::Result<f64> {
+    async fn bulk(&mut self, count: usize) -> anyhow::Result<()> {
         let message = Bytes::from(vec![7; BULK_BYTES]);
         let (sender, receiver) = (&self.sender, &mut self.receiver);
-        let start = Instant::now();
         let sending = async {
             for _ in 0..count {
                 sender.send(message.clone()).await?;
@@ -172,7 +199,7 @@ impl QuicPair {
             anyhow::Ok(())
         };
         tokio::try_join!(sending, receiving)?;
-        Ok((count * BULK_BYTES) as f64 / start.elapsed().as_secs_f64() / 1e6)
+        Ok(())
     }
 
     async fn close(self) {
@@ -217,10 +244,9 @@ impl TcpPair {
         Ok(times)
     }
 
-    async fn bulk(&mut self, count: usize) -> anyhow::Result<f64> {
+    async fn bulk(&mut self, count: usize) -> anyhow::Result<()> {
         let message = vec![7; BULK_BYTES];
         let (mut reader, mut writer) = self.stream.split();
-        let start = Instant::now();
         let sending = async {
             for _ in 0..count {
                 send(&mut writer, &message).await?;
@@ -235,7 +261,7 @@ impl TcpPair {
             Ok(())
         };
         tokio::try_join!(sending, receiving)?;
-        Ok((count * BULK_BYTES) as f64 / start.elapsed().as_secs_f64() / 1e6)
+        Ok(())
     }
 }
 
@@ -263,9 +289,9 @@ mod tests {
     async fn both_transports_are_measured() {
         let args = TransportArgs { kib: vec![1, 3], rounds: 20, bulk: 5, repetitions: 2 };
         let report = args.run().await.expect("loopback works");
-        assert_eq!(report.figures.len(), 2 * 4 + 2);
+        assert_eq!(report.figures.len(), 2 * 4 + 4);
         assert!(report.figures.iter().all(|figure| figure.samples == 2 && figure.value.is_some()));
         let beside = report.figures.iter().filter(|figure| figure.against.is_some()).count();
-        assert_eq!(beside, 2 * 2 + 1);
+        assert_eq!(beside, 2 * 2 + 2);
     }
 }

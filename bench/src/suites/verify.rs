@@ -4,10 +4,11 @@
 use std::{
     hint::black_box,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use engine::{
     audit::{
@@ -17,23 +18,22 @@ use engine::{
         rows::{Boundary, CHUNK, chunk_root, row_root},
         verify::verify,
     },
-    local::{Links, Local},
+    local::Local,
     message::{Message, SessionId, row_bytes},
     model::Quantisation,
     stage::{StageLimits, kv::pages_for},
 };
 use kernels::cpu::{Cpu, Isa};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::block_in_place;
 use transport::Identity;
 
 use crate::{
-    client::{Client, Style},
     machine::cores,
     report::{Figure, Report},
     rig::{Rig, open_model, positions},
-    stats::{Summary, median},
-    swarm::Setup,
+    stats::{Summary, ratio},
+    swarm::{Served, Setup},
     workload::Workload,
 };
 
@@ -132,33 +132,20 @@ impl VerifyArgs {
     }
 
     async fn replies(&self) -> anyhow::Result<(Replies, String)> {
-        let model = std::sync::Arc::new(open_model(self.model.as_deref())?);
-        let setup = Setup {
-            model: model.clone(),
-            quantisation: self.quant,
-            nodes: self.stages,
-            threads: self.threads(),
-            clients: 1,
-            sessions: 2,
-            context: positions(self.prompt_tokens + self.max_tokens as usize)?,
-            timeout: Duration::from_secs(600),
-            api_key: None,
-            links: Links::loopback(),
-            speculation: false,
-            receipts: false,
-            draft: None,
-        };
-        let without = setup.start().await?;
-        let with = Setup { receipts: true, ..setup }.start().await?;
+        let model = Arc::new(open_model(self.model.as_deref())?);
+        let reach = positions(self.prompt_tokens + self.max_tokens as usize)?;
+        let setup = Setup::of_one_client(model.clone(), self.quant, self.stages, self.threads(), reach);
+        let without = Served::start(&setup, self.max_tokens).await?;
+        let with = Served::start(&Setup { receipts: true, ..setup }, self.max_tokens).await?;
         let hash = block_in_place(|| model.hash(self.quant, &|_| ()))?.hash;
         let cpu = Cpu::new(self.threads(), Isa::detect())?;
         let workload = Workload::Random { tokens: self.prompt_tokens, seed: 1 };
         let mut replies = Replies::default();
         for repetition in 0..=self.repetitions {
             let prompt = workload.prompt(repetition);
-            let plain = self.token_ms(&without, prompt.clone()).await?;
-            let proved = self.token_ms(&with, prompt).await?;
-            let (made, receipt) = receipt(&with, repetition, self.max_tokens).await?;
+            let plain = without.token_ms(prompt.clone()).await?;
+            let proved = with.token_ms(prompt).await?;
+            let (made, receipt) = receipt(&with.local, repetition, self.max_tokens).await?;
             let started = Instant::now();
             let verdict = block_in_place(|| verify(&receipt, &model, &Digest(hash), &cpu, &|_| ()))?;
             ensure!(verdict.sound, "a receipt does not hold: {verdict:?}");
@@ -169,33 +156,22 @@ impl VerifyArgs {
                 replies.checked.push(started.elapsed().as_secs_f64());
             }
         }
-        without.stop().await;
-        with.stop().await;
+        without.local.stop().await;
+        with.local.stop().await;
         Ok((replies, model.name().to_owned()))
     }
 
-    async fn token_ms(&self, local: &Local, prompt: Value) -> anyhow::Result<f64> {
-        let timeout = Duration::from_secs(600);
-        let style = Style { max_tokens: self.max_tokens, temperature: 0.0, stop_at_eos: false, timeout };
-        let client = Client::new(&format!("{}/v1", local.front().url()), None, style).await?;
-        let reply = client.reply(prompt).await;
-        let reply = reply.map_err(|failure| anyhow::anyhow!("a request failed: {failure:?}"))?;
-        let first = reply.first_s.context("a reply has no text")?;
-        Ok((reply.latency_s - first) * 1e3 / (reply.tokens - 1) as f64)
-    }
-
     fn figures(&self, rows: &Rows, replies: &Replies) -> anyhow::Result<Vec<Figure>> {
-        let share = |whole: &[f64]| median(&rows.proof).zip(median(whole)).map(|(proof, row)| proof / row);
         let micro = |name: &str, seconds: &[f64]| {
             let scaled: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e6).collect();
             Figure::summary(name, Summary::of(&scaled), "us")
         };
-        let ratio = |a: &[f64], b: &[f64]| median(a).zip(median(b)).map(|(a, b)| a / b);
         Ok(vec![
             micro("hash of a row", &rows.root),
             micro("rows of a position hashed and signed at a stage", &rows.proof)
-                .against("a row of prefill at the stage", share(&rows.prefill)),
-            micro("the same", &rows.proof).against("a row of a reply at the stage", share(&rows.decode)),
+                .against("a row of prefill at the stage", ratio(&rows.proof, &rows.prefill)),
+            micro("the same", &rows.proof)
+                .against("a row of a reply at the stage", ratio(&rows.proof, &rows.decode)),
             Figure::new("sent of commitments for a token by a stage", Some(wire_bytes()?), "B", 1),
             Figure::summary("a token without receipts", Summary::of(&replies.without), "ms"),
             Figure::summary("a token with receipts", Summary::of(&replies.with), "ms")
