@@ -27,6 +27,10 @@ const ASKS_PER_S: f64 = 1.0;
 const ASKS_AT_ONCE: f64 = 16.0;
 /// How often a link is looked at for another address.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a link has to come from another host until that is believed. QUIC follows a peer at once and returns
+/// when the new path does not answer within three probe timeouts, 3 s: who can forge a sender's address must not have
+/// something relayed there.
+const BELIEVED: Duration = Duration::from_secs(5);
 /// When the mirror sends what nobody asked it for, after the node was told of it.
 const PINGS: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(250)];
@@ -45,7 +49,10 @@ pub(super) struct Server {
 #[derive(Debug)]
 struct Member {
     connection: Connection,
+    /// Where it is, as its answers have shown.
     address: SocketAddr,
+    /// Where it seems to be since then.
+    moving: Option<(SocketAddr, Instant)>,
     local: Vec<SocketAddr>,
     mapping: Mapping,
     filtering: Filtering,
@@ -73,6 +80,16 @@ impl Server {
     #[cfg(test)]
     pub(super) fn connection(&self, node: NodeId) -> Option<Connection> {
         Some(self.lock().get(&node)?.connection.clone())
+    }
+
+    #[cfg(test)]
+    pub(super) fn address(&self, node: NodeId) -> Option<SocketAddr> {
+        Some(self.lock().get(&node)?.address)
+    }
+
+    #[cfg(test)]
+    pub(super) fn moves(&self, node: NodeId, address: SocketAddr, now: Instant) -> bool {
+        self.lock().get_mut(&node).is_some_and(|member| member.moves(address, now))
     }
 
     /// What is to be said to whom when `from` asks for `peer`.
@@ -124,10 +141,9 @@ impl Server {
         let address = canonical(connection.remote_address());
         let mut members = self.lock();
         let member = members.get_mut(&id).filter(|member| member.is(connection))?;
-        if member.address == address {
+        if !member.moves(address, Instant::now()) {
             return None;
         }
-        member.address = address;
         if let Some(mut relay) = nat.socket.relay() {
             relay.moved(id, address);
         }
@@ -144,6 +160,25 @@ impl Drop for Server {
 impl Member {
     fn is(&self, connection: &Connection) -> bool {
         self.connection.stable_id() == connection.stable_id()
+    }
+
+    /// Whether it has moved to `address`, where its packets come from.
+    fn moves(&mut self, address: SocketAddr, now: Instant) -> bool {
+        if address == self.address {
+            self.moving = None;
+            return false;
+        }
+        let since = match self.moving {
+            Some((moving, since)) if moving == address => since,
+            _ => now,
+        };
+        self.moving = Some((address, since));
+        // Another port of the same host is a router's new mapping.
+        let moved = address.ip() == self.address.ip() || now.saturating_duration_since(since) >= BELIEVED;
+        if moved {
+            (self.address, self.moving) = (address, None);
+        }
+        moved
     }
 
     /// Where this node may be tried from where `by` is.
@@ -182,6 +217,7 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
     let member = Member {
         connection: connection.clone(),
         address,
+        moving: None,
         local: Vec::new(),
         mapping: Mapping::default(),
         filtering: Filtering::default(),

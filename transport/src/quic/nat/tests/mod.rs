@@ -282,3 +282,20 @@ async fn notes_that_are_none_are_ignored() {
     assert_eq!(links[0].path(), PathKind::Punched);
     talk(&mut links).await;
 }
+
+/// Whose sender's address changes for a moment may have forged it.
+#[tokio::test]
+async fn another_host_is_believed_after_a_while() {
+    let gateway = gateway(RELAY_BYTES_PER_S);
+    let node = Node::join(Kind::FullCone, &gateway).await;
+    let server = gateway.host.nat.server.get().unwrap();
+    let (here, there): (SocketAddr, SocketAddr) =
+        (server.address(node.endpoint.id()).unwrap(), "192.0.2.7:9".parse().unwrap());
+    let start = Instant::now();
+    let after = |ms| start + Duration::from_millis(ms);
+    let moves = |address, ms| server.moves(node.endpoint.id(), address, after(ms));
+    assert!(!moves(there, 0) && !moves(there, 4000) && !moves(here, 4900));
+    assert!(!moves(there, 5000), "it has been elsewhere in between");
+    assert!(moves(there, 10_000) && !moves(there, 10_001));
+    assert!(moves(SocketAddr::new(there.ip(), 10), 10_002), "another port of the same host");
+}
