@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::bucket::Bucket;
 use super::note::{MAX_CANDIDATES, Meet, Note};
 use super::packet::{Packet, Token};
-use super::paths::{Heard, NewSession};
+use super::paths::{Heard, Mirrored, NewSession};
 use super::punch::Attempt;
 use super::{Filtering, MAX_NOTES, Mapping, Nat, Reachability, read_note, send_note};
 use crate::NodeId;
@@ -301,6 +301,29 @@ fn local_address(bound: SocketAddr, towards: SocketAddr) -> Option<SocketAddr> {
     Some(SocketAddr::new(socket.local_addr().ok()?.ip(), bound.port()))
 }
 
+/// Listens for the mirror of a gateway.
+struct Watch<'a> {
+    nat: &'a Nat,
+    token: Token,
+}
+
+impl<'a> Watch<'a> {
+    fn new(nat: &'a Nat, token: Token, host: IpAddr) -> Self {
+        nat.socket.paths().await_mirror(token, host);
+        Self { nat, token }
+    }
+
+    fn shown(&self) -> Mirrored {
+        self.nat.socket.paths().take_mirrored(self.token)
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.nat.socket.paths().take_mirrored(self.token);
+    }
+}
+
 /// Finds out what the router does and tells the gateway.
 async fn measure(
     nat: Arc<Nat>,
@@ -312,19 +335,16 @@ async fn measure(
     let local: Vec<SocketAddr> = local_address(nat.local_address, guide).into_iter().collect();
     let about = |mapping, filtering| Note::About { local: local.clone(), mapping, filtering };
     let (mapping, filtering) = Default::default();
-    if mirror != 0 {
-        nat.socket.paths().await_mirror(token, guide.ip());
-    }
+    // Until then nothing of it is listened for, also when this task is ended.
+    let watch = (mirror != 0).then(|| Watch::new(&nat, token, guide.ip()));
     send_note(connection.clone(), about(mapping, filtering)).await;
-    if mirror == 0 {
-        return;
-    }
+    let Some(watch) = watch else { return };
     tokio::time::sleep(MIRROR_SILENCE).await;
     for _ in 0..MIRROR_QUESTIONS {
         nat.socket.send(SocketAddr::new(guide.ip(), mirror), &Packet::MirrorAsk { token }.encode());
         tokio::time::sleep(MIRROR_INTERVAL).await;
     }
-    let shown = nat.socket.paths().take_mirrored(token);
+    let shown = watch.shown();
     let mapping = match shown.seen {
         Some(seen) if seen == observed => Mapping::Independent,
         Some(_) => Mapping::Dependent,
