@@ -164,10 +164,15 @@ impl Links {
         Self::Quic(loopback())
     }
 
-    fn bind(&self, identity: &Identity) -> Result<Arc<dyn Transport>, BindError> {
+    /// `guide` introduces the endpoint to those that cannot be dialled.
+    fn bind(&self, identity: &Identity, guide: Option<NodeId>) -> Result<Arc<dyn Transport>, BindError> {
         let limits = Limits::default();
         Ok(match self {
-            Self::Quic(address) => Arc::new(Endpoint::bind(identity, *address, limits)?),
+            Self::Quic(address) => {
+                let endpoint = Endpoint::bind(identity, *address, limits)?;
+                endpoint.meet_through(guide);
+                Arc::new(endpoint)
+            }
             Self::Simulated(network) => Arc::new(network.endpoint(identity, limits)?),
         })
     }
@@ -259,7 +264,7 @@ impl Local {
             seats.extend(ends.seats);
         }
         let identity = Identity::generate()?;
-        let endpoint = config.links.bind(&identity)?;
+        let endpoint = config.links.bind(&identity, None)?;
         let join = GatewayAddress { id: endpoint.id(), address: endpoint.local_address().to_string() };
         let drafting = match config.draft {
             Some(draft) => {
@@ -398,7 +403,7 @@ impl Room {
             load_stage(&model, &shard, quantisation, &budget, backend, &progress)
         });
         let stage = loading.await.map_err(|_| LocalError::Died)??;
-        let endpoint = self.links.bind(&identity)?;
+        let endpoint = self.links.bind(&identity, Some(self.gateway.id))?;
         let config = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
@@ -438,17 +443,19 @@ impl PrivateEnds {
         self.seats.iter().map(|seat| seat.identity.id()).collect()
     }
 
-    /// Loads both and joins them to the gateway at `gateway`, over loopback.
+    /// Loads both and joins them to the gateway of this process, at its address.
     pub async fn start<B: Backend + Clone>(
         self,
         model: Arc<Model>,
         quantisation: Quantisation,
         budget: StageBudget,
         backend: B,
-        gateway: GatewayAddress,
+        (gateway, gateway_address): (NodeId, SocketAddr),
         progress: impl Fn(Progress) + Clone + Send + 'static,
     ) -> Result<Vec<Node>, LocalError> {
-        let links = Links::loopback();
+        // Other nodes dial the head's where they can reach the gateway.
+        let links = Links::Quic(SocketAddr::new(gateway_address.ip(), 0));
+        let gateway = GatewayAddress { id: gateway, address: gateway_address.to_string() };
         let room = Room { model, quantisation, budget, gateway, links, profile: None };
         let mut nodes = Vec::new();
         for seat in self.seats {

@@ -9,7 +9,7 @@ use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
-use transport::{CloseReason, Link, LinkReceiver, LinkSender, NodeId, PeerAddress, Transport};
+use transport::{CloseReason, Link, LinkReceiver, LinkSender, NodeId, PathKind, PeerAddress, Transport};
 
 use crate::message::Message;
 
@@ -181,8 +181,13 @@ impl Peers {
 
     /// Round trips to the peers there are links to.
     pub fn rtts(&self) -> impl Iterator<Item = (NodeId, Duration)> {
+        self.ways().map(|(peer, rtt, _)| (peer, rtt))
+    }
+
+    /// The same, and by what way the links go.
+    pub fn ways(&self) -> impl Iterator<Item = (NodeId, Duration, PathKind)> {
         self.entries.iter().filter_map(|(peer, entry)| match entry {
-            Entry::Live { line, .. } => line.sender.rtt().map(|rtt| (*peer, rtt)),
+            Entry::Live { line, .. } => line.sender.rtt().map(|rtt| (*peer, rtt, line.sender.path())),
             Entry::Dialling { .. } => None,
         })
     }

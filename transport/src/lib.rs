@@ -5,7 +5,7 @@
 //! - [`frame`]: the bytes on a link
 //! - [`link`]: the link itself; its protocol as a machine without sockets or clock
 //!   ([`link::Machine`]), the handles the application holds, the errors
-//! - [`quic`]: links over QUIC, the transport of real nodes
+//! - [`quic`]: links over QUIC, the transport of real nodes, also behind routers that translate addresses
 //! - `rdma`: where that feature is built in and both ends have a device, queue pairs that carry the
 //!   links of a QUIC endpoint instead ([`quic::Endpoint::bind_with_rdma`])
 //! - [`sim`]: links over a seeded simulated network, for tests
@@ -28,7 +28,7 @@ mod transport;
 pub use frame::CloseReason;
 pub use limits::Limits;
 pub use link::{
-    CarrierKind, Fault, Link, LinkError, LinkReceiver, LinkSender, LinkStats, Message, Violation,
+    CarrierKind, Fault, Link, LinkError, LinkReceiver, LinkSender, LinkStats, Message, PathKind, Violation,
 };
 pub use link::{SendError, TrySendError};
 pub use peer::{Identity, NodeId, PeerAddress};

@@ -18,17 +18,25 @@ use engine::{
     local::{load_stage, shard_bytes},
     message::{Ask, Offer},
     model::{Model, Shard},
-    node::{GatewayAddress, Loader, Node, NodeConfig, ask, load_rate},
+    node::{GatewayAddress, Loader, Node, NodeConfig, NodeStatus, ask, load_rate},
     on_device,
     profile::soonest,
 };
-use transport::{Identity, NodeId, Transport, quic::Endpoint};
+use tokio::sync::watch;
+use transport::{
+    Identity, NodeId, Transport,
+    quic::{
+        Endpoint,
+        nat::{Filtering, NatView, Reachability},
+    },
+};
 
 use super::{
     chain::{ChainArgs, PriceArgs},
     interrupted,
     options::{LinkArgs, ModelArgs, StageArgs, byte_bar, follow, identity},
     serve::{reachable, resolve},
+    show,
 };
 
 /// Lend this machine: hold some layers of a model for a gateway.
@@ -138,7 +146,8 @@ impl NodeCommand {
         let key = identity(self.key.as_deref(), "node")?;
         let endpoint = Endpoint::bind_with_rdma(&key.identity, listen, self.link.limits())
             .with_context(|| format!("--listen {listen}"))?;
-        let (id, carriers) = (endpoint.id(), endpoint.carriers());
+        endpoint.meet_through(self.join.iter().map(|gateway| gateway.id));
+        let (id, carriers, nat) = (endpoint.id(), endpoint.carriers(), endpoint.nat());
         let advertise = self
             .advertise
             .clone()
@@ -178,8 +187,10 @@ impl NodeCommand {
         bar.finish_and_clear();
         let place = Place { id, address: &advertise, carriers: &carriers, device: &device, weight_bytes };
         self.announce(&place, &shard, &model);
+        let status = node.status();
         tokio::select! {
             () = interrupted() => {}
+            () = self.report(status, &nat) => {}
             outcome = node.finished() => return Ok(outcome?),
         }
         node.stop().await;
@@ -205,6 +216,34 @@ impl NodeCommand {
                 "  weights  {}\n  device   {device}\n  address  {address} ({carriers})\n\nCtrl-C stops.",
                 ByteSize(*weight_bytes)
             );
+        }
+    }
+
+    /// Prints where the node is seen, and each link to another node and by what way it goes, once that is known or
+    /// changes.
+    async fn report(&self, mut status: watch::Receiver<NodeStatus>, nat: &NatView) {
+        let (mut place, mut shown) = (Reachability::default(), Vec::new());
+        let mut look = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                // Its end is told elsewhere.
+                changed = status.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await;
+                },
+            }
+            let (now, links) = (nat.reachability(), status.borrow_and_update().links.clone());
+            if self.json {
+                continue;
+            }
+            if now != place && now.filtering != Filtering::Unknown {
+                place = now;
+                show::place(&now).into_iter().for_each(|line| println!("{line}"));
+            }
+            for (peer, path) in links.iter().filter(|link| !shown.contains(*link)) {
+                println!("  link     {}: {}", peer.short(), path);
+            }
+            shown = links;
         }
     }
 

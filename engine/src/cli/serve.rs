@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engine::{
     front::Front,
@@ -51,6 +52,9 @@ pub(super) struct Serve {
     /// `--layers A..B` never are
     #[arg(long, env = "DOLPHIN_REPLAN", default_value = "on", value_name = "on|off")]
     replan: Switch,
+    /// Bytes a second that are relayed between nodes whose routers let them find no other way; 0 relays nothing
+    #[arg(long, env = "DOLPHIN_RELAY_BANDWIDTH", default_value = "4MB", value_name = "BYTES")]
+    relay_bandwidth: ByteSize,
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
@@ -83,6 +87,10 @@ impl Serve {
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, self.link.limits())
             .with_context(|| format!("--swarm {}", self.swarm))?;
+        endpoint
+            .introduce_peers(self.relay_bandwidth.as_u64())
+            .with_context(|| format!("--swarm {}: no second port", self.swarm))?;
+        config.gateway.nat = Some(endpoint.nat());
         let bound = endpoint.local_address();
         let address = self.advertise.clone().unwrap_or_else(|| reachable(bound, None).to_string());
         let join = GatewayAddress { id: endpoint.id(), address };
@@ -104,7 +112,7 @@ impl Serve {
         let front = Front::start(&model, key.identity.clone(), Arc::new(endpoint), drafting, config).await?;
         let mut nodes = Vec::new();
         if let Some((ends, device)) = ends.zip(device) {
-            let inside = GatewayAddress { id: join.id, address: reachable_inside(bound).to_string() };
+            let inside = (join.id, reachable(bound, None));
             let bar = byte_bar("loading embedding and head");
             let budget = self.stage.budget()?;
             let (quantisation, source) = (self.model.quant, model.clone());
@@ -180,10 +188,6 @@ pub(super) fn reachable(bound: SocketAddr, towards: Option<SocketAddr>) -> Socke
         Ok(local) => SocketAddr::new(local.ip(), bound.port()),
         Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
     }
-}
-
-fn reachable_inside(bound: SocketAddr) -> SocketAddr {
-    if bound.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())) } else { bound }
 }
 
 /// Resolves `host:port` of a gateway.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use bytesize::ByteSize;
 use engine::swarm::{NodeSummary, SwarmStatus};
+use transport::quic::nat::Reachability;
 
 /// The pipeline as a table: who holds what, and on what.
 pub(super) fn pipeline(status: &SwarmStatus) -> String {
@@ -43,6 +44,13 @@ pub(super) fn predicted(status: &SwarmStatus) -> String {
         let (rate, ms, slowest) = (plan.tokens_per_s, plan.tpot_s * 1e3, &plan.bottleneck);
         format!("; predicted when full: {rate:.1} tokens/s, {ms:.1} ms per token, limited by {slowest}")
     })
+}
+
+/// Where a node is seen, if that is elsewhere than it is.
+pub(super) fn place(place: &Reachability) -> Option<String> {
+    let seen = place.observed.filter(|_| place.is_translated)?;
+    let (ports, filtering) = (place.mapping, place.filtering);
+    Some(format!("  seen at  {seen} (behind NAT; port: {ports}; filtering: {filtering})"))
 }
 
 /// A curl line that can be pasted as it stands.

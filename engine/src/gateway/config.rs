@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use transport::quic::nat::NatView;
+
 use super::params::SamplingDefaults;
 use super::templates::ChatTemplate;
 use crate::audit::store::ReceiptStore;
@@ -46,6 +48,8 @@ pub struct GatewayConfig {
     pub drain_timeout: Duration,
     /// Receipts of replies, if there are any.
     pub receipts: Option<Arc<ReceiptStore>>,
+    /// What the gateway relays between nodes, if it introduces them.
+    pub nat: Option<NatView>,
 }
 
 impl Default for GatewayConfig {
@@ -68,6 +72,7 @@ impl Default for GatewayConfig {
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
             receipts: None,
+            nat: None,
         }
     }
 }

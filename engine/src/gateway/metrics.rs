@@ -7,6 +7,7 @@ use metrics::{
     Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit,
 };
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusRecorder};
+use transport::quic::nat::RelayStatus;
 
 const SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
@@ -23,6 +24,9 @@ const BETWEEN_TOKENS: &str = "dolphin_gateway_inter_token_seconds";
 const REPLANS: &str = "dolphin_gateway_replans_total";
 const SPENT: &str = "dolphin_gateway_spent_pod";
 const MOVES: &str = "dolphin_gateway_moves_total";
+const RELAYED: &str = "dolphin_gateway_relayed_bytes_total";
+const RELAY_DROPPED: &str = "dolphin_gateway_relay_dropped_bytes_total";
+const RELAYED_PAIRS: &str = "dolphin_gateway_relayed_pairs";
 const DURATION: &str = "dolphin_gateway_response_start_seconds";
 
 /// The gateway's measurements; clones share them.
@@ -117,6 +121,15 @@ impl Metrics {
         }
     }
 
+    /// The relay stands so.
+    pub(super) fn relay(&self, status: &RelayStatus) {
+        for (name, bytes) in [(RELAYED, status.relayed_bytes), (RELAY_DROPPED, status.dropped_bytes)] {
+            self.recorder.register_counter(&Key::from_static_name(name), &METADATA).absolute(bytes);
+        }
+        let pairs = self.recorder.register_gauge(&Key::from_static_name(RELAYED_PAIRS), &METADATA);
+        pairs.set(status.pairs.len() as f64);
+    }
+
     pub(super) fn prompt(&self, tokens: u64) {
         self.prompt_tokens.increment(tokens);
     }
@@ -169,11 +182,15 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(COMPLETION_TOKENS, "Tokens received from the pipeline.");
     counter(MOVES, "Nodes told to hold other layers, by whether they came to.");
     counter(REPLANS, "Changes of the pipeline that serves, because nodes came, left or slowed.");
+    counter(RELAYED, "Bytes that the gateway sent on between nodes; it received them as well.");
+    counter(RELAY_DROPPED, "Bytes between nodes that were over the relay's limit.");
     seconds(FIRST_TOKEN, "From the arrival of a request to the first token of a reply.");
     seconds(BETWEEN_TOKENS, "Between two tokens of a reply.");
     seconds(DURATION, "From the arrival of a request to the head of its response.");
     let text = SharedString::from("Requests with a running reply.");
     recorder.describe_gauge(KeyName::from(IN_FLIGHT), None, text);
+    let text = SharedString::from("Pairs of nodes whose link goes through the gateway.");
+    recorder.describe_gauge(KeyName::from(RELAYED_PAIRS), None, text);
     let text = SharedString::from("POD that vouchers were signed for, of the plans that are remembered.");
     recorder.describe_gauge(KeyName::from(SPENT), None, text);
 }

@@ -6,6 +6,7 @@
 //! pipeline, `replies` merges what comes back, `reply` and `stops` turn it to text, and
 //! `openai` and `stream` shape the response.
 
+mod cluster;
 mod config;
 mod error;
 mod fields;

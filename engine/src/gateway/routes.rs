@@ -18,6 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
+use super::cluster::cluster;
 use super::error::{ApiError, ErrorCode, shortened};
 use super::generate;
 use super::openai::Endpoint;
@@ -132,18 +133,10 @@ async fn health(Shared(state): Shared<Arc<State>>) -> Response {
     (code, Json(body)).into_response()
 }
 
-/// The swarm as the planner sees it.
-async fn cluster(Shared(state): Shared<Arc<State>>) -> Response {
-    match state.swarm.borrow().live.clone() {
-        Some(live) => Json(&*live).into_response(),
-        None => {
-            let body = json!({ "error": { "message": "nothing has been planned yet" } });
-            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
-        }
-    }
-}
-
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
+    if let Some(nat) = &state.config.nat {
+        state.metrics.relay(&nat.relay());
+    }
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, content_type)], state.metrics.render()).into_response()
 }

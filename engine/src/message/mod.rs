@@ -25,7 +25,7 @@ use crate::{
 
 pub use block::BlockHash;
 pub(crate) use check::check_sampling;
-pub use offer::{Cannot, LoadRefusal, Neighbour, Offer};
+pub use offer::{Cannot, LoadRefusal, Neighbour, Offer, Path};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shard_planner::cluster::Profile;
 use thiserror::Error;
+use transport::PathKind;
 
 use super::{
     MAX_STAGES, MAX_TEXT_BYTES, MessageError,
@@ -70,6 +71,28 @@ pub struct Neighbour {
     pub node: [u8; 32],
     /// Microseconds there and back.
     pub rtt_us: u32,
+    /// The way there.
+    pub path: Path,
+}
+
+/// [`PathKind`] as it travels and is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "documented at transport::PathKind")]
+pub enum Path {
+    Direct,
+    Punched,
+    Relayed,
+}
+
+impl From<PathKind> for Path {
+    fn from(path: PathKind) -> Self {
+        match path {
+            PathKind::Direct => Self::Direct,
+            PathKind::Punched => Self::Punched,
+            PathKind::Relayed => Self::Relayed,
+        }
+    }
 }
 
 impl Offer {

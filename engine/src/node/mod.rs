@@ -15,7 +15,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use transport::{NodeId, Transport, peer::AddressError};
+use transport::{NodeId, PathKind, Transport, peer::AddressError};
 
 use crate::{
     audit::recorder::Audit,
@@ -148,6 +148,8 @@ pub struct NodeStatus {
     pub drafted: u64,
     /// How many of them were drawn.
     pub accepted: u64,
+    /// Other nodes that it has links to, and by what way, as seen every second.
+    pub links: Vec<(NodeId, PathKind)>,
 }
 
 /// A running node. Dropping it stops the node in the background; [`Node::stop`] waits for it.
@@ -227,6 +229,7 @@ impl Node {
             publish,
             told_ns: 0,
             told_near: Vec::new(),
+            links: Vec::new(),
         };
         let task = tokio::spawn(desk.run(events, receipts, stopping));
         Ok(Self { id, status, load, settle, stop, task })
@@ -317,6 +320,8 @@ struct Desk {
     /// The pace that gateways were last told.
     told_ns: u64,
     told_near: Vec<Neighbour>,
+    /// Links to other nodes, as they were last looked at.
+    links: Vec<(NodeId, PathKind)>,
 }
 
 impl Desk {
@@ -489,6 +494,7 @@ impl Desk {
             sessions: self.state.sessions(),
             drafted: self.state.drafted().offered,
             accepted: self.state.drafted().accepted,
+            links: self.links.clone(),
         };
         self.publish.send_if_modified(|old| {
             let changed = *old != status;

@@ -225,17 +225,22 @@ impl Desk {
     /// Tells gateways how near the nodes are that this one has links to, when that has changed much.
     pub(super) fn tell_near(&mut self) {
         let gateways = &self.gateways;
-        let near = self.peers.rtts().filter(|(peer, _)| !gateways.contains_key(peer));
-        let near = near.map(|(peer, rtt)| Neighbour {
+        let others = self.peers.ways().filter(|(peer, ..)| !gateways.contains_key(peer));
+        self.links = others.map(|(peer, _, path)| (peer, path)).collect();
+        self.links.sort_unstable_by_key(|(peer, _)| *peer);
+        let near = self.peers.ways().filter(|(peer, ..)| !gateways.contains_key(peer));
+        let near = near.map(|(peer, rtt, path)| Neighbour {
             node: *peer.as_bytes(),
             rtt_us: u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX),
+            path: path.into(),
         });
         let mut near: Vec<Neighbour> = near.take(crate::message::MAX_STAGES).collect();
         near.sort_unstable_by_key(|neighbour| neighbour.node);
         // Half a millisecond is of no weight, nor is a half more.
         let alike = |a: u32, b: u32| a.abs_diff(b) < 500.max(a.min(b) / 2);
         let same = |new: &Neighbour| {
-            self.told_near.iter().any(|old| old.node == new.node && alike(old.rtt_us, new.rtt_us))
+            let known = |old: &Neighbour| old.node == new.node && old.path == new.path;
+            self.told_near.iter().any(|old| known(old) && alike(old.rtt_us, new.rtt_us))
         };
         if near.iter().all(same) {
             return;

@@ -19,7 +19,7 @@ use tokio::{
 use transport::{Identity, NodeId, Transport};
 
 use crate::{
-    message::{Draft, SessionId},
+    message::{Draft, Path, SessionId},
     payment::{
         purse::{self, Payer, Purse},
         store::StoreError,
@@ -106,6 +106,19 @@ pub struct MoveSummary {
     pub loading: bool,
 }
 
+/// A link between two nodes, as the first of them sees it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct LinkSummary {
+    /// Its id.
+    pub from: String,
+    /// The other's.
+    pub to: String,
+    /// Round trip in milliseconds, with the detour of a relay.
+    pub rtt_ms: f64,
+    /// The way.
+    pub path: Path,
+}
+
 /// The swarm as the planner sees it: a cluster file with its model, and the plan that is in force.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LiveCluster {
@@ -139,6 +152,8 @@ pub struct SwarmStatus {
     /// What the planner sees.
     #[serde(skip)]
     pub live: Option<Arc<LiveCluster>>,
+    /// Links between nodes.
+    pub links: Vec<LinkSummary>,
     /// Part of the model that no node holds; `None` when requests can be served.
     pub missing: Option<String>,
     /// Replies being generated.

@@ -185,6 +185,7 @@ impl State {
         if members_changed {
             look(&self.members, &self.config, self.main_hops(&status.pipeline), status);
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
+            status.links = self.planning.links();
         }
         let counts = (self.running.len(), self.waiting.len(), self.tabs.spent());
         let counts_changed = counts != (status.running, status.waiting, status.spent);

@@ -7,7 +7,7 @@ use engine::{
     device::Device,
     front::planned,
     local::{StageBudget, load_stage},
-    message::{Offer, Priority},
+    message::{Offer, Path, Priority},
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     on_device,
@@ -21,7 +21,7 @@ use kernels::{
     cpu::{Cpu, Isa},
 };
 use tokio::time::Instant;
-use transport::{Identity, Limits, NodeId, Transport, sim::Conditions, sim::Network};
+use transport::{Identity, Limits, NodeId, PathKind, Transport, sim::Conditions, sim::Network};
 
 use crate::support::{Golden, Pipeline, argmax, open};
 
@@ -402,5 +402,24 @@ async fn private_ends_keep_tokens_from_other_nodes() {
     world.ready().await;
     let prompt = Golden::read("llama").input;
     assert_eq!(reply(&world, request(&prompt, 8)).await.0, expected(&world.model, &prompt, 8));
+    world.stop(nodes).await;
+}
+
+/// Each end of a link tells the gateway how near the other is, and by what way.
+#[tokio::test]
+async fn a_gateway_knows_by_what_ways_its_nodes_reach_each_other() {
+    let world = World::new("llama", 9, |_| {});
+    let nodes = world.pipeline(&[0, 2]);
+    world.ready().await;
+    reply(&world, request(&Golden::read("llama").input, 2)).await;
+    let ids = [nodes[0].id(), nodes[1].id()];
+    let status = world.until(|status| status.links.len() == 2).await;
+    for link in &status.links {
+        assert!(ids.iter().all(|id| [&link.from, &link.to].contains(&&id.to_string())), "{link:?}");
+        assert_eq!(link.path, Path::Direct);
+        assert!(link.rtt_ms >= 0.0);
+    }
+    let seen = nodes[0].status().wait_for(|status| !status.links.is_empty()).await.unwrap().links.clone();
+    assert_eq!(seen, [(ids[1], PathKind::Direct)]);
     world.stop(nodes).await;
 }

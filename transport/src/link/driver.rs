@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::{CarrierKind, Link, LinkError, LinkStats, Machine, Message, SendError, TrySendError};
+use super::{CarrierKind, Link, LinkError, LinkStats, Machine, Message, PathKind, SendError, TrySendError};
 use crate::{CloseReason, Limits, NodeId};
 
 /// Pieces read from a carrier in one go.
@@ -48,6 +48,11 @@ pub(crate) trait Source: Send + 'static {
 pub(crate) trait Carrier: Send + Sync + 'static {
     /// What it is.
     fn kind(&self) -> CarrierKind;
+
+    /// By what way it goes.
+    fn path(&self) -> PathKind {
+        PathKind::Direct
+    }
 
     /// Smoothed round trip time.
     fn rtt(&self) -> Option<Duration>;
@@ -129,6 +134,10 @@ impl Shared {
 
     pub(super) fn carrier(&self) -> CarrierKind {
         self.carrier.kind()
+    }
+
+    pub(super) fn path(&self) -> PathKind {
+        self.carrier.path()
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -215,7 +224,7 @@ impl Opening {
         let shared = &self.0.sender.handle.0;
         shared.wait_for(Stage::Opened).await;
         let end = shared.lock().end().cloned();
-        tracing::debug!(peer = %shared.peer.short(), carrier = %shared.carrier(), ?end, "link opened");
+        tracing::debug!(peer = %shared.peer.short(), carrier = %shared.carrier(), path = %shared.path(), ?end, "link opened");
         end.map_or(Ok(self.0), Err)
     }
 }

@@ -83,6 +83,28 @@ impl std::fmt::Display for CarrierKind {
     }
 }
 
+/// By what way two ends of a link reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathKind {
+    /// The acceptor was dialled where it says that it is.
+    #[default]
+    Direct,
+    /// Through routers that translate addresses, where the other was found by trying.
+    Punched,
+    /// Through the gateway: its detour is in the round trip, and its bandwidth is shared.
+    Relayed,
+}
+
+impl std::fmt::Display for PathKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Punched => "punched",
+            Self::Relayed => "relayed",
+        })
+    }
+}
+
 /// What has gone over a link, frame headers and protocol included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
@@ -170,6 +192,11 @@ impl Link {
         self.sender.carrier()
     }
 
+    /// See [`LinkSender::path`].
+    pub fn path(&self) -> PathKind {
+        self.sender.path()
+    }
+
     /// See [`LinkSender::rtt`].
     pub fn rtt(&self) -> Option<Duration> {
         self.sender.rtt()
@@ -219,6 +246,11 @@ impl LinkSender {
     /// What carries the link.
     pub fn carrier(&self) -> CarrierKind {
         self.handle.0.carrier()
+    }
+
+    /// By what way it goes.
+    pub fn path(&self) -> PathKind {
+        self.handle.0.path()
     }
 
     /// Smoothed round trip time, where the carrier measures it.

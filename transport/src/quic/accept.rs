@@ -64,7 +64,8 @@ impl Acceptor {
         let peer = peer_id(&connection).ok_or_else(|| failed("the peer showed no node key".into()))?;
         let streams = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
         let ends = (self.closing.clone(), slot);
-        let opening = self.host.start(Side::Acceptor, peer, connection, streams, ends).await;
+        let path = self.host.nat.kind(peer, connection.remote_address());
+        let opening = self.host.start((Side::Acceptor, path), peer, connection, streams, ends).await;
         let opening = opening.map_err(|error| AcceptError::Link { from, error })?;
         opening.opened().await.map_err(|error| AcceptError::Link { from, error })
     }

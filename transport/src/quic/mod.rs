@@ -1,6 +1,8 @@
 //! Links over QUIC: one connection and one bidirectional stream per link.
 
 mod accept;
+mod dial;
+pub mod nat;
 pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
@@ -8,14 +10,12 @@ pub(crate) mod tls;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
-use quinn::{
-    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
-};
-use quinn::{ConnectionError, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig};
+use quinn::{AsyncUdpSocket, RecvStream, Runtime, SendStream, TransportConfig, VarInt};
 use rustls::sign::CertifiedKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -24,7 +24,8 @@ use crate::limits::{Congestion, LimitsError};
 use crate::link::{self, Link, Opening};
 use crate::rdma::Rack;
 use crate::transport::{AcceptError, BoxFuture, ConnectError, Transport};
-use crate::{CarrierKind, Identity, Limits, LinkError, NodeId, PeerAddress};
+use crate::{CarrierKind, Identity, Limits, LinkError, NodeId, PathKind, PeerAddress};
+use nat::{Nat, NatView};
 use stream::{Connection, GONE, Incoming, Outgoing};
 
 /// What may be in flight before anything was acknowledged: one decode message of a large
@@ -66,6 +67,7 @@ struct Host {
     /// One permit per link that may still be made.
     slots: Arc<Semaphore>,
     rack: Option<Rack>,
+    nat: Arc<Nat>,
 }
 
 impl Host {
@@ -80,7 +82,7 @@ impl Host {
     /// Starts a link on the best carrier that both ends have.
     async fn start(
         &self,
-        side: Side,
+        (side, path): (Side, PathKind),
         peer: NodeId,
         connection: quinn::Connection,
         (mut send, mut recv): (SendStream, RecvStream),
@@ -96,7 +98,9 @@ impl Host {
             }
         }
         let streams = (Incoming(recv), Outgoing(send));
-        Ok(link::start(peer, &self.limits, streams, Connection(connection), closing, slot))
+        self.nat.attach(side, peer, &connection);
+        let carrier = Connection { quinn: connection, path };
+        Ok(link::start(peer, &self.limits, streams, carrier, closing, slot))
     }
 }
 
@@ -157,10 +161,23 @@ impl Endpoint {
         limits.validate()?;
         tokio::runtime::Handle::try_current().map_err(|_| BindError::Runtime)?;
         let socket_error = |source| BindError::Socket { address, source };
-        let socket = open_socket(address).map_err(socket_error)?;
+        let socket = open_socket(address).and_then(|socket| quinn::TokioRuntime.wrap_udp_socket(socket));
+        Self::over(socket.map_err(socket_error)?, identity, address, limits, equip)
+    }
+
+    fn over(
+        socket: Arc<dyn AsyncUdpSocket>,
+        identity: &Identity,
+        address: SocketAddr,
+        limits: Limits,
+        equip: impl FnOnce(Host, SocketAddr) -> Host,
+    ) -> Result<Self, BindError> {
+        let socket_error = |source| BindError::Socket { address, source };
         let local_address = socket.local_addr().map_err(socket_error)?;
         let slots = Arc::new(Semaphore::new(limits.max_links));
-        let host = Arc::new(equip(Host { limits, slots, rack: None }, local_address));
+        let nat = Arc::new(Nat::new(socket).map_err(socket_error)?);
+        let socket = nat.socket();
+        let host = Arc::new(equip(Host { limits, slots, rack: None, nat }, local_address));
 
         let key = tls::certified_key(identity)?;
         let tls = tls::server_config(key.clone(), host.protocols())?;
@@ -171,13 +188,34 @@ impl Endpoint {
             .migration(true);
         let mut config = EndpointConfig::default();
         config.max_udp_payload_size(host.limits.max_mtu_bytes).map_err(|_| LimitsError::Mtu)?;
+        // The bit tells its packets from ours.
+        config.grease_quic_bit(false);
         let runtime = Arc::new(quinn::TokioRuntime);
-        let quinn = quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(socket_error)?;
+        let quinn = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
+            .map_err(socket_error)?;
 
         let closing = watch::Sender::new(false);
         let accepted = accept::start(quinn.clone(), host.clone(), closing.subscribe());
         let client_transport = Arc::new(transport_config(&host.limits, 0));
         Ok(Self { id: identity.id(), local_address, key, client_transport, quinn, host, accepted, closing })
+    }
+
+    /// Has these peers introduce it to nodes that cannot be dialled at their address, for as long as it has links
+    /// to them that it dialled.
+    pub fn meet_through(&self, guides: impl IntoIterator<Item = NodeId>) {
+        self.host.nat.meet_through(guides);
+    }
+
+    /// Tells peers from now on where it sees them, introduces them to each other on request, and relays up to
+    /// `relay_bytes_per_s` between those that find no other way; 0 turns that off. It listens on a second port,
+    /// the next if that is free.
+    pub fn introduce_peers(&self, relay_bytes_per_s: u64) -> io::Result<()> {
+        self.host.nat.introduce(relay_bytes_per_s)
+    }
+
+    /// Its place in the network, now and later.
+    pub fn nat(&self) -> NatView {
+        self.host.nat.view()
     }
 
     /// What its links may be carried by, for people.
@@ -186,37 +224,6 @@ impl Endpoint {
             Some(rack) => format!("QUIC, RDMA on {}", rack.devices().join(", ")),
             None => CarrierKind::Quic.to_string(),
         }
-    }
-
-    async fn dial(&self, peer: &PeerAddress) -> Result<Link, ConnectError> {
-        if *self.closing.borrow() {
-            return Err(ConnectError::Closed);
-        }
-        let slot = self.host.slots.clone().try_acquire_owned().map_err(|_| ConnectError::TooManyLinks)?;
-        let found = Arc::new(OnceLock::new());
-        let address_error = |error: String| ConnectError::Address(error);
-        let tls = tls::client_config(self.key.clone(), peer.id, found.clone(), self.host.protocols())
-            .map_err(|error| address_error(error.to_string()))?;
-        let mut config = ClientConfig::new(Arc::new(tls));
-        config.transport_config(self.client_transport.clone());
-        let connecting = self
-            .quinn
-            .connect_with(config, peer.address, SERVER_NAME)
-            .map_err(|error| address_error(error.to_string()))?;
-        let connection = connecting.await.map_err(|error| match (found.get(), error) {
-            (Some(found), _) if *found != peer.id => {
-                ConnectError::WrongPeer { expected: peer.id, found: *found }
-            }
-            (_, error) => dial_error(error),
-        })?;
-        let streams = connection.open_bi().await.map_err(dial_error)?;
-        let closing = self.closing.subscribe();
-        let opening = self.host.start(Side::Dialler, peer.id, connection, streams, (closing, slot)).await?;
-        opening.opened().await.map_err(|error| match error {
-            // The peer judges our key after our side of the TLS handshake is over.
-            LinkError::PeerLost(cause) => ConnectError::Refused(cause),
-            error => ConnectError::Link(error),
-        })
     }
 }
 
@@ -261,16 +268,6 @@ impl Drop for Endpoint {
 fn negotiated(connection: &quinn::Connection) -> Option<Vec<u8>> {
     let data = connection.handshake_data()?;
     data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
-}
-
-fn dial_error(error: ConnectionError) -> ConnectError {
-    match error {
-        ConnectionError::TimedOut => ConnectError::TimedOut,
-        ConnectionError::ConnectionClosed(close) => ConnectError::Refused(close.to_string()),
-        ConnectionError::ApplicationClosed(close) => ConnectError::Refused(close.to_string()),
-        ConnectionError::LocallyClosed => ConnectError::Closed,
-        error => ConnectError::Link(stream::lost(error)),
-    }
 }
 
 fn open_socket(address: SocketAddr) -> io::Result<UdpSocket> {

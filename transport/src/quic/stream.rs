@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use crate::link::{Carrier, CarrierKind, Read, Sink, Source};
+use super::nat;
+use crate::link::{Carrier, CarrierKind, PathKind, Read, Sink, Source};
 use crate::{LinkError, Violation};
 
 /// Application close codes. Quinn itself uses 0 for connections that are merely dropped.
@@ -52,19 +53,28 @@ impl Sink for Outgoing {
     }
 }
 
-pub(crate) struct Connection(pub(super) quinn::Connection);
+pub(crate) struct Connection {
+    pub(super) quinn: quinn::Connection,
+    /// The way by which it was made.
+    pub(super) path: PathKind,
+}
 
 impl Carrier for Connection {
     fn kind(&self) -> CarrierKind {
         CarrierKind::Quic
     }
 
+    fn path(&self) -> PathKind {
+        // A connection may move.
+        if nat::is_virtual(self.quinn.remote_address().ip()) { PathKind::Relayed } else { self.path }
+    }
+
     fn rtt(&self) -> Option<Duration> {
-        Some(self.0.rtt())
+        Some(self.quinn.rtt())
     }
 
     fn end(&self, finished: bool) {
-        self.0.close(if finished { FINISHED } else { GONE }, b"");
+        self.quinn.close(if finished { FINISHED } else { GONE }, b"");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Peers that break the rules below the link protocol.
 
+use quinn::{ClientConfig, ConnectionError};
+
 use super::*;
 use crate::frame::{self, Frame, FrameError, Hello};
 use crate::{CloseReason, Violation};

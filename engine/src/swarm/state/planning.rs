@@ -13,10 +13,10 @@ use transport::NodeId;
 
 use super::{Action, State};
 use crate::{
-    message::{Ask, Assign, Cannot, Hop, Message, Neighbour, Offer},
+    message::{Ask, Assign, Cannot, Hop, Message, Neighbour, Offer, Path},
     model::Shard,
     swarm::{
-        LiveCluster, MoveSummary, Seat, SwarmConfig,
+        LinkSummary, LiveCluster, MoveSummary, Seat, SwarmConfig,
         admission::{Member, Need, speeds},
         sketch::{Lane, Seen, Sketch, Verdict},
         view::seat,
@@ -64,12 +64,19 @@ pub(in crate::swarm) struct Planning {
     moves: HashMap<NodeId, Moving>,
     /// Members whose last move failed.
     barred: HashMap<NodeId, Barred>,
-    links: HashMap<(NodeId, NodeId), Duration>,
+    links: HashMap<(NodeId, NodeId), Measured>,
     lanes: Vec<Lane>,
     live: Option<Arc<LiveCluster>>,
     moved: u64,
     last_moved: Option<Instant>,
     failed: u64,
+}
+
+/// What a node says of its link to another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Measured {
+    rtt: Duration,
+    path: Path,
 }
 
 #[derive(Debug)]
@@ -152,6 +159,19 @@ impl Planning {
         (moves, [self.moved, self.failed], self.live.clone())
     }
 
+    /// By what ways nodes reach each other, as they say.
+    pub(super) fn links(&self) -> Vec<LinkSummary> {
+        let summary = |((from, to), measured): (&(NodeId, NodeId), &Measured)| LinkSummary {
+            from: from.to_string(),
+            to: to.to_string(),
+            rtt_ms: measured.rtt.as_secs_f64() * 1e3,
+            path: measured.path,
+        };
+        let mut links: Vec<LinkSummary> = self.links.iter().map(summary).collect();
+        links.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
+        links
+    }
+
     fn is_barred(&self, peer: &NodeId, now: Instant) -> bool {
         self.barred.get(peer).is_some_and(|barred| barred.until > now)
     }
@@ -219,9 +239,11 @@ impl State {
                 break;
             }
             let rtt = Duration::from_micros(u64::from(neighbour.rtt_us));
-            planning.links.insert((peer, NodeId(neighbour.node)), rtt);
+            let measured = Measured { rtt, path: neighbour.path };
+            planning.links.insert((peer, NodeId(neighbour.node)), measured);
         }
         planning.stale = true;
+        self.members_changed = true;
     }
 
     /// Whether what is missing may soon be held: a node is to load it, or the planner may find one.
@@ -324,7 +346,7 @@ impl State {
             model: planning.model.clone(),
             demand: Demand::chat(format, replies, Objective::Throughput(Limits::default())),
             nodes,
-            links: planning.links.clone(),
+            links: planning.links.iter().map(|(ends, measured)| (*ends, measured.rtt)).collect(),
             near: HashMap::new(),
         }
     }

@@ -1,0 +1,291 @@
+//! What a node was introduced for, by token, and the addresses that stand for relayed paths. Pure.
+//!
+//! QUIC knows a path by its address. A path through a relay gets one of 240.0.0.0/5, which no host has: what is
+//! sent there goes to the relay under the path's token, and what comes from the relay under it comes from there.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::packet::Token;
+use crate::{NodeId, PathKind};
+
+/// Most introductions that are remembered.
+const MAX_SESSIONS: usize = 256;
+/// How long one is, after it was last used.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+/// Probes that are answered under one token.
+const MAX_ANSWERS: u8 = 64;
+/// Addresses of the peer that are remembered under one token.
+const MAX_HEARD: usize = 8;
+/// What is heard and not yet taken by whoever tries the path.
+const HEARD_QUEUE: usize = 32;
+const VIRTUAL_NET: u32 = 0xF000_0000;
+const VIRTUAL_BITS: u32 = 27;
+const VIRTUAL_PORT: u16 = 1;
+
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    sessions: HashMap<Token, Session>,
+    /// Tokens by the number in a relayed path's address.
+    tokens: HashMap<u32, Token>,
+    next: u32,
+    mirrors: HashMap<Token, Mirrored>,
+}
+
+/// One introduction.
+#[derive(Debug)]
+struct Session {
+    peer: NodeId,
+    /// The gateway that introduced, which relays what carries the token if it said so.
+    guide: SocketAddr,
+    relay: bool,
+    number: u32,
+    /// Where the peer may be; nothing is sent anywhere else.
+    hosts: Vec<IpAddr>,
+    answers_left: u8,
+    heard: Vec<SocketAddr>,
+    events: mpsc::Sender<Heard>,
+    used: Instant,
+}
+
+/// What comes of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// The peer's probe arrived from there.
+    Probe(SocketAddr),
+    /// The peer answers the probe with this id, from there.
+    Answer { id: u8, from: SocketAddr },
+}
+
+/// What the mirror of a gateway showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mirrored {
+    pub(super) host: Option<IpAddr>,
+    /// From where it sees the node.
+    pub(super) seen: Option<SocketAddr>,
+    /// Whether what it sent unasked has arrived.
+    pub(super) pinged: bool,
+}
+
+/// An introduction as the peer that is to be reached is told of.
+pub(super) struct NewSession<'a> {
+    pub(super) token: Token,
+    pub(super) peer: NodeId,
+    pub(super) guide: SocketAddr,
+    pub(super) relay: bool,
+    pub(super) candidates: &'a [SocketAddr],
+}
+
+/// Whether an address stands for a relayed path.
+pub(crate) fn is_virtual(ip: IpAddr) -> bool {
+    matches!(ip.to_canonical(), IpAddr::V4(ip) if ip.to_bits() >> VIRTUAL_BITS == VIRTUAL_NET >> VIRTUAL_BITS)
+}
+
+fn virtual_address(number: u32) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::from_bits(VIRTUAL_NET | number), VIRTUAL_PORT))
+}
+
+impl Paths {
+    /// Remembers an introduction: the address that stands for its relayed path, and what will be heard. `None`
+    /// when there are too many, or it is known already.
+    pub(super) fn insert(
+        &mut self,
+        new: &NewSession<'_>,
+        now: Instant,
+    ) -> Option<(SocketAddr, mpsc::Receiver<Heard>)> {
+        self.forget(now);
+        if self.sessions.len() >= MAX_SESSIONS || self.sessions.contains_key(&new.token) {
+            return None;
+        }
+        // Fewer are alive than there are numbers.
+        let number = loop {
+            let number = self.next;
+            self.next = (self.next + 1) % (1 << VIRTUAL_BITS);
+            if !self.tokens.contains_key(&number) {
+                break number;
+            }
+        };
+        let (events, heard) = mpsc::channel(HEARD_QUEUE);
+        let session = Session {
+            peer: new.peer,
+            guide: new.guide,
+            relay: new.relay,
+            number,
+            hosts: new.candidates.iter().map(SocketAddr::ip).collect(),
+            answers_left: MAX_ANSWERS,
+            heard: Vec::new(),
+            events,
+            used: now,
+        };
+        self.sessions.insert(new.token, session);
+        self.tokens.insert(number, new.token);
+        Some((virtual_address(number), heard))
+    }
+
+    fn forget(&mut self, now: Instant) {
+        self.sessions.retain(|_, session| now.saturating_duration_since(session.used) < FORGOTTEN);
+        let sessions = &self.sessions;
+        self.tokens.retain(|_, token| sessions.contains_key(token));
+    }
+
+    /// Where a datagram to `address`, one of a relayed path, goes and under which token.
+    pub(super) fn way(&mut self, address: SocketAddr, now: Instant) -> Option<(SocketAddr, Token)> {
+        let IpAddr::V4(ip) = address.ip() else { return None };
+        let token = *self.tokens.get(&(ip.to_bits() & !VIRTUAL_NET))?;
+        let session = self.sessions.get_mut(&token).filter(|session| session.relay)?;
+        session.used = now;
+        Some((session.guide, token))
+    }
+
+    /// The address of the path on which a relayed datagram came.
+    pub(super) fn relayed(&mut self, token: Token, from: SocketAddr, now: Instant) -> Option<SocketAddr> {
+        let known = |session: &&mut Session| session.relay && session.guide == from;
+        let session = self.sessions.get_mut(&token).filter(known)?;
+        session.used = now;
+        Some(virtual_address(session.number))
+    }
+
+    /// Whether a probe is to be answered.
+    pub(super) fn probed(&mut self, token: Token, from: SocketAddr, now: Instant) -> bool {
+        let Some(session) = self.sessions.get_mut(&token) else { return false };
+        if session.answers_left == 0 || !session.hosts.contains(&from.ip()) {
+            return false;
+        }
+        session.answers_left -= 1;
+        session.used = now;
+        if !session.heard.contains(&from) && session.heard.len() < MAX_HEARD {
+            session.heard.push(from);
+        }
+        // Whoever tries the path is done, or is told by the next.
+        let _ = session.events.try_send(Heard::Probe(from));
+        true
+    }
+
+    /// Notes an answer to a probe.
+    pub(super) fn answered(&mut self, token: Token, id: u8, from: SocketAddr) {
+        if let Some(session) = self.sessions.get_mut(&token) {
+            let _ = session.events.try_send(Heard::Answer { id, from });
+        }
+    }
+
+    /// By what kind of path an accepted peer came.
+    pub(super) fn kind(&self, peer: NodeId, from: SocketAddr) -> PathKind {
+        if is_virtual(from.ip()) {
+            return PathKind::Relayed;
+        }
+        let came = |session: &Session| session.peer == peer && session.heard.contains(&from);
+        if self.sessions.values().any(came) { PathKind::Punched } else { PathKind::Direct }
+    }
+
+    /// Begins to listen for the mirror at `host`.
+    pub(super) fn await_mirror(&mut self, token: Token, host: IpAddr) {
+        self.mirrors.insert(token, Mirrored { host: Some(host), ..Mirrored::default() });
+    }
+
+    /// What the mirror showed; it is not listened for any more.
+    pub(super) fn take_mirrored(&mut self, token: Token) -> Mirrored {
+        self.mirrors.remove(&token).unwrap_or_default()
+    }
+
+    pub(super) fn mirrored(&mut self, token: Token, from: SocketAddr, seen: Option<SocketAddr>) {
+        let Some(mirrored) = self.mirrors.get_mut(&token).filter(|mirrored| mirrored.host == Some(from.ip()))
+        else {
+            return;
+        };
+        match seen {
+            Some(_) => mirrored.seen = seen,
+            None => mirrored.pinged = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodeId = NodeId([7; 32]);
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn session(paths: &mut Paths, token: u8, now: Instant) -> (SocketAddr, mpsc::Receiver<Heard>) {
+        let candidates = [address("192.0.2.7:7")];
+        let guide = address("192.0.2.1:7700");
+        let new =
+            NewSession { token: Token([token; 16]), peer: PEER, guide, relay: true, candidates: &candidates };
+        paths.insert(&new, now).expect("there is room")
+    }
+
+    #[test]
+    fn a_relayed_path_has_one_address_and_only_its_relay_is_believed() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        let ((first, _), (second, _)) = (session(&mut paths, 1, now), session(&mut paths, 2, now));
+        assert!(is_virtual(first.ip()) && is_virtual(second.ip()) && first != second);
+        let guide = address("192.0.2.1:7700");
+        assert_eq!(paths.way(second, now), Some((guide, Token([2; 16]))));
+        assert_eq!(paths.relayed(Token([2; 16]), guide, now), Some(second));
+        assert_eq!(paths.relayed(Token([2; 16]), address("192.0.2.1:7701"), now), None);
+        assert_eq!(paths.relayed(Token([3; 16]), guide, now), None);
+        assert_eq!(paths.way(address("240.0.9.9:1"), now), None);
+        assert_eq!(paths.kind(PEER, first), PathKind::Relayed);
+    }
+
+    #[test]
+    fn probes_are_answered_a_few_times_and_only_to_hosts_the_gateway_named() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        let (_, mut heard) = session(&mut paths, 1, now);
+        let token = Token([1; 16]);
+        assert!(!paths.probed(token, address("203.0.113.9:7"), now), "a host that was not named");
+        assert!(!paths.probed(Token([9; 16]), address("192.0.2.7:7"), now), "a token of nobody");
+        // Another port of the host: a NAT that maps each destination to a port of its own.
+        let from = address("192.0.2.7:999");
+        assert_eq!(paths.kind(PEER, from), PathKind::Direct);
+        let answered = (0..200).filter(|_| paths.probed(token, from, now)).count();
+        assert_eq!(answered, usize::from(MAX_ANSWERS));
+        assert_eq!(heard.try_recv(), Ok(Heard::Probe(from)));
+        assert_eq!(paths.kind(PEER, from), PathKind::Punched);
+        assert_eq!(paths.kind(NodeId([8; 32]), from), PathKind::Direct);
+    }
+
+    #[test]
+    fn introductions_are_bounded_and_forgotten() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        let candidates = [address("192.0.2.7:7")];
+        let insert = |paths: &mut Paths, token: u16, now| {
+            let mut bytes = [0; 16];
+            bytes[..2].copy_from_slice(&token.to_be_bytes());
+            let guide = address("192.0.2.1:7700");
+            let new =
+                NewSession { token: Token(bytes), peer: PEER, guide, relay: true, candidates: &candidates };
+            paths.insert(&new, now).map(|(address, _)| address)
+        };
+        let first = insert(&mut paths, 0, now).unwrap();
+        assert_eq!(insert(&mut paths, 0, now), None, "the same twice");
+        for token in 1..MAX_SESSIONS as u16 {
+            assert!(insert(&mut paths, token, now).is_some());
+        }
+        assert_eq!(insert(&mut paths, 1000, now), None);
+        // The first is in use.
+        assert!(paths.way(first, now + FORGOTTEN / 2).is_some());
+        let later = now + FORGOTTEN;
+        assert!(insert(&mut paths, 1000, later).is_some());
+        assert_eq!(paths.sessions.len(), 2);
+        assert!(paths.way(first, later).is_some());
+    }
+
+    #[test]
+    fn only_the_gateways_host_is_its_mirror() {
+        let mut paths = Paths::default();
+        let token = Token([4; 16]);
+        paths.await_mirror(token, address("192.0.2.1:1").ip());
+        paths.mirrored(token, address("192.0.2.2:9"), Some(address("10.0.0.1:1")));
+        paths.mirrored(token, address("192.0.2.1:9"), None);
+        let mirrored = paths.take_mirrored(token);
+        assert_eq!((mirrored.seen, mirrored.pinged), (None, true));
+        assert_eq!(paths.take_mirrored(token), Mirrored::default());
+    }
+}

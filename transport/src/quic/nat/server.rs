@@ -1,0 +1,320 @@
+//! A gateway's side: it tells nodes where it sees them, introduces them to each other, and may relay between them.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, VarInt};
+use tokio::net::UdpSocket;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::bucket::Bucket;
+use super::client::is_private;
+use super::note::{MAX_CANDIDATES, Meet, Note, Refusal};
+use super::packet::{Packet, Token};
+use super::paths::is_virtual;
+use super::relay::End;
+use super::socket::canonical;
+use super::{Filtering, MAX_NOTES, Mapping, Nat, read_note, send_note};
+use crate::NodeId;
+use crate::peer::fill_random;
+
+/// Introductions a second that a node may ask for, and at once: a route's worth.
+const ASKS_PER_S: f64 = 1.0;
+const ASKS_AT_ONCE: f64 = 16.0;
+/// How often a link is looked at for another address.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a link has to come from another host until that is believed. QUIC follows a peer at once and returns
+/// when the new path does not answer within three probe timeouts, 3 s: who can forge a sender's address must not have
+/// something relayed there.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// When the mirror sends what nobody asked it for, after the node was told of it.
+const PINGS: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(250)];
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Server {
+    members: Mutex<HashMap<NodeId, Member>>,
+    /// Beside the endpoint's: what a node sends to both shows whether its mapping depends on where to.
+    mirror: Arc<UdpSocket>,
+    mirror_port: u16,
+    answering: AbortHandle,
+}
+
+/// A node there is a link to.
+#[derive(Debug)]
+struct Member {
+    connection: Connection,
+    /// Where it is, as its answers have shown.
+    address: SocketAddr,
+    /// Where it seems to be since then.
+    moving: Option<(SocketAddr, Instant)>,
+    local: Vec<SocketAddr>,
+    mapping: Mapping,
+    filtering: Filtering,
+    asks: Bucket,
+}
+
+impl Server {
+    /// Listens on a second port: the next after the endpoint's, or one that the system chooses.
+    pub(super) fn start(local: SocketAddr) -> io::Result<Self> {
+        let next = SocketAddr::new(local.ip(), local.port().wrapping_add(1));
+        let socket = std::net::UdpSocket::bind(next)
+            .or_else(|_| std::net::UdpSocket::bind(SocketAddr::new(local.ip(), 0)))?;
+        socket.set_nonblocking(true)?;
+        let mirror = Arc::new(UdpSocket::from_std(socket)?);
+        let mirror_port = mirror.local_addr()?.port();
+        let answering = tokio::spawn(reflect(mirror.clone())).abort_handle();
+        Ok(Self { members: Mutex::default(), mirror, mirror_port, answering })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Member>> {
+        self.members.lock().expect("nothing panics while it is locked")
+    }
+
+    /// The link to a node.
+    #[cfg(test)]
+    pub(super) fn connection(&self, node: NodeId) -> Option<Connection> {
+        Some(self.lock().get(&node)?.connection.clone())
+    }
+
+    #[cfg(test)]
+    pub(super) fn address(&self, node: NodeId) -> Option<SocketAddr> {
+        Some(self.lock().get(&node)?.address)
+    }
+
+    #[cfg(test)]
+    pub(super) fn moves(&self, node: NodeId, address: SocketAddr, now: Instant) -> bool {
+        self.lock().get_mut(&node).is_some_and(|member| member.moves(address, now))
+    }
+
+    /// What is to be said to whom when `from` asks for `peer`.
+    fn introduce(&self, nat: &Nat, from: NodeId, request: u32, peer: NodeId) -> Vec<(Connection, Note)> {
+        let now = Instant::now();
+        let mut members = self.lock();
+        let Some(asking) = members.get_mut(&from) else { return Vec::new() };
+        let refused = |reason| Note::Refused { request, reason };
+        let refuse = |asking: &Member, reason| vec![(asking.connection.clone(), refused(reason))];
+        if !asking.asks.take(1.0, now) {
+            return refuse(asking, Refusal::TooOften);
+        }
+        let mut token = [0; 16];
+        let (Some([a, b]), Ok(())) = (pair(&members, from, peer), fill_random(&mut token)) else {
+            return members.get(&from).map(|asking| refuse(asking, Refusal::Unknown)).unwrap_or_default();
+        };
+        let token = Token(token);
+        let ends = [End { node: from, address: a.address }, End { node: peer, address: b.address }];
+        let relay = nat.socket.relay().is_some_and(|mut relay| relay.open(token, ends, now));
+        let meet = |request, peer, of: &Member, by: &Member| {
+            Note::Meet(Meet {
+                request,
+                token,
+                peer,
+                relay,
+                hopeless: hopeless(a, b),
+                candidates: of.candidates(by),
+            })
+        };
+        // The one that is dialled opens its router first.
+        vec![(b.connection.clone(), meet(0, from, a, b)), (a.connection.clone(), meet(request, peer, b, a))]
+    }
+
+    /// Notes what a node says of itself. It can only spoil its own ways.
+    fn describe(
+        &self,
+        (id, connection): (NodeId, &Connection),
+        local: Vec<SocketAddr>,
+        mapping: Mapping,
+        filtering: Filtering,
+    ) {
+        if let Some(member) = self.lock().get_mut(&id).filter(|member| member.is(connection)) {
+            (member.local, member.mapping, member.filtering) = (local, mapping, filtering);
+        }
+    }
+
+    /// Notes where a link is now, and says so if that is new.
+    fn look(&self, nat: &Nat, id: NodeId, connection: &Connection) -> Option<SocketAddr> {
+        let address = canonical(connection.remote_address());
+        let mut members = self.lock();
+        let member = members.get_mut(&id).filter(|member| member.is(connection))?;
+        if !member.moves(address, Instant::now()) {
+            return None;
+        }
+        if let Some(mut relay) = nat.socket.relay() {
+            relay.moved(id, address);
+        }
+        Some(address)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.answering.abort();
+    }
+}
+
+impl Member {
+    fn is(&self, connection: &Connection) -> bool {
+        self.connection.stable_id() == connection.stable_id()
+    }
+
+    /// Whether it has moved to `address`, where its packets come from.
+    fn moves(&mut self, address: SocketAddr, now: Instant) -> bool {
+        if address == self.address {
+            self.moving = None;
+            return false;
+        }
+        let since = match self.moving {
+            Some((moving, since)) if moving == address => since,
+            _ => now,
+        };
+        self.moving = Some((address, since));
+        // Another port of the same host is a router's new mapping.
+        let moved = address.ip() == self.address.ip() || now.saturating_duration_since(since) >= BELIEVED;
+        if moved {
+            (self.address, self.moving) = (address, None);
+        }
+        moved
+    }
+
+    /// Where this node may be tried from where `by` is.
+    fn candidates(&self, by: &Self) -> Vec<SocketAddr> {
+        let mut candidates = vec![self.address];
+        // Behind one router, which may not send back what goes to its own address.
+        if self.address.ip() == by.address.ip() {
+            candidates
+                .extend(self.local.iter().filter(|local| is_private(local.ip()) && **local != self.address));
+        }
+        candidates.truncate(MAX_CANDIDATES);
+        candidates
+    }
+}
+
+fn pair(members: &HashMap<NodeId, Member>, a: NodeId, b: NodeId) -> Option<[&Member; 2]> {
+    (a != b).then_some([members.get(&a)?, members.get(&b)?])
+}
+
+/// Whether a hole cannot be punched: one maps each destination to a port of its own, and the other lets nothing in
+/// from a port that it did not send to.
+fn hopeless(a: &Member, b: &Member) -> bool {
+    let strict =
+        |member: &Member| member.mapping == Mapping::Dependent || member.filtering == Filtering::Restricted;
+    [(a, b), (b, a)].iter().any(|(one, other)| one.mapping == Mapping::Dependent && strict(other))
+}
+
+/// Serves a node for as long as its link lasts.
+pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
+    let Some(server) = nat.server.get() else { return };
+    let address = canonical(connection.remote_address());
+    if is_virtual(address.ip()) {
+        return;
+    }
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(MAX_NOTES));
+    let member = Member {
+        connection: connection.clone(),
+        address,
+        moving: None,
+        local: Vec::new(),
+        mapping: Mapping::default(),
+        filtering: Filtering::default(),
+        asks: Bucket::new(ASKS_PER_S, ASKS_AT_ONCE, Instant::now()),
+    };
+    {
+        let mut members = server.lock();
+        let asks = members.get(&id).map(|before| before.asks.clone());
+        // Dialling anew does not buy more introductions.
+        let asks = asks.unwrap_or_else(|| member.asks.clone());
+        members.insert(id, Member { asks, ..member });
+    }
+    if let Some(mut relay) = nat.socket.relay() {
+        relay.moved(id, address);
+    }
+    converse(&nat, server, (id, &connection), address).await;
+    let mut members = server.lock();
+    if members.get(&id).is_some_and(|member| member.is(&connection)) {
+        members.remove(&id);
+        if let Some(mut relay) = nat.socket.relay() {
+            relay.gone(id);
+        }
+    }
+}
+
+async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connection), address: SocketAddr) {
+    // They end with this one.
+    let mut tasks = JoinSet::new();
+    let mut look = tokio::time::interval(LOOK);
+    let mut address = Some(address);
+    let mut reading = pin!(read_note(connection));
+    loop {
+        if let Some(address) = address.take() {
+            let to = nat.socket.native(address);
+            tasks.spawn(observe(
+                connection.clone(),
+                address,
+                (to, server.mirror.clone(), server.mirror_port),
+            ));
+        }
+        tokio::select! {
+            note = &mut reading, if tasks.len() < MAX_NOTES as usize => {
+                match note {
+                    Ok(Some(Note::Ask { request, peer })) => {
+                        for (to, note) in server.introduce(nat, id, request, peer) {
+                            tasks.spawn(send_note(to, note));
+                        }
+                    }
+                    Ok(Some(Note::About { local, mapping, filtering })) => {
+                        server.describe((id, connection), local, mapping, filtering);
+                    }
+                    // What gateways say to nodes, and what is no note.
+                    Ok(_) => tracing::debug!(node = %id.short(), "a note that is none of a node's"),
+                    Err(_) => return,
+                }
+                reading.set(read_note(connection));
+            }
+            Some(_) = tasks.join_next() => {}
+            _ = connection.closed() => return,
+            _ = look.tick() => address = server.look(nat, id, connection),
+        }
+    }
+}
+
+/// Tells a node where it is seen, and shows whether something it has not asked for gets through to it.
+async fn observe(
+    connection: Connection,
+    address: SocketAddr,
+    (to, mirror, port): (SocketAddr, Arc<UdpSocket>, u16),
+) {
+    let mut token = [0; 16];
+    if fill_random(&mut token).is_err() {
+        return;
+    }
+    let token = Token(token);
+    let begun = tokio::time::Instant::now();
+    send_note(connection, Note::Observed { address, mirror: port, token }).await;
+    for after in PINGS {
+        tokio::time::sleep_until(begun + after).await;
+        // What is lost is lost.
+        let _ = mirror.send_to(&Packet::MirrorPing { token }.encode(), to).await;
+    }
+}
+
+/// Answers who asks with the address that it asks from; no answer is longer than its question.
+async fn reflect(mirror: Arc<UdpSocket>) {
+    let mut buffer = [0; 64];
+    loop {
+        match mirror.recv_from(&mut buffer).await {
+            Ok((len, from)) => {
+                if let Some(Packet::MirrorAsk { token }) = Packet::decode(&buffer[..len]) {
+                    let seen = canonical(from);
+                    let _ = mirror.send_to(&Packet::MirrorAnswer { token, seen }.encode(), from).await;
+                }
+            }
+            // An earlier answer that could not be delivered, or a system that is short of something.
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A router that translates addresses, as the socket of an endpoint behind it: real sockets on loopback stand for
+//! its ports, and a rule says which it uses and what it lets in.
+
+use std::collections::HashSet;
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::io::ReadBuf;
+use tokio::net::UdpSocket;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// No router.
+    Open,
+    FullCone,
+    AddressRestricted,
+    PortRestricted,
+    Symmetric,
+}
+
+#[derive(Debug)]
+pub(super) struct Router {
+    kind: Kind,
+    /// Its public host.
+    host: Ipv4Addr,
+    /// What the endpoint believes to be its address.
+    inside: SocketAddr,
+    ports: Mutex<Ports>,
+}
+
+#[derive(Debug, Default)]
+struct Ports {
+    open: Vec<Port>,
+    reader: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Port {
+    socket: UdpSocket,
+    /// The same, which needs not be told first that it is writable.
+    sender: std::net::UdpSocket,
+    /// The only destination of a symmetric NAT's port.
+    towards: Option<SocketAddr>,
+    contacted: HashSet<SocketAddr>,
+}
+
+impl Router {
+    /// `number` tells routers of a test apart.
+    pub(super) fn new(kind: Kind, number: u8) -> Arc<Self> {
+        let host = Ipv4Addr::new(127, 0, 1, number);
+        let mut ports = Ports::default();
+        let mut inside = SocketAddr::from(([10, 77, number, 2], 4100));
+        if kind == Kind::Open {
+            let port = Port::new(host, None);
+            inside = port.socket.local_addr().unwrap();
+            ports.open.push(port);
+        }
+        Arc::new(Self { kind, host, inside, ports: Mutex::new(ports) })
+    }
+
+    fn send(&self, to: SocketAddr, datagram: &[u8]) {
+        // There is nothing but loopback.
+        if !to.ip().is_loopback() {
+            return;
+        }
+        let towards = (self.kind == Kind::Symmetric).then_some(to);
+        let mut ports = self.ports.lock().unwrap();
+        let found = ports.open.iter().position(|port| port.towards == towards);
+        let index = found.unwrap_or_else(|| {
+            ports.open.push(Port::new(self.host, towards));
+            // It has one more to read from.
+            ports.reader.take().into_iter().for_each(Waker::wake);
+            ports.open.len() - 1
+        });
+        let port = &mut ports.open[index];
+        port.contacted.insert(to);
+        let _ = port.sender.send_to(datagram, to);
+    }
+
+    fn lets_in(&self, port: &Port, from: SocketAddr) -> bool {
+        match self.kind {
+            Kind::Open | Kind::FullCone => true,
+            Kind::AddressRestricted => port.contacted.iter().any(|to| to.ip() == from.ip()),
+            Kind::PortRestricted | Kind::Symmetric => port.contacted.contains(&from),
+        }
+    }
+}
+
+impl Port {
+    fn new(host: Ipv4Addr, towards: Option<SocketAddr>) -> Self {
+        let socket = std::net::UdpSocket::bind((host, 0)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let sender = socket.try_clone().unwrap();
+        Self { socket: UdpSocket::from_std(socket).unwrap(), sender, towards, contacted: HashSet::new() }
+    }
+}
+
+impl AsyncUdpSocket for Router {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.send(transmit.destination, transmit.contents);
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut ports = self.ports.lock().unwrap();
+        for port in &ports.open {
+            let mut buffer = ReadBuf::new(&mut bufs[0]);
+            while let Poll::Ready(received) = port.socket.poll_recv_from(cx, &mut buffer) {
+                let len = buffer.filled().len();
+                if let Ok(addr) = received
+                    && self.lets_in(port, addr)
+                {
+                    meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+                    return Poll::Ready(Ok(1));
+                }
+                buffer.clear();
+            }
+        }
+        ports.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.inside)
+    }
+}
+
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
