@@ -6,8 +6,9 @@ use anyhow::Context;
 use clap::Args;
 use engine::payment::{
     now, pod,
+    settle::Settlement,
     store::read,
-    till::{Kept, Record, Settlement},
+    till::{Kept, Record},
 };
 use ledger::client::{Balances, Ledger, NODE_ROLE, Stake, show_address};
 use serde_json::json;

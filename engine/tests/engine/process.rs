@@ -38,7 +38,7 @@ impl Dolphin {
     }
 
     #[cfg(unix)]
-    fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
     }
@@ -272,6 +272,12 @@ async fn up_pays_its_nodes_and_says_who_got_what() {
     let paid = settled["settled"]["paid"].as_array().unwrap();
     let share = ledger::client::Pod(u128::from(wei / 3)).to_string();
     assert!(paid.len() == 3 && paid.iter().all(|one| one["pod"] == json!(share)), "{line}");
+    let metrics = reqwest::get(url.replace("/v1", "/metrics")).await.unwrap().text().await.unwrap();
+    for name in ["dolphin_node_earned_pod{", "dolphin_node_collected_pod{"] {
+        let nodes = metrics.lines().filter(|line| line.starts_with(name));
+        let pod: Vec<f64> = nodes.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect();
+        assert_eq!(pod, [wei as f64 / 3e18; 3], "{metrics}");
+    }
     drop(up);
     let free = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--free", "--json"]);
     assert_eq!(free.announced["chain"], Value::Null);

@@ -99,6 +99,8 @@ impl ChainCommand {
                 Ok(own)
             }
             Err(_) => {
+                let place = usual.parent().unwrap_or(Path::new("."));
+                fs::create_dir_all(place).with_context(|| format!("{}", place.display()))?;
                 fs::write(&usual, text).with_context(|| format!("{}", usual.display()))?;
                 Ok(usual)
             }
