@@ -177,9 +177,10 @@ impl NodeCommand {
         })?;
         bar.finish_and_clear();
         let place = Place { id, address: &advertise, carriers: &carriers, device: &device, weight_bytes };
+        let stop = interrupted();
         self.announce(&place, &shard, &model);
         tokio::select! {
-            () = interrupted() => {}
+            () = stop => {}
             outcome = node.finished() => return Ok(outcome?),
         }
         node.stop().await;

@@ -6,11 +6,14 @@ use std::{fs, path::PathBuf, time::SystemTime};
 use tokio::task::JoinHandle;
 
 use super::{
-    Bill, Kind, Market, PRICE_WEI, PRICES_WEI,
+    Bill, Kind, Market,
     clients::{reply, stream},
     only, until,
 };
 use crate::process::{Dolphin, until_healthy};
+
+/// In wei for a token, no two alike: enough that few tokens are worth collecting.
+const PRICES: [u128; 3] = [310_000_000_000_000, 530_000_000_000_000, 360_000_000_000_000];
 
 /// Where the gateway's nodes reach it, from the line that it prints.
 fn swarm(gateway: &Dolphin) -> String {
@@ -29,7 +32,9 @@ impl Market {
     async fn until_held(&self) {
         let newest = |index| {
             let held = self.held(index);
-            self.signed().iter().all(|(plan, (_, total))| held.get(plan) == Some(total))
+            // A plan that nothing was signed for, no node need know.
+            let mut signed = self.signed().into_iter().filter(|(_, (_, total))| *total > 0);
+            signed.all(|(plan, (_, total))| held.get(&plan) == Some(&total))
         };
         until("vouchers at the nodes", || (0..3).all(newest)).await;
     }
@@ -41,7 +46,7 @@ impl Market {
 async fn a_gateway_killed_while_it_signs_costs_at_most_the_credit() {
     const CREDIT: u64 = 400;
     const REPLY: u64 = 60;
-    let market = Market::open(Kind::Embedded).await.unwrap();
+    let market = Market::open(Kind::Embedded, PRICES).await.unwrap();
     market.deposit("1");
     let mut gateway = market.gateway("127.0.0.1:0");
     let address = swarm(&gateway);
@@ -70,22 +75,23 @@ async fn a_gateway_killed_while_it_signs_costs_at_most_the_credit() {
     }
     until_healthy(gateway.text("url")).await;
     let last = reply(gateway.text("url"), 0, 20).await;
+    market.until_held().await;
     gateway.stop();
-    nodes.map(Dolphin::stop);
+    nodes.into_iter().for_each(|node| drop(node.stop()));
     let books = market.books().await;
     assert_eq!(books.paid, market.spent(), "all that was signed is paid");
     let (most, least) = (asked + last.tokens, (received + last.tokens).saturating_sub(3 * CREDIT));
-    let price = |tokens| u128::from(tokens) * PRICE_WEI;
-    assert!(books.paid <= price(most), "{books:?}: more than {most} tokens");
-    assert!(books.paid >= price(least), "{books:?}: less than {least} tokens");
-    println!("{received} tokens came before a kill, {} were paid for", books.paid / PRICE_WEI);
+    assert!(books.paid <= market.cost(most), "{books:?}: more than {most} tokens");
+    assert!(books.paid >= market.cost(least), "{books:?}: less than {least} tokens");
+    let paid = books.paid / market.cost(1);
+    println!("{asked} tokens were asked for and {received} came before a kill; {paid} were paid for");
 }
 
 /// All nodes die before they have collected. One comes back and collects for all; one comes back and finds nothing
 /// to do; one never comes back, and is paid all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_killed_before_they_settle_are_paid_once() {
-    let market = Market::open(Kind::Embedded).await.unwrap();
+    let market = Market::open(Kind::Embedded, PRICES).await.unwrap();
     market.deposit("1");
     let gateway = market.gateway("127.0.0.1:0");
     let (url, nodes) = (gateway.text("url").to_owned(), market.staffed(&gateway, 16_384).await);
@@ -100,7 +106,7 @@ async fn nodes_killed_before_they_settle_are_paid_once() {
     let settled = market.books().await;
     let bill = Bill::sum(&bills);
     assert_eq!(settled.paid, bill.wei);
-    assert_eq!(settled.earned, PRICES_WEI.map(|price| price * u128::from(bill.tokens)));
+    assert_eq!(settled.earned, market.earnings(bill.tokens));
 
     market.node(1, gateway.text("join"), 16_384).stop();
     gateway.stop();
@@ -124,8 +130,9 @@ async fn killed_while_it_collects(market: &Market, node: Dolphin) {
 /// Replies go on while the chain is away, under the plan that is locked for, and are paid when it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chain_that_is_killed_holds_up_no_reply() {
-    let mut market = Market::open(Kind::Embedded).await.unwrap();
-    market.deposit("1");
+    let mut market = Market::open(Kind::Embedded, PRICES).await.unwrap();
+    // A quarter of it is locked at once, which is more than enough: another lock would need the chain.
+    market.deposit("60");
     let gateway = market.gateway("127.0.0.1:0");
     let (url, nodes) = (gateway.text("url").to_owned(), market.staffed(&gateway, 16_384).await);
     let mut bills = vec![reply(&url, 0, 10).await];
@@ -135,8 +142,8 @@ async fn a_chain_that_is_killed_holds_up_no_reply() {
     market.net.revive();
     bills.push(reply(&url, 20, 10).await);
     gateway.stop();
-    nodes.map(Dolphin::stop);
+    nodes.into_iter().for_each(|node| drop(node.stop()));
     let (books, bill) = (market.books().await, Bill::sum(&bills));
     assert_eq!((books.paid, books.plans.len()), (bill.wei, 1));
-    assert_eq!(books.earned, PRICES_WEI.map(|price| price * u128::from(bill.tokens)));
+    assert_eq!(books.earned, market.earnings(bill.tokens));
 }
