@@ -19,7 +19,7 @@ use crate::{
     },
     model::{Model, ModelError, Quantisation},
     node::Node,
-    payment::{purse::Payer, store::StoreError},
+    payment::{purse::Payer, store::StoreError, till::Earnings},
     profile::shape,
     request::Submitter,
     speculation::drafter::Drafting,
@@ -93,6 +93,7 @@ pub struct Front {
     model_name: String,
     stop: watch::Sender<bool>,
     bridge: JoinHandle<()>,
+    metrics: Metrics,
     paying: bool,
 }
 
@@ -125,8 +126,9 @@ impl Front {
         };
         let paying = config.payer.is_some();
         let seen = swarm.status();
-        let gateway = serve(config.gateway, served, submitter, status, seen, metrics, shutdown).await?;
-        Ok(Self { gateway, swarm, model_name, stop, bridge, paying })
+        let measured = metrics.clone();
+        let gateway = serve(config.gateway, served, submitter, status, seen, measured, shutdown).await?;
+        Ok(Self { gateway, swarm, model_name, stop, bridge, metrics, paying })
     }
 
     /// Where clients reach it, `http://host:port`.
@@ -142,6 +144,20 @@ impl Front {
     /// Who serves, now and later.
     pub fn status(&self) -> watch::Receiver<SwarmStatus> {
         self.swarm.status()
+    }
+
+    /// Shows what a node of this process earns among its own measurements, for as long as the node runs.
+    pub fn show_earnings(&self, node: String, mut earnings: watch::Receiver<Earnings>) {
+        let metrics = self.metrics.clone();
+        tokio::spawn(async move {
+            loop {
+                let Earnings { vouched, collected } = *earnings.borrow_and_update();
+                metrics.earned(&node, vouched, collected);
+                if earnings.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Waits until a pipeline covers the model. Ends early, with `false`, if the swarm stops.

@@ -284,7 +284,11 @@ impl Local {
             profile: Some(Box::new(profile)),
         };
         for seat in seats {
-            local.nodes.push(room.seat(seat, backend.clone(), progress.clone()).await?);
+            let node = room.seat(seat, backend.clone(), progress.clone()).await?;
+            if let Some(till) = node.settler() {
+                local.front.show_earnings(node.id().short(), till.earnings());
+            }
+            local.nodes.push(node);
         }
         local.front.ready().await;
         Ok(local)

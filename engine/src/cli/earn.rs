@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use engine::payment::{
     now, pod,
+    settle::Settlement,
     store::read,
-    till::{Kept, Record, Settlement},
+    till::{Kept, Record},
 };
-use ledger::client::{Balances, Ledger, NODE_ROLE, Stake, show_address};
+use ledger::{
+    client::{Balances, Ledger, NODE_ROLE, Stake, show_address},
+    eip712::Address,
+};
 use serde_json::json;
 use transport::Identity;
 
@@ -60,7 +64,10 @@ impl Earn {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let usual = || file::directory().map(|directory| directory.join("node.key"));
         let key = self.key.clone().or_else(usual).context("there is no home directory: give --key FILE")?;
-        let identity = Identity::load(&key).with_context(|| format!("the key in {}", key.display()))?;
+        if !key.exists() {
+            bail!("there is no node's key in {}: --key FILE says where it is", key.display());
+        }
+        let identity = Identity::load(&key)?;
         let directory = earned_directory(&identity)?;
         let mut books = Books::default();
         if directory.exists() {
@@ -74,11 +81,13 @@ impl Earn {
         let account = books.tabs.first().and_then(|kept| kept.tab.plan.stages.get(kept.stage));
         let account = account.map(|stage| stage.payee);
         let chain = match account {
-            Some(account) if self.chain.is_configured() => {
-                let ledger = self.chain.connect().await?;
-                let stake = ledger.stake(account, NODE_ROLE, account).await?;
-                Some((ledger.balances(account).await?, stake))
-            }
+            Some(account) if self.chain.is_configured() => match self.ask(account).await {
+                Ok(answer) => Some(answer),
+                Err(error) => {
+                    eprintln!("what the chain has is not shown: {error:#}");
+                    None
+                }
+            },
             _ => None,
         };
         let account = account.map(|account| show_address(&account));
@@ -88,6 +97,12 @@ impl Earn {
             print(&books, account, chain.as_ref());
         }
         Ok(())
+    }
+
+    async fn ask(&self, account: Address) -> anyhow::Result<(Balances, Stake)> {
+        let ledger = self.chain.connect().await?;
+        let stake = ledger.stake(account, NODE_ROLE, account).await?;
+        Ok((ledger.balances(account).await?, stake))
     }
 }
 
@@ -120,7 +135,8 @@ fn as_json(books: &Books, account: Option<String>, chain: Option<&(Balances, Sta
 
 fn print(books: &Books, account: Option<String>, chain: Option<&(Balances, Stake)>) {
     println!("account    {}", account.unwrap_or_else(|| "none yet".into()));
-    println!("claimable  {} POD in {} vouchers", pod(books.claimable()), books.tabs.len());
+    let open = books.tabs.iter().filter(|kept| kept.due().1 > 0).count();
+    println!("claimable  {} POD in {open} of {} vouchers", pod(books.claimable()), books.tabs.len());
     println!("collected  {} POD by this node", pod(books.collected()));
     if let Some((balances, stake)) = chain {
         println!("earned     {} POD in all", balances.earned);

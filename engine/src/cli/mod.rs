@@ -107,30 +107,47 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Resolves at the first Ctrl-C or SIGTERM; the next one ends the process at once.
-async fn interrupted() {
-    wait_for_signal().await;
-    eprintln!("stopping; once more to stop at once");
-    tokio::spawn(async {
-        wait_for_signal().await;
-        std::process::exit(130);
-    });
+/// Resolves at the first Ctrl-C or SIGTERM after the call; the next one ends the process at once.
+fn interrupted() -> impl Future<Output = ()> {
+    let mut signals = Signals::listen();
+    async move {
+        signals.next().await;
+        eprintln!("stopping; once more to stop at once");
+        tokio::spawn(async move {
+            signals.next().await;
+            std::process::exit(130);
+        });
+    }
 }
 
-async fn wait_for_signal() {
-    let interrupt = tokio::signal::ctrl_c();
+/// Ctrl-C and SIGTERM.
+struct Signals {
     #[cfg(unix)]
-    {
+    streams: [Option<tokio::signal::unix::Signal>; 2],
+}
+
+impl Signals {
+    /// From now on, where the system allows it.
+    fn listen() -> Self {
+        #[cfg(unix)]
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+        Self {
+            #[cfg(unix)]
+            streams: [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok()),
+        }
+    }
+
+    async fn next(&mut self) {
+        #[cfg(unix)]
+        if let [Some(interrupt), Some(terminate)] = &mut self.streams {
             tokio::select! {
-                _ = interrupt => {}
+                _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
             return;
         }
+        let _ = tokio::signal::ctrl_c().await;
     }
-    let _ = interrupt.await;
 }
 
 #[cfg(test)]

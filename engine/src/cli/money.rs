@@ -48,6 +48,8 @@ pub(super) struct Money {
     embedded: Embedded,
     payees: Vec<Address>,
     price: Pod,
+    /// Where the contracts' addresses are written, if the chain is kept.
+    deployment: Option<PathBuf>,
 }
 
 impl MoneyArgs {
@@ -65,7 +67,8 @@ impl MoneyArgs {
             payees.push(embedded.payee(index, per_token(price)?, self.price.credit).await?);
         }
         let accounts = payees.iter().map(|payee| payee.account).collect();
-        Ok(Some((Money { embedded, payees: accounts, price }, payer, payees)))
+        let deployment = self.chain_dir.as_ref().map(|directory| directory.join("deployment.json"));
+        Ok(Some((Money { embedded, payees: accounts, price, deployment }, payer, payees)))
     }
 }
 
@@ -83,6 +86,10 @@ impl Money {
             self.embedded.deployment().chain_id,
             self.price
         );
+        if let Some(file) = &self.deployment {
+            let url = self.embedded.url();
+            println!("look in   dolphin gov list --rpc-url {url} --deployment {}", file.display());
+        }
     }
 
     /// Waits for the first reply, settles it on the chain and prints who got what. Never ends.

@@ -186,10 +186,11 @@ impl NodeCommand {
         })?;
         bar.finish_and_clear();
         let place = Place { id, address: &advertise, carriers: &carriers, device: &device, weight_bytes };
+        let stop = interrupted();
         self.announce(&place, &shard, &model);
         let status = node.status();
         tokio::select! {
-            () = interrupted() => {}
+            () = stop => {}
             () = self.report(status, &nat) => {}
             outcome = node.finished() => return Ok(outcome?),
         }

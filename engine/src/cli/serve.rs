@@ -121,9 +121,10 @@ impl Serve {
             })?;
             bar.finish_and_clear();
         }
+        let stop = interrupted();
         self.announce(&front, &join, &model);
         tokio::select! {
-            () = interrupted() => {}
+            () = stop => {}
             () = self.report(&front) => {}
         }
         front.stop(nodes).await;

@@ -69,10 +69,11 @@ impl Up {
         let mut local =
             on_device!(device, backend => Local::start(model, backend, config, follow(&bar)).await)?;
         bar.finish_and_clear();
+        let stop = interrupted();
         self.announce(&local, money.as_ref());
         let settled = Money::settle_first(money.as_ref(), &local, self.json);
         let outcome = tokio::select! {
-            () = interrupted() => Ok(()),
+            () = stop => Ok(()),
             error = local.failed() => Err(error.into()),
             () = settled => Ok(()),
         };

@@ -23,6 +23,8 @@ const FIRST_TOKEN: &str = "dolphin_gateway_time_to_first_token_seconds";
 const BETWEEN_TOKENS: &str = "dolphin_gateway_inter_token_seconds";
 const REPLANS: &str = "dolphin_gateway_replans_total";
 const SPENT: &str = "dolphin_gateway_spent_pod";
+const EARNED: &str = "dolphin_node_earned_pod";
+const COLLECTED: &str = "dolphin_node_collected_pod";
 const MOVES: &str = "dolphin_gateway_moves_total";
 const RELAYED: &str = "dolphin_gateway_relayed_bytes_total";
 const RELAY_DROPPED: &str = "dolphin_gateway_relay_dropped_bytes_total";
@@ -113,6 +115,15 @@ impl Metrics {
         self.spent.set(wei as f64 / crate::payment::ONE_POD as f64);
     }
 
+    /// A node of this process has earned so many wei of POD, of which so many were paid on the chain.
+    pub(crate) fn earned(&self, node: &str, vouched: u128, collected: u128) {
+        for (name, wei) in [(EARNED, vouched), (COLLECTED, collected)] {
+            let key = Key::from_parts(name, vec![Label::new("node", node.to_owned())]);
+            let pod = wei as f64 / crate::payment::ONE_POD as f64;
+            self.recorder.register_gauge(&key, &METADATA).set(pod);
+        }
+    }
+
     /// So many nodes more have come to hold other layers, and so many more have not.
     pub(crate) fn moved(&self, done: u64, failed: u64) {
         for (outcome, times) in [("done", done), ("failed", failed)] {
@@ -187,10 +198,12 @@ fn describe(recorder: &PrometheusRecorder) {
     seconds(FIRST_TOKEN, "From the arrival of a request to the first token of a reply.");
     seconds(BETWEEN_TOKENS, "Between two tokens of a reply.");
     seconds(DURATION, "From the arrival of a request to the head of its response.");
-    let text = SharedString::from("Requests with a running reply.");
-    recorder.describe_gauge(KeyName::from(IN_FLIGHT), None, text);
-    let text = SharedString::from("Pairs of nodes whose link goes through the gateway.");
-    recorder.describe_gauge(KeyName::from(RELAYED_PAIRS), None, text);
-    let text = SharedString::from("POD that vouchers were signed for, of the plans that are remembered.");
-    recorder.describe_gauge(KeyName::from(SPENT), None, text);
+    let gauge = |name: &'static str, text: &'static str| {
+        recorder.describe_gauge(KeyName::from(name), None, SharedString::from(text));
+    };
+    gauge(IN_FLIGHT, "Requests with a running reply.");
+    gauge(SPENT, "POD that vouchers were signed for, of the plans that are remembered.");
+    gauge(EARNED, "POD that a node of this process holds vouchers for, of the plans that it remembers.");
+    gauge(COLLECTED, "POD of them that were paid on the chain.");
+    gauge(RELAYED_PAIRS, "Pairs of nodes whose link goes through the gateway.");
 }

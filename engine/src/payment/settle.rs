@@ -1,4 +1,6 @@
-//! Which vouchers are worth collecting.
+//! Which vouchers are worth collecting, and what came of it.
+
+use serde::{Deserialize, Serialize};
 
 /// When a node collects.
 #[derive(Clone, Debug)]
@@ -36,6 +38,38 @@ impl SettleRules {
         let hurry = last || now >= due.expiry;
         let times = if hurry { 1 } else { u128::from(self.worth) };
         due.own > cost.saturating_mul(times)
+    }
+}
+
+/// One transaction that paid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settlement {
+    /// In seconds since 1970.
+    pub time: u64,
+    /// Hashes of the plans.
+    #[serde(with = "hexes")]
+    pub plans: Vec<[u8; 32]>,
+    /// Wei of POD for this node.
+    pub own: u128,
+    /// Wei of POD for all stages.
+    pub all: u128,
+    /// Wei of the chain's coin for gas.
+    pub fee: u128,
+}
+
+mod hexes {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(hashes: &[[u8; 32]], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(hashes.iter().map(hex::encode))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<[u8; 32]>, D::Error> {
+        let decode = |text: String| {
+            let mut hash = [0; 32];
+            hex::decode_to_slice(text, &mut hash).map(|()| hash).map_err(de::Error::custom)
+        };
+        Vec::<String>::deserialize(from)?.into_iter().map(decode).collect()
     }
 }
 

@@ -17,7 +17,7 @@ use ledger::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use transport::{Identity, NodeId};
@@ -25,7 +25,7 @@ use transport::{Identity, NodeId};
 use super::{
     chain::{Chain, ChainError, Claim, Lock},
     fixed, now,
-    settle::{Due, SettleRules},
+    settle::{Due, SettleRules, Settlement},
     store::{Store, StoreError},
 };
 use crate::message::{TabOffer, TabRefusal, Tariff, VoucherNote, clip};
@@ -177,38 +177,6 @@ pub struct Kept {
     pub signature: Vec<u8>,
 }
 
-/// One transaction that paid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settlement {
-    /// In seconds since 1970.
-    pub time: u64,
-    /// Hashes of the plans.
-    #[serde(with = "hexes")]
-    pub plans: Vec<[u8; 32]>,
-    /// Wei of POD for this node.
-    pub own: u128,
-    /// Wei of POD for all stages.
-    pub all: u128,
-    /// Wei of the chain's coin for gas.
-    pub fee: u128,
-}
-
-mod hexes {
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    pub(super) fn serialize<S: Serializer>(hashes: &[[u8; 32]], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(hashes.iter().map(hex::encode))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<[u8; 32]>, D::Error> {
-        let decode = |text: String| {
-            let mut hash = [0; 32];
-            hex::decode_to_slice(text, &mut hash).map(|()| hash).map_err(de::Error::custom)
-        };
-        Vec::<String>::deserialize(from)?.into_iter().map(decode).collect()
-    }
-}
-
 impl Kept {
     /// What is to be collected for all stages, and of it for this one.
     pub fn due(&self) -> (u128, u128) {
@@ -235,13 +203,28 @@ impl Kept {
     }
 }
 
-/// Asks a till to collect.
+/// What a node has earned of the plans that it remembers, in wei of POD.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Earnings {
+    /// Its part of all vouchers.
+    pub vouched: u128,
+    /// What of that was paid on the chain, as far as it knows.
+    pub collected: u128,
+}
+
+/// Asks a till to collect, and how much there is.
 #[derive(Clone, Debug)]
 pub struct Caller {
     calls: mpsc::Sender<oneshot::Sender<()>>,
+    earnings: watch::Receiver<Earnings>,
 }
 
 impl Caller {
+    /// What was earned, now and later; it ends with the till.
+    pub fn earnings(&self) -> watch::Receiver<Earnings> {
+        self.earnings.clone()
+    }
+
     /// Has it collect what brings more than it costs, and waits until that is done.
     pub async fn settle(&self) {
         let (done, waiting) = oneshot::channel();
@@ -270,10 +253,9 @@ impl Till {
         let (settle, calls) = mpsc::channel(1);
         let (outbox, events) = mpsc::channel(QUEUE);
         let desk = Desk::new(payee, node, fingerprint, outbox)?;
-        Ok((
-            Self { commands, caller: Caller { calls: settle }, task: tokio::spawn(desk.run(inbox, calls)) },
-            events,
-        ))
+        let (publish, earnings) = watch::channel(desk.earnings());
+        let task = tokio::spawn(desk.run(inbox, calls, publish));
+        Ok((Self { commands, caller: Caller { calls: settle, earnings }, task }, events))
     }
 
     /// Hands in a command, unless too many wait.
@@ -337,6 +319,7 @@ impl Desk {
         mut self,
         mut inbox: mpsc::Receiver<Command>,
         mut calls: mpsc::Receiver<oneshot::Sender<()>>,
+        publish: watch::Sender<Earnings>,
     ) {
         let every = Duration::from_secs(self.payee.rules.every_s.max(1));
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
@@ -359,7 +342,17 @@ impl Desk {
                     self.forget().await;
                 }
             }
+            publish.send_replace(self.earnings());
         }
+    }
+
+    fn earnings(&self) -> Earnings {
+        let mut earnings = Earnings::default();
+        for kept in self.tabs.values() {
+            earnings.vouched += kept.own(kept.total.min(kept.lock));
+            earnings.collected += kept.own(kept.collected);
+        }
+        earnings
     }
 
     async fn tell(&mut self, event: Event) {

@@ -372,7 +372,7 @@ impl Tabs {
         self.lost(node);
         for entry in self.entries.values() {
             let Some(stage) = entry.stage(node) else { continue };
-            let missed = entry.voucher.clone().filter(|_| entry.retired && entry.tab.lacks(stage));
+            let missed = entry.voucher.clone().filter(|_| entry.tab.lacks(stage));
             self.actions
                 .extend(missed.map(|note| Action::Send { to: node, message: Message::Voucher(note) }));
         }
@@ -405,8 +405,9 @@ impl Tabs {
             }
             Ok(_) => {}
             Err(reason) => {
-                entry.stages[stage] = Standing::New;
-                if !entry.retired {
+                // Otherwise it is a voucher that it does not take: of a plan that it has forgotten.
+                let asked = std::mem::replace(&mut entry.stages[stage], Standing::New) == Standing::Asked;
+                if asked && !entry.retired {
                     let text =
                         format!("node {} does not serve for this gateway's money: {reason}", node.short());
                     tracing::warn!(text);

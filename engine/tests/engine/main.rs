@@ -6,6 +6,8 @@ mod bits;
 #[cfg(feature = "cuda")]
 mod cards;
 mod kquants;
+#[cfg(unix)]
+mod market;
 mod moving;
 mod pages;
 mod parity;

@@ -38,7 +38,7 @@ impl Dolphin {
     }
 
     #[cfg(unix)]
-    fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
     }
@@ -272,6 +272,15 @@ async fn up_pays_its_nodes_and_says_who_got_what() {
     let paid = settled["settled"]["paid"].as_array().unwrap();
     let share = ledger::client::Pod(u128::from(wei / 3)).to_string();
     assert!(paid.len() == 3 && paid.iter().all(|one| one["pod"] == json!(share)), "{line}");
+    let metrics = reqwest::get(url.replace("/v1", "/metrics")).await.unwrap().text().await.unwrap();
+    let gauges = |name: &str| -> Vec<f64> {
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect()
+    };
+    let pod = (wei / 3) as f64 / 1e18;
+    assert_eq!(gauges("dolphin_node_earned_pod{"), [pod; 3], "{metrics}");
+    // Whoever has not collected learns of it when it looks at the chain.
+    assert!(gauges("dolphin_node_collected_pod{").contains(&pod), "{metrics}");
     drop(up);
     let free = Dolphin::start(home.path(), &["up", "--listen", "127.0.0.1:0", "--free", "--json"]);
     assert_eq!(free.announced["chain"], Value::Null);

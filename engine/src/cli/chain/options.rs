@@ -4,6 +4,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -14,6 +15,9 @@ use ledger::{
 };
 
 use crate::cli::file;
+
+/// How long somebody at a terminal waits for a chain that does not answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The chain, the contracts on it, and the account that acts.
 #[derive(Args, Debug)]
@@ -93,11 +97,13 @@ impl ChainArgs {
         self.open(Some(self.account.key()?), None).await
     }
 
-    /// `directory` keeps what is sent until it is confirmed.
+    /// `directory` keeps what is sent until it is confirmed; it is for somebody who stays, and is more patient.
     pub(super) async fn open(&self, key: Option<Key>, directory: Option<PathBuf>) -> anyhow::Result<Client> {
         let deployment = self.deployment()?;
         let confirmations = self.confirmations.unwrap_or(if self.is_local() { 1 } else { 3 });
-        let config = Config { confirmations, directory, ..Config::new(&self.rpc_url) };
+        let usual = Config::new(&self.rpc_url);
+        let patience = if directory.is_some() { usual.patience } else { PATIENCE };
+        let config = Config { confirmations, directory, patience, ..usual };
         Client::connect(config, deployment, key).await.map_err(super::explained)
     }
 

@@ -60,6 +60,7 @@ impl ChainCommand {
             chain.fund(*account, self.with).await?;
         }
         let known = self.tell(&directory)?;
+        let stop = interrupted();
         if self.json {
             let funded: Vec<String> = self.fund.iter().map(show_address).collect();
             let line = json!({
@@ -79,7 +80,7 @@ impl ChainCommand {
             }
             println!("\nCtrl-C stops; what it was told is kept in {}", directory.display());
         }
-        interrupted().await;
+        stop.await;
         Ok(())
     }
 
@@ -99,6 +100,8 @@ impl ChainCommand {
                 Ok(own)
             }
             Err(_) => {
+                let place = usual.parent().unwrap_or(Path::new("."));
+                fs::create_dir_all(place).with_context(|| format!("{}", place.display()))?;
                 fs::write(&usual, text).with_context(|| format!("{}", usual.display()))?;
                 Ok(usual)
             }

@@ -213,7 +213,11 @@ async fn withdraw(act: ActArgs) -> anyhow::Result<()> {
 
 impl Status {
     async fn run(self) -> anyhow::Result<()> {
-        let account = self.chain.account.address()?;
+        // Anybody's stake can be looked at without an account of one's own.
+        let account = match self.operator {
+            Some(operator) if !self.chain.account.path()?.exists() => operator,
+            _ => self.chain.account.address()?,
+        };
         let operator = self.operator.unwrap_or(account);
         let client = self.chain.connect().await?;
         let now = client.head().await.map_err(super::explained)?.time;
@@ -252,10 +256,13 @@ impl Status {
         println!("idle       {} POD behind no role", stake.idle);
         println!("claimable  {} POD from slashes", stake.claimable);
         if stake.held_until > now {
-            println!("held       nothing is withdrawn until {}", when(stake.held_until, now));
+            println!("held       withdrawals wait; that ends {}", when(stake.held_until, now));
         }
         for thaw in thaws {
-            let state = if thaw.releases_at <= now { "released".into() } else { when(thaw.releases_at, now) };
+            let state = match thaw.releases_at {
+                at if at <= now => "can be withdrawn".to_owned(),
+                at => format!("thaws, ends {}", when(at, now)),
+            };
             println!(
                 "thaw {:<5} {} POD from behind {}: {state}",
                 thaw.id,
