@@ -213,8 +213,8 @@ async fn a_proposal_is_made_voted_on_and_carried_out() {
     let id = listed["id"].as_str().unwrap()[..12].to_owned();
     assert_eq!((listed["state"].as_str(), listed["calls"].as_array().unwrap().len()), (Some("pending"), 1));
 
-    scene.pass(1);
-    scene.pass(0);
+    // A day is the delay, after which the vote begins.
+    scene.pass(2);
     scene.ask(&["gov", "vote", &id, "for", "--reason", "why not", "--yes", "--json"]).await;
     let early = scene.refused(&["gov", "execute", &id, "--yes"]).await;
     assert!(early.contains("vote ends in"), "{early}");
