@@ -82,7 +82,6 @@ fn told(market: &Market, books: &Books) -> Vec<String> {
                 let payments: Vec<String> = payments.iter().map(to).collect();
                 Some(format!("plan {} paid {}", number(plan), payments.join(", ")))
             }
-            // A plan that is over thaws when the gateway comes to it.
             _ => None,
         })
         .collect();
