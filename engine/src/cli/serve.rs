@@ -33,7 +33,7 @@ use super::{
 pub(super) struct Serve {
     #[command(flatten)]
     model: ModelArgs,
-    /// Where nodes join (UDP)
+    /// Where nodes join (UDP); at the next port, if it is free, nodes find out what their routers do
     #[arg(long, env = "DOLPHIN_SWARM", default_value = "0.0.0.0:7700", value_name = "ADDR:PORT")]
     swarm: SocketAddr,
     /// Address that the printed join line names [default: this machine's]
