@@ -10,9 +10,11 @@ use microlp::{ComparisonOp, OptimizationDirection, SolveOptions, Variable};
 use crate::problem::Problem;
 
 /// Most columns: clusters of more kinds have no such bound.
-const MOST_COLUMNS: usize = 3000;
+const MOST_COLUMNS: usize = 1024;
+/// Most rounds looked at, over all columns, sessions and batches.
+const MOST_ROUNDS: usize = 30_000_000;
 /// Nodes of the branch and bound, after which its bound is taken as it is.
-const MOST_BRANCHES: u64 = 500;
+const MOST_BRANCHES: u64 = 50;
 /// Steps in which sessions and batches are counted: each is taken for the best within.
 const STEP: f64 = 1.06;
 
@@ -32,9 +34,12 @@ pub(crate) fn most_of_pipelines(problem: &Problem) -> Option<f64> {
         kinds.iter().map(digit).collect()
     };
     let pipelines = Pipelines::new(problem, &kinds);
+    let room: Vec<usize> = kinds.iter().map(|kind| kind.count).collect();
+    if count * pipelines.batches.len() * pipelines.steps(&room).len() > MOST_ROUNDS {
+        return None;
+    }
     let columns = (1..count).map(column).map(|counts| (pipelines.most(&counts), counts));
     let columns: Vec<(f64, Vec<usize>)> = columns.filter(|(rate, _)| *rate > 0.0).collect();
-    let room: Vec<usize> = kinds.iter().map(|kind| kind.count).collect();
     // What the solver's tolerances may hide.
     best_partition(&columns, &room).map(|rate| rate * (1.0 + 1e-6))
 }
@@ -46,6 +51,9 @@ fn best_partition(columns: &[(f64, Vec<usize>)], room: &[usize]) -> Option<f64> 
         return Some(0.0);
     }
     let largest = columns.iter().map(|(value, _)| *value).fold(0.0, f64::max);
+    if !largest.is_finite() {
+        return None;
+    }
     let mut program = microlp::Problem::new(OptimizationDirection::Maximize);
     let often = |counts: &[usize]| {
         let times =
@@ -145,22 +153,27 @@ impl<'a> Pipelines<'a> {
         Self { problem, kinds, batches: batches.collect(), hop_s, back_s }
     }
 
+    /// Numbers of sessions that these nodes can hold, and how much of the model each kind then holds.
+    fn steps(&self, counts: &[usize]) -> Vec<(f64, Vec<f64>)> {
+        let asked = f64::from(self.problem.demand.concurrency);
+        let next = |sessions: &f64| Some(after(*sessions)).filter(|next| *next <= asked);
+        let holds = |sessions: f64| -> Vec<f64> {
+            self.kinds.iter().map(|kind| self.holds(kind, sessions)).collect()
+        };
+        // Nodes may be full to the last byte.
+        let whole = |holds: &[f64]| {
+            counts.iter().zip(holds).map(|(&count, held)| count as f64 * held).sum::<f64>() >= 1.0 - 1e-9
+        };
+        let steps = std::iter::successors(Some(1.0), next).map(|sessions| (sessions, holds(sessions)));
+        steps.take_while(|(_, holds)| whole(holds)).collect()
+    }
+
     /// More tokens per second than one pipeline of so many nodes of each kind does.
     fn most(&self, counts: &[usize]) -> f64 {
         let asked = f64::from(self.problem.demand.concurrency);
-        let next =
-            |sessions: &f64| Some((sessions * STEP).ceil().max(sessions + 1.0)).filter(|next| *next <= asked);
-        let room = |sessions: f64| -> Vec<f64> {
-            self.kinds.iter().map(|kind| self.holds(kind, sessions)).collect()
-        };
-        let whole = |holds: &[f64]| {
-            counts.iter().zip(holds).map(|(&count, held)| count as f64 * held).sum::<f64>() >= 1.0
-        };
-        let steps = std::iter::successors(Some(1.0), next).map(|sessions| (sessions, room(sessions)));
-        let steps: Vec<(f64, Vec<f64>)> = steps.take_while(|(_, holds)| whole(holds)).collect();
         // From the most sessions down, since these mostly are best.
-        steps.iter().rev().fold(0.0, |best, (sessions, holds)| {
-            let most = ((sessions * STEP).ceil().max(sessions + 1.0) - 1.0).min(asked);
+        self.steps(counts).iter().rev().fold(0.0, |best, (sessions, holds)| {
+            let most = (after(*sessions) - 1.0).min(asked);
             best.max(self.most_with(counts, holds, most, best))
         })
     }
@@ -210,6 +223,11 @@ impl<'a> Pipelines<'a> {
         }
         self.back_s + if stages > 1.0 { (stages - 1.0) * self.hop_s } else { 0.0 }
     }
+}
+
+/// The next number of sessions that is looked at.
+fn after(sessions: f64) -> f64 {
+    (sessions * STEP).ceil().max(sessions + 1.0)
 }
 
 /// Least seconds of a step of the whole model on a node, for a batch in between.
