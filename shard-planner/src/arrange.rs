@@ -10,7 +10,7 @@ use crate::{
     cluster::Cluster,
     cover::{Span, cover},
     demand::{Demand, Objective},
-    flow::through,
+    flow::{Flow, through},
     limit::most_tokens_per_s,
     model::Model,
     plan::{Bound, Plan, PlanError, Proof, Stage},
@@ -99,7 +99,7 @@ pub fn arrange(
 /// If the input is not sound, or nothing covers the model.
 pub fn routes(model: &Model, cluster: &Cluster, demand: &Demand, serve: &Held) -> Result<Plan, PlanError> {
     let problem = Problem::new(model, cluster, demand)?;
-    let (routes, sessions) = dealt(&problem, serve);
+    let (routes, sessions) = dealt(&problem, through(&problem, serve));
     if routes.is_empty() {
         return Err(crate::shortage::reason(&problem, 1));
     }
@@ -111,9 +111,8 @@ pub fn routes(model: &Model, cluster: &Cluster, demand: &Demand, serve: &Held) -
     Plan::new(&problem, routes, Bound { reached, limit, proof: Proof::Capacity })
 }
 
-/// The routes of a placement with their parts, and as many sessions as fit.
-fn dealt(problem: &Problem, serve: &Held) -> (Vec<(Vec<Stage>, f64)>, f64) {
-    let flow = through(problem, serve);
+/// The routes of a placement's flow with their parts, and as many sessions as fit.
+fn dealt(problem: &Problem, flow: Flow) -> (Vec<(Vec<Stage>, f64)>, f64) {
     let back = |(stages, _): &(Vec<Stage>, f64)| {
         let ends = stages.first().zip(stages.last());
         ends.is_some_and(|(first, last)| problem.cluster.back_s(last.node, first.node).is_finite())
@@ -132,7 +131,12 @@ fn dealt(problem: &Problem, serve: &Held) -> (Vec<(Vec<Stage>, f64)>, f64) {
 
 /// Tokens per second predicted of a placement.
 fn worth(problem: &Problem, serve: &Held) -> f64 {
-    let (routes, sessions) = dealt(problem, serve);
+    carried(problem, through(problem, serve))
+}
+
+/// Tokens per second predicted of a placement's flow.
+fn carried(problem: &Problem, flow: Flow) -> f64 {
+    let (routes, sessions) = dealt(problem, flow);
     if routes.is_empty() {
         return 0.0;
     }
@@ -181,8 +185,9 @@ impl Swarm<'_> {
             let mut best = ((worth(self.problem, &serve) * (1.0 + 1e-6), f64::INFINITY, 0), None);
             for range in self.ranges(node, &serve) {
                 serve[node] = Some(range.clone());
-                let flow = through(self.problem, &serve).tokens_per_s;
-                let merit = (worth(self.problem, &serve), flow, range.len());
+                let flow = through(self.problem, &serve);
+                let passes = flow.tokens_per_s;
+                let merit = (carried(self.problem, flow), passes, range.len());
                 if merit > best.0 {
                     best = (merit, Some(range));
                 }

@@ -110,8 +110,9 @@ impl Network {
     ) -> Vec<(Vec<Stage>, f64)> {
         let mut order: Vec<usize> = (0..held.len()).filter(|&node| held[node].is_some()).collect();
         order.sort_by_key(|&node| (held[node].as_ref().map_or(0, |range| range.end), node));
+        let carrying = self.carrying(&flows);
         let mut routes = Vec::new();
-        while let Some((way, width)) = self.widest(&order, &flows) {
+        while let Some((way, width)) = self.widest(&order, &carrying, &flows) {
             let mut at = 0;
             let stages = way.iter().filter_map(|&edge| {
                 // A node's own edge leads from an even vertex to the odd one after it.
@@ -129,15 +130,25 @@ impl Network {
         routes
     }
 
+    /// Edges that carry anything, in their order, by the vertex they lead from.
+    fn carrying(&self, flows: &[u64]) -> Vec<Vec<usize>> {
+        let mut carrying = vec![Vec::new(); self.vertices];
+        for (edge, &(from, ..)) in self.edges.iter().enumerate().filter(|(edge, _)| flows[*edge] > 0) {
+            carrying[from].push(edge);
+        }
+        carrying
+    }
+
     /// Edges of the widest way through what flows, and its width.
-    fn widest(&self, order: &[usize], flows: &[u64]) -> Option<(Vec<usize>, u64)> {
+    fn widest(&self, order: &[usize], carrying: &[Vec<usize>], flows: &[u64]) -> Option<(Vec<usize>, u64)> {
         let mut best: Vec<(u64, Option<usize>)> = vec![(0, None); self.vertices];
         best[SOURCE] = (u64::MAX, None);
         let vertices = order.iter().flat_map(|node| [2 + 2 * node, 3 + 2 * node]);
         for vertex in std::iter::once(SOURCE).chain(vertices) {
-            for (edge, &(from, to, _)) in self.edges.iter().enumerate() {
+            for &edge in &carrying[vertex] {
+                let to = self.edges[edge].1;
                 let width = best[vertex].0.min(flows[edge]);
-                if from == vertex && width > best[to].0 {
+                if width > best[to].0 {
                     best[to] = (width, Some(edge));
                 }
             }

@@ -27,6 +27,7 @@ mod limit;
 mod line;
 pub mod model;
 mod overlap;
+mod partition;
 pub mod plan;
 mod predict;
 mod problem;

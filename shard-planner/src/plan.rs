@@ -64,7 +64,7 @@ pub enum Bottleneck {
 pub struct Bound {
     /// What the plan reaches: seconds per token, tokens per second, or price per token.
     pub reached: f64,
-    /// What no plan passes.
+    /// What no plan passes; under [`Proof::Partition`], no plan of pipelines with nodes of their own.
     pub limit: f64,
     /// How that is known.
     pub proof: Proof,
@@ -80,6 +80,9 @@ pub enum Proof {
     SearchBound,
     /// Every node at its best batch, without links, and KV for as many sessions as the memory has.
     Capacity,
+    /// The best partition of the nodes into pipelines of their own, found by integer programming, with the model cut
+    /// anywhere and links that take their latency alone.
+    Partition,
 }
 
 impl Bound {

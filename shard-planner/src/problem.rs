@@ -29,6 +29,8 @@ struct Speed {
     layer_bytes: f64,
     decode: Curve,
     prefill: Curve,
+    /// Seconds of the demand's prompt.
+    prompt_s: f64,
 }
 
 /// Time that a device takes to start a layer, for estimates.
@@ -46,7 +48,7 @@ impl<'a> Problem<'a> {
             });
             std::iter::once(0).chain(before).collect::<Vec<u64>>()
         };
-        let speeds = cluster.nodes().iter().map(|node| Speed::of(node, model, weights));
+        let speeds = cluster.nodes().iter().map(|node| Speed::of(node, model, weights, demand));
         let speeds = speeds.collect::<Result<_, _>>()?;
         let (bytes, kv) = (sums(&weights.layers), sums(&model.kv_bytes));
         Ok(Self { model, cluster, demand, weights, bytes, kv, speeds })
@@ -115,7 +117,7 @@ impl<'a> Problem<'a> {
     pub(crate) fn unit_s(&self, node: usize, batch: f64) -> (f64, f64) {
         let speed = &self.speeds[node];
         let prompts = batch / f64::from(self.demand.output);
-        (speed.decode.at(batch), prompts * speed.prefill.at(f64::from(self.demand.prompt)))
+        (speed.decode.at(batch), prompts * speed.prompt_s)
     }
 
     /// Batches between which a node's times are linear.
@@ -166,19 +168,24 @@ impl<'a> Problem<'a> {
 }
 
 impl Speed {
-    fn of(node: &Node, model: &Model, weights: &Weights) -> Result<Self, PlanError> {
+    fn of(node: &Node, model: &Model, weights: &Weights, demand: &Demand) -> Result<Self, PlanError> {
+        let whole = |layer_bytes: f64, decode: Curve, prefill: Curve| {
+            let prompt_s = prefill.at(f64::from(demand.prompt));
+            Self { layer_bytes, decode, prefill, prompt_s }
+        };
         if let Some(profile) = node.profiles.iter().find(|profile| profile.format == weights.format) {
             let Profile { layer_bytes, decode, prefill, .. } = profile.clone();
-            return Ok(Self { layer_bytes: layer_bytes as f64, decode, prefill });
+            return Ok(whole(layer_bytes as f64, decode, prefill));
         }
         let Some(rates) = node.rates else {
             return Err(PlanError::NoTimes { node: node.id.clone(), format: weights.format.clone() });
         };
-        Ok(Self::estimated(rates, model, weights))
+        let (layer_bytes, decode, prefill) = Self::estimated(rates, model, weights);
+        Ok(whole(layer_bytes, decode, prefill))
     }
 
     /// Times of a mean layer from a device's rates: reading weights bounds decoding, arithmetic prompts.
-    fn estimated(rates: Rates, model: &Model, weights: &Weights) -> Self {
+    fn estimated(rates: Rates, model: &Model, weights: &Weights) -> (f64, Curve, Curve) {
         let layer_bytes = weights.layers.iter().sum::<u64>() as f64 / model.layers() as f64;
         let widest = model.weights.iter().map(|weights| weights.layers[0]).max().unwrap_or(0);
         let flops = model.layer_flops.unwrap_or(2.0 * widest as f64);
@@ -188,6 +195,6 @@ impl Speed {
         };
         let curve =
             |most: u32| Curve::sampled((0..=most).map(|power| f64::from(1u32 << power)).map(step).collect());
-        Self { layer_bytes, decode: curve(9), prefill: curve(13) }
+        (layer_bytes, curve(9), curve(13))
     }
 }

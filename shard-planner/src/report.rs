@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cluster::Cluster,
-    plan::{Bottleneck, Bound, Figures, Pipeline, Plan},
+    plan::{Bottleneck, Bound, Figures, Pipeline, Plan, Proof},
 };
 
 /// A plan with the names of its nodes.
@@ -295,7 +295,17 @@ impl fmt::Display for Report {
         }
         match self.gap < 1e-6 {
             true => writeln!(out, "optimal: no other plan is better")?,
-            false => writeln!(out, "bound: no plan is better by more than {:.0} %", self.gap * 100.0)?,
+            false => {
+                let (of, how) = match self.bound.proof {
+                    Proof::Partition => {
+                        ("no pipelines of nodes of their own are", "best partition of the nodes")
+                    }
+                    Proof::Capacity => ("no plan is", "all nodes at their best batch"),
+                    Proof::SearchBound => ("no plan is", "what the search had not excluded"),
+                    Proof::Exhausted => ("no plan is", "everything tried"),
+                };
+                writeln!(out, "bound: {of} better by more than {:.0} % ({how})", self.gap * 100.0)?;
+            }
         }
         if !self.unused.is_empty() {
             writeln!(out, "not used: {}", self.unused.join(", "))?;

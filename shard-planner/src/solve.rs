@@ -9,6 +9,7 @@ use crate::{
     exhaust::best_set,
     limit::most_tokens_per_s,
     model::Model,
+    partition::most_of_pipelines,
     plan::{Bound, Plan, PlanError, Proof, Stage},
     predict::{at_least_tpot, steady_together},
     problem::Problem,
@@ -50,7 +51,8 @@ pub fn assess(
         filled(&problem, stages, asked).ok_or(PlanError::Invalid { pipeline, reason })
     };
     let lines = pipelines.into_iter().enumerate().map(line).collect::<Result<Vec<Line>, _>>()?;
-    let bound = bound(&problem, &lines, false, matches!(demand.objective, Objective::Cost(_)));
+    let limit = (most_tokens_per_s(&problem), Proof::Capacity);
+    let bound = bound(&problem, &lines, limit, matches!(demand.objective, Objective::Cost(_)));
     let lines = lines.into_iter().map(|line| (line.stages, line.sessions, line.figures)).collect();
     Plan::new(&problem, lines, bound)
 }
@@ -119,26 +121,37 @@ fn most_tokens(problem: &Problem, effort: Effort) -> Result<Plan, PlanError> {
     if lines.is_empty() {
         return Err(too_slow(problem).unwrap_or_else(|| reason(problem, 1)));
     }
-    let bound = bound(problem, &lines, proven, cost);
+    let limit = if proven { (0.0, Proof::Exhausted) } else { limit(problem) };
+    let bound = bound(problem, &lines, limit, cost);
     let lines = lines.into_iter().map(|line| (line.stages, line.sessions, line.figures)).collect();
     Plan::new(problem, lines, bound)
 }
 
-fn bound(problem: &Problem, lines: &[Line], proven: bool, cost: bool) -> Bound {
+/// The bound of these pipelines, where no plan passes so many tokens per second, or they are known to be the best.
+fn bound(problem: &Problem, lines: &[Line], (limit, proof): (f64, Proof), cost: bool) -> Bound {
     let nodes = problem.cluster.nodes();
     let rate: f64 = lines.iter().map(|line| line.figures.tokens_per_s).sum();
     let used = lines.iter().flat_map(|line| &line.stages).map(|stage| stage.node);
     let price: f64 = used.map(|node| nodes[node].price).sum();
-    let limit = most_tokens_per_s(problem).max(rate);
-    let proof = if proven { Proof::Exhausted } else { Proof::Capacity };
+    let limit = limit.max(rate);
     if !cost || price == 0.0 {
-        return Bound { reached: rate, limit: if proven { rate } else { limit }, proof };
+        return Bound { reached: rate, limit, proof };
     }
     // Price of a token: the cheapest node's hour over what all could do is below every plan's.
     let least = nodes.iter().map(|node| node.price).fold(f64::INFINITY, f64::min);
     let reached = price / 3600.0 / rate;
+    let proven = proof == Proof::Exhausted;
     let limit = if proven { reached } else { (least / 3600.0 / limit).min(reached) };
     Bound { reached, limit, proof }
+}
+
+/// The lower of what all nodes can do together and what a partition of them can.
+fn limit(problem: &Problem) -> (f64, Proof) {
+    let capacity = most_tokens_per_s(problem);
+    match most_of_pipelines(problem).filter(|partition| *partition < capacity) {
+        Some(partition) => (partition, Proof::Partition),
+        None => (capacity, Proof::Capacity),
+    }
 }
 
 /// Whether a plan exists that only breaks the bounds on time, and what it would take.

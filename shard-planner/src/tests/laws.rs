@@ -8,6 +8,7 @@ use crate::{
     demand::{Demand, Limits, Objective},
     limit::most_tokens_per_s,
     model::{Model, Weights},
+    partition::most_of_pipelines,
     plan::{PlanError, Proof, Stage},
     predict::{at_least_tpot, keeps, steady, step_s},
     problem::Problem,
@@ -170,6 +171,21 @@ proptest! {
             }
             Err(error) => prop_assert!(best == if cost { f64::INFINITY } else { 0.0 }, "{best} {error}"),
         }
+    }
+
+    #[test]
+    fn no_set_of_pipelines_passes_the_partition(small in small(), alike in any::<bool>()) {
+        let mut nodes = small.cluster.nodes().to_vec();
+        for at in 2..if alike { nodes.len() } else { 0 } {
+            nodes[at] = Node { id: nodes[at].id.clone(), price: nodes[at].price, ..nodes[at % 2].clone() };
+        }
+        let hop = |at: usize| small.cluster.hop(at / nodes.len(), at % nodes.len());
+        let hops = (0..nodes.len() * nodes.len()).map(hop).collect();
+        let cluster = Cluster::with_hops(nodes, hops, None).unwrap();
+        let demand = demand(1000, Objective::Throughput(Limits::default()));
+        let problem = Problem::new(&small.model, &cluster, &demand).unwrap();
+        let (best, bound) = (best_of_all(&problem, false), most_of_pipelines(&problem).unwrap());
+        prop_assert!(best <= bound, "{best} {bound}");
     }
 
     #[test]
