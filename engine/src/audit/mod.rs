@@ -16,6 +16,7 @@ pub mod recorder;
 pub mod retain;
 pub mod rows;
 pub mod store;
+pub mod trace;
 pub mod verify;
 
 #[cfg(test)]
