@@ -6,12 +6,14 @@ import path from 'node:path';
 
 const CONTRACTS = [
     'AccessManager',
+    'Int8Referee',
     'ModelRegistry',
     'NodeRegistry',
     'PODToken',
     'PodGovernor',
     'RewardDistributor',
     'SessionEscrow',
+    'SoftFloatHarness',
     'StakeManager',
     'TimelockController',
     'VoucherCollector',
