@@ -6,7 +6,7 @@
 //! is the same by construction; a test holds it to the rows that stages send. It keeps the roots of rows and
 //! what goes from layer to layer, and computes a layer again when its words are asked for.
 
-//pub mod dispute;
+pub mod dispute;
 pub mod kind;
 pub mod tree;
 pub mod wiring;

@@ -82,3 +82,71 @@ fn the_last_tensor_is_what_a_stage_sends() {
         }
     }
 }
+
+#[test]
+fn nothing_differs_from_itself_and_a_flipped_bit_is_named() {
+    let model = open("qwen3");
+    let entered = Entered::Tokens(tokens(4, model.config().vocabulary));
+    let honest = || Trace::new(&model, Q8, 0..2, entered.clone()).expect("a trace");
+    let (mut a, mut b) = (honest(), honest());
+    assert_eq!(a.root().expect("a root"), b.root().expect("a root"));
+    assert_eq!(a.diff(&mut b).expect("compares"), None);
+    let place = Place { slot: 2, operation: op::GATED, position: 3, word: 17 };
+    let mut wrong = cheating(&model, 0..2, entered.clone(), flip(place));
+    assert_ne!(a.root().expect("a root"), wrong.root().expect("a root"));
+    let found = a.diff(&mut wrong).expect("compares").expect("a difference");
+    assert_eq!((found.layer, found.operation, found.place), (Some(1), "gated", place));
+}
+
+pub(super) fn flip(Place { slot, operation, position, word }: Place) -> Cheat {
+    Cheat::Flip { slot, operation, position, word, bits: 1 << 13 }
+}
+
+pub(super) fn cheating<'a>(
+    model: &'a Model,
+    layers: Range<usize>,
+    entered: Entered,
+    cheat: Cheat,
+) -> Trace<'a> {
+    let mut trace = Trace::begin(model, Q8, layers, entered).expect("begins");
+    trace.cheat = Some(cheat);
+    trace.run().expect("a trace")
+}
+
+proptest::proptest! {
+    /// A word follows from earlier ones alone, whatever the shape, and from words that are there.
+    #[test]
+    fn words_follow_from_earlier_words(
+        widths in (1_u32..700, 1_u32..700, 1_u32..4, 1_u32..3, 1_u32..200),
+        flags in proptest::prelude::any::<[bool; 4]>(),
+        window in proptest::option::of(1_u32..150),
+        position in 0_u32..300,
+        at in proptest::prelude::any::<[proptest::sample::Index; 2]>(),
+    ) {
+        let (hidden, intermediate, kv_heads, share, pairs) = widths;
+        let [qkv_bias, output_bias, mlp_bias, qk_norm] = flags;
+        let (heads, head_dim) = (kv_heads * share, 2 * pairs);
+        let dims = Dims {
+            hidden, intermediate, heads, kv_heads, head_dim, eps: 1, scale: 2, window,
+            qkv_bias, output_bias, mlp_bias, qk_norm,
+        };
+        let operation = at[0].index(OPERATIONS as usize) as u32;
+        let width = dims.width(operation, position);
+        proptest::prop_assert_eq!(dims.wire(operation, position, width).kind, Kind::Zero);
+        proptest::prop_assume!(width > 0);
+        let word = at[1].index(width as usize) as u32;
+        for part in dims.wire(operation, position, word).parts {
+            match part {
+                Part::Words { operation: from, position: row, from: first, count } => {
+                    proptest::prop_assert!((1..=64).contains(&count) && row <= position);
+                    proptest::prop_assert!(first + count <= dims.width(from, row));
+                    let last = (from, row, first + count - 1);
+                    proptest::prop_assert!(last < (operation, position, word));
+                }
+                Part::Before(word) => proptest::prop_assert!(word < hidden),
+                Part::Vector(tensor, _) => proptest::prop_assert!((1..=20).contains(&tensor)),
+                Part::Rotation(pair) => proptest::prop_assert!(pair < pairs),
+            }
+        }
+    }
+}
