@@ -79,7 +79,9 @@ library Products {
             if (format == BF16 || format == F32) return _float(format, weight, index);
             if (format == Q8 || format == Q4) {
                 uint256 offset = index / GROUP * _groupSize(format);
-                return SoftFloat.fromInt(_value(format, weight, offset, index % GROUP)).mul(_half(weight, offset));
+                return
+                    SoftFloat.fromInt(_value(format, weight, offset, index % GROUP))
+                        .mul(_half(weight, offset));
             }
             if (format == Q4K) {
                 (uint256 part, uint256 min) = _scaleAndMin(weight, index / GROUP);
