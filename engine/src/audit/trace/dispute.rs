@@ -20,7 +20,7 @@ use crate::{
         plan::Digest,
         rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, token_leaf},
     },
-    model::ModelHash,
+    model::{ModelHash, OpenUnit},
 };
 
 const ROOTS_DOMAIN: &[u8] = b"dolphin/roots/1";
@@ -75,17 +75,24 @@ pub struct Side<'a> {
     known: BTreeMap<Node, Hash>,
     /// The piece of the other's trace that is in question.
     shown: Option<(u64, Vec<u8>)>,
+    /// The layer, or the embedding, that was opened last.
+    opened: Option<(Option<usize>, OpenUnit)>,
 }
 
 impl<'a> Side<'a> {
     /// A side with its trace and the rows that it says were sent.
     pub fn new(trace: Trace<'a>, facts: Facts<'a>, sent: Vec<Vec<u8>>) -> Self {
-        Self { trace, facts, sent, known: BTreeMap::new(), shown: None }
+        Self { trace, facts, sent, known: BTreeMap::new(), shown: None, opened: None }
     }
 
     /// Its trace.
     pub fn trace(&mut self) -> &mut Trace<'a> {
         &mut self.trace
+    }
+
+    /// Rows as they were sent.
+    pub fn rows(&self) -> &[Vec<u8>] {
+        &self.sent
     }
 
     fn model(&self) -> Digest {
@@ -301,7 +308,6 @@ impl<'a> Side<'a> {
                 opening.pieces.push(self.open_piece(&place)?);
             }
             Part::Vector(tensor, index) => {
-                self.trace.hold(place.slot)?;
                 opening.vector = self.segment(tensor, 0, index / SEGMENT as u32)?;
             }
             Part::Rotation(_) => {
@@ -313,10 +319,11 @@ impl<'a> Side<'a> {
         Ok(())
     }
 
-    /// A segment of the slot that is held.
+    /// A segment of what was opened last.
     fn segment(&mut self, tensor: u32, row: u32, segment: u32) -> Result<chain::Segment, TraceError> {
-        let unit = self.trace.held.as_mut().map(|(_, unit, _)| unit);
-        let opened = unit.and_then(|unit| unit.open(tensor, row, segment)).ok_or(TraceError::Input("there"))?;
+        let unit = self.opened.as_mut().map(|(_, unit)| unit);
+        let opened =
+            unit.and_then(|unit| unit.open(tensor, row, segment)).ok_or(TraceError::Input("there"))?;
         Ok(chain::Segment {
             data: opened.bytes,
             format: keccak(opened.format.as_bytes()),
@@ -355,12 +362,15 @@ impl<'a> Side<'a> {
 
     /// Opens a layer, or the embedding.
     fn unit(&mut self, layer: Option<usize>) -> Result<chain::Unit, TraceError> {
-        self.trace.hold(layer.map_or(0, |layer| (layer - self.trace.layers().start) as u32 + 1))?;
+        if self.opened.as_ref().is_none_or(|(opened, _)| *opened != layer) {
+            let unit = self.trace.model.open_unit(layer, self.trace.quantisation)?;
+            self.opened = Some((layer, unit));
+        }
         let contents = &self.facts.hash.contents;
         let index = layer.map_or(0, |layer| layer + 1);
         let leaves = contents.layer_leaves();
         let missing = || TraceError::Input("there");
-        let Some((_, unit, _)) = &mut self.trace.held else { return Err(missing()) };
+        let Some((_, unit)) = &mut self.opened else { return Err(missing()) };
         let (description, in_unit) = unit.description();
         Ok(chain::Unit {
             contents: chain::Contents {

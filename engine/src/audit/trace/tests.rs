@@ -2,14 +2,17 @@
 
 use kernels::{backend::Profile, reference::Reference};
 
+mod court;
+
 use super::*;
 use crate::{
     audit::trace::cheat::Cheat,
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, encode_rows},
-    model::{Shard, tests::golden},
+    model::{ModelHash, Shard, tests::golden},
     stage::{Input, Prompt},
 };
+use court::Case;
 
 pub(super) const Q8: Quantisation = Quantisation::Q8;
 
@@ -149,4 +152,113 @@ proptest::proptest! {
             }
         }
     }
+}
+
+/// A model, its hash, and what enters its layers from `from` on.
+fn world(name: &str, positions: u32, from: usize) -> (&'static Model, &'static ModelHash, Entered) {
+    let model: &'static Model = Box::leak(Box::new(open(name)));
+    let hash = Box::leak(Box::new(model.hash(Q8, &|_| ()).expect("hashes")));
+    let first = Entered::Tokens(tokens(positions, model.config().vocabulary));
+    let entered = match from {
+        0 => first,
+        from => Entered::Rows(sent(model, Q8, 0..from, &first)),
+    };
+    (model, hash, entered)
+}
+
+/// A liar loses at the word where its trace first goes wrong, whatever it did: and a false accuser loses, too.
+#[test]
+fn both_liars_lose() {
+    let (model, hash, entered) = world("llama", 3, 0);
+    let case = Case { model, hash, layers: 0..2, entered, head: false };
+    let at = |slot, operation, position, word| Place { slot, operation, position, word };
+    let mut vectors = Vec::new();
+    let mut played = |name: &str, cheat: Cheat| {
+        let liar = case.play(&mut case.side(Some(cheat)), &mut case.side(None));
+        assert!(!liar.accused_won, "{name}");
+        vectors.push(case.vector(name, &liar));
+        liar.place
+    };
+    let quants = at(1, op::Q, 2, 40);
+    assert_eq!(played("a flipped word of a product", flip(quants)), quants);
+    let score = at(2, op::SCORES, 1, 3);
+    assert_eq!(played("a flipped score", flip(score)), score);
+    let entered = at(0, 0, 1, 9);
+    assert_eq!(played("another embedding", flip(entered)), entered);
+    let skipped = played("a layer left out", Cheat::Skip { slot: 1 });
+    assert_eq!((skipped.slot, skipped.operation), (1, op::OUT));
+    let stray = Cheat::Longer { slot: 1, operation: 2, position: 0, words: 300 };
+    assert_eq!(played("pieces after the last", stray), at(1, 2, 0, 128));
+    let filling = at(1, op::RESIDUAL, 1, 96);
+    assert_eq!(played("a word after the last", flip(filling)), filling);
+    let missing = Cheat::Missing { slot: 2, operation: op::OUT, position: 2 };
+    assert_eq!(played("a row that is missing", missing), at(2, op::OUT, 2, 0));
+
+    let accuser = case.play(&mut case.side(None), &mut case.side(Some(flip(quants))));
+    assert!(accuser.accused_won);
+    assert_eq!(accuser.place, quants);
+    vectors.push(case.vector("a false accusation", &accuser));
+
+    // The trace is right, and the rows that were signed are others.
+    let honest = case.side(None);
+    let mut rows = honest.rows().to_vec();
+    rows[1][77] ^= 1;
+    let mut accused = case.with(case.trace(None), rows);
+    let rows = case.play(&mut accused, &mut case.side(None));
+    assert!(!rows.accused_won);
+    assert_eq!(rows.place, at(2, op::OUT, 1, 38));
+    vectors.push(case.vector("rows that were not computed", &rows));
+    court::check_vectors("disputes.json", &serde_json::Value::Array(vectors));
+}
+
+/// The weights of another layer, rows that came in, tokens beside the rows that went out, a row of more pieces.
+#[test]
+fn other_weights_lose() {
+    let (model, hash, entered) = world("llama3", 2, 1);
+    let case = Case { model, hash, layers: 1..2, entered, head: true };
+    let cheat = Cheat::Weights { layer: 1, other: 2 };
+    let liar = case.play(&mut case.side(Some(cheat)), &mut case.side(None));
+    assert!(!liar.accused_won);
+    assert_eq!((liar.place.slot, liar.place.operation), (1, op::NORMED));
+    let into = Place { slot: 0, operation: 0, position: 1, word: 100 };
+    let liar = case.play(&mut case.side(Some(flip(into))), &mut case.side(None));
+    assert!(!liar.accused_won);
+    assert_eq!(liar.place, into);
+    let mut rows = case.side(None).rows().to_vec();
+    rows[0][3] ^= 4;
+    let mut accused = case.with(case.trace(None), rows);
+    let liar = case.play(&mut accused, &mut case.side(None));
+    assert!(!liar.accused_won);
+}
+
+/// The first and the last word of every tensor that there is, judged from what is opened.
+#[test]
+fn every_operation_is_judged() {
+    let (model, hash, entered) = world("qwen3", 67, 1);
+    let case = Case { model, hash, layers: 1..2, entered, head: false };
+    let mut side = case.side(None);
+    let mut places = vec![Place { slot: 0, operation: 0, position: 66, word: 5 }];
+    for operation in 0..OPERATIONS {
+        let width = side.trace().row(1, operation, 66).expect("a row").len() as u32;
+        if width > 0 {
+            let place = |word| Place { slot: 1, operation, position: 66, word };
+            let mut some: Vec<Place> = [0, width - 1].map(place).into();
+            some.dedup();
+            places.extend(some);
+        }
+    }
+    for place in &places {
+        case.cell(&mut side, *place);
+    }
+    // One of each operation for the contracts, the last, which follows from most.
+    let mut last: Vec<Place> = Vec::new();
+    for place in places {
+        match last.last_mut() {
+            Some(before) if (before.slot, before.operation) == (place.slot, place.operation) => {
+                *before = place
+            }
+            _ => last.push(place),
+        }
+    }
+    court::check_vectors("cells.json", &case.cells(&mut side, &last));
 }

@@ -15,9 +15,11 @@ const ENTERED: &str = "(bytes32[],uint32,bytes32,bytes32[],bytes,bytes32[])";
 pub fn dispute_call(id: &[u8; 32], step: &Move) -> Vec<u8> {
     let unit_type = format!("({CONTENTS},bytes,bytes32[],bytes32[])");
     let (name, types, arguments) = match step {
-        Move::Commit { plan, unit: of, nodes } => {
-            ("commit", format!("bytes,{unit_type},bytes32[]"), vec![bytes(plan), unit(Some(of)), words(nodes)])
-        }
+        Move::Commit { plan, unit: of, nodes } => (
+            "commit",
+            format!("bytes,{unit_type},bytes32[]"),
+            vec![bytes(plan), unit(Some(of)), words(nodes)],
+        ),
         Move::Choose { child, node, path } => {
             ("choose", "uint256,bytes32,bytes32[]".into(), vec![number(*child), word(node), words(path)])
         }

@@ -6,7 +6,7 @@ use std::{env, fs, path::Path};
 use ledger::{
     client::dispute_call,
     dispute::{self as chain, Move, Opening},
-    eip712::{keccak, word},
+    eip712::keccak,
     merkle,
 };
 use serde_json::{Value, json};
@@ -58,7 +58,8 @@ impl<'a> Case<'a> {
         };
         let embedding = matches!(self.entered, Entered::Tokens(_));
         let (from, to) = (self.layers.start as u32, self.layers.end as u32);
-        let stage = |from, to, embedding, head| PlannedStage { node: Digest([5; 32]), from, to, embedding, head };
+        let stage =
+            |from, to, embedding, head| PlannedStage { node: Digest([5; 32]), from, to, embedding, head };
         Plan {
             session: "00".repeat(16),
             gateway: Digest([6; 32]),
@@ -71,12 +72,16 @@ impl<'a> Case<'a> {
         }
     }
 
+    pub(super) fn trace(&self, cheat: Option<Cheat>) -> Trace<'a> {
+        let (layers, entered) = (self.layers.clone(), self.entered.clone());
+        match cheat {
+            None => Trace::new(self.model, Q8, layers, entered).expect("a trace"),
+            Some(cheat) => cheating(self.model, layers, entered, cheat),
+        }
+    }
+
     pub(super) fn side(&self, cheat: Option<Cheat>) -> Side<'a> {
-        let trace = match cheat {
-            None => Trace::new(self.model, Q8, self.layers.clone(), self.entered.clone()).expect("a trace"),
-            Some(cheat) => cheating(self.model, self.layers.clone(), self.entered.clone(), cheat),
-        };
-        self.signed(trace)
+        self.signed(self.trace(cheat))
     }
 
     /// A side that says it sent what its trace says.
@@ -132,9 +137,9 @@ impl<'a> Case<'a> {
         let mut place = depths.place(piece);
         place.word += at;
         let expected = self.expected(accuser, &root, &place, opening);
-        let claimed = words.as_ref().map(|words| {
-            u32::from_be_bytes(words[4 * *at as usize..][..4].try_into().expect("a word"))
-        });
+        let claimed = words
+            .as_ref()
+            .map(|words| u32::from_be_bytes(words[4 * *at as usize..][..4].try_into().expect("a word")));
         let accused_won = match (claimed, expected) {
             (None, expected) => expected.is_none(),
             (Some(_), None) if *at == 0 => false,
@@ -174,12 +179,8 @@ impl<'a> Case<'a> {
         assert!(merkle::leads(keccak(&[&piece.to_be_bytes()[..], bytes].concat()), in_row, row));
         let proof = accuser.prove_sent(position, piece, bytes).expect("proves");
         let Move::Prove { at, opening, .. } = &proof else { unreachable!("a proof") };
-        let place = Place {
-            slot: self.layers.len() as u32,
-            operation: op::OUT,
-            position,
-            word: piece * 256 + at,
-        };
+        let place =
+            Place { slot: self.layers.len() as u32, operation: op::OUT, position, word: piece * 256 + at };
         let expected = opening.pieces.first().map_or(0, |piece| {
             assert_eq!(leads(accuser, &place, piece), root);
             value(piece, place.word)
@@ -206,26 +207,37 @@ impl<'a> Case<'a> {
         let unit = opening.unit.as_ref().map(|unit| self.unit_root(unit, place.slot));
         let (mut inputs, mut pieces) = (Vec::new(), opening.pieces.iter());
         for part in parts {
-            let words = |inputs: &mut Vec<u32>, pieces: &mut std::slice::Iter<'_, chain::Piece>, at, count| {
-                let mut piece = None;
-                let mut row: Place = at;
-                for i in 0..count {
-                    if i == 0 || row.word.is_multiple_of(PIECE_WORDS) {
-                        piece = pieces.next();
-                        let climbed = climb_place(depths_of(trace), &row, piece.expect("a piece"));
-                        assert_eq!(climbed, *root, "a piece is not the accused's");
+            let words =
+                |inputs: &mut Vec<u32>, pieces: &mut std::slice::Iter<'_, chain::Piece>, at, count| {
+                    let mut piece = None;
+                    let mut row: Place = at;
+                    for i in 0..count {
+                        if i == 0 || row.word.is_multiple_of(PIECE_WORDS) {
+                            piece = pieces.next();
+                            let climbed = climb_place(depths_of(trace), &row, piece.expect("a piece"));
+                            assert_eq!(climbed, *root, "a piece is not the accused's");
+                        }
+                        inputs.push(value(piece.expect("a piece"), row.word));
+                        row.word += 1;
                     }
-                    inputs.push(value(piece.expect("a piece"), row.word));
-                    row.word += 1;
-                }
-            };
+                };
             match part {
                 Part::Words { operation, position, from, count } => {
-                    words(&mut inputs, &mut pieces, Place { operation, position, word: from, ..*place }, count);
+                    words(
+                        &mut inputs,
+                        &mut pieces,
+                        Place { operation, position, word: from, ..*place },
+                        count,
+                    );
                 }
                 Part::Before(word) => {
                     let operation = if place.slot == 1 { 0 } else { op::OUT };
-                    words(&mut inputs, &mut pieces, Place { slot: place.slot - 1, operation, word, ..*place }, 1);
+                    words(
+                        &mut inputs,
+                        &mut pieces,
+                        Place { slot: place.slot - 1, operation, word, ..*place },
+                        1,
+                    );
                 }
                 Part::Vector(tensor, index) => {
                     segment_leads(&opening.vector, tensor, 0, index / 256, unit.expect("a unit"));
@@ -286,7 +298,7 @@ impl<'a> Case<'a> {
             }
         }
         let moves = played.moves.iter().map(|(accused, step)| {
-            json!({ "accused": accused, "call": format!("0x{}", hex::encode(dispute_call(&id, step))) })
+            json!({ "accused": u8::from(*accused), "call": format!("0x{}", hex::encode(dispute_call(&id, step))) })
         });
         let hex = |hash: &[u8]| format!("0x{}", hex::encode(hash));
         json!({
@@ -297,7 +309,7 @@ impl<'a> Case<'a> {
             "inRoots": hex(&entered),
             "sealedRoots": hex(&sent),
             "to": self.entered.positions(),
-            "accusedWon": played.accused_won,
+            "accusedWon": u8::from(played.accused_won),
             "moves": moves.collect::<Vec<_>>(),
         })
     }
@@ -381,4 +393,11 @@ pub(super) fn check_vectors(name: &str, contents: &Value) {
     }
     let written = fs::read_to_string(&path).expect("vectors");
     assert!(written == text, "{name} is not what this computes; WRITE_VECTORS=1 writes it anew");
+}
+
+/// A number as an ABI word.
+fn word(value: u128) -> tree::Hash {
+    let mut word = [0; 32];
+    word[16..].copy_from_slice(&value.to_be_bytes());
+    word
 }
