@@ -5,6 +5,7 @@ pub(crate) fn bits(x: f32) -> u32 {
     if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() }
 }
 
+/// e^x in the steps of the definition; above 88 it is no number in particular.
 pub(crate) fn exp(x: f32) -> f32 {
     const POLYNOMIAL: [u32; 6] =
         [0x3c09_1d10, 0x3d2a_ac79, 0x3e2a_aa49, 0x3eff_fffe, 0x3f80_0000, 0x3f80_0000];
@@ -19,7 +20,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let r = n.mul_add(f32::from_bits(0xb5bf_be8e), n.mul_add(f32::from_bits(0xbf31_7200), x));
     let first = f32::from_bits(0x3ab5_11e8);
     let p = POLYNOMIAL.into_iter().fold(first, |p, c| p.mul_add(r, f32::from_bits(c)));
-    f32::from_bits(p.to_bits().wrapping_add(t.to_bits().wrapping_sub(0x4b40_0000) << 23))
+    f32::from_bits(bits(p).wrapping_add(t.to_bits().wrapping_sub(0x4b40_0000) << 23))
 }
 
 pub(crate) fn silu(x: f32) -> f32 {

@@ -20,8 +20,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(artefact: &str) -> Self {
         let account = Account::new(5);
-        let chain =
-            Chain::in_memory(Genesis { gas_limit: GAS, ..genesis(&[&account]) }, Sealing::Instant);
+        let chain = Chain::in_memory(Genesis { gas_limit: GAS, ..genesis(&[&account]) }, Sealing::Instant);
         let creation = account.transaction(0, TxKind::Create, creation_code(artefact));
         chain.submit(&account.encode(creation)).expect("it can be deployed");
         Self { chain, contract: account.address.create(0) }

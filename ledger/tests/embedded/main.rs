@@ -6,5 +6,6 @@ mod contracts;
 mod crash;
 mod exact;
 mod http;
+mod leaves;
 mod machine;
 mod support;

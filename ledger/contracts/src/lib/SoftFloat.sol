@@ -222,7 +222,8 @@ library SoftFloat {
             p = fma(p, r, 0x3eff_fffe);
             p = fma(p, r, ONE);
             p = fma(p, r, ONE);
-            return (p + ((t - EXP_SHIFT) << 23)) & 0xffff_ffff;
+            uint256 result = (p + ((t - EXP_SHIFT) << 23)) & 0xffff_ffff;
+            return isNan(result) ? NAN : result;
         }
     }
 
