@@ -6,6 +6,7 @@ import path from 'node:path';
 
 const CONTRACTS = [
     'AccessManager',
+    'DisputeGame',
     'Int8Referee',
     'ModelRegistry',
     'NodeRegistry',
@@ -16,6 +17,7 @@ const CONTRACTS = [
     'SoftFloatHarness',
     'StakeManager',
     'TimelockController',
+    'TraceJudge',
     'VoucherCollector',
 ];
 

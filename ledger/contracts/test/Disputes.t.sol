@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {vm} from "../script/Vm.sol";
 import {DisputeGame} from "../src/DisputeGame.sol";
 import {Opening, Place, Stage, Unit} from "../src/ITraceJudge.sol";
+import {Wiring} from "../src/lib/Wiring.sol";
 import {DisputeVectors} from "./DisputeVectors.sol";
 
 /// Takes calls apart.
@@ -20,8 +21,6 @@ contract Reader {
 /// Disputes that the crate played between sides of which one lies, and words of every operation that it opened.
 contract DisputesTest is DisputeVectors {
     bool public constant IS_TEST = true;
-
-    uint256 internal constant FALSE_ACCUSATION = 7;
 
     function setUp() public {
         setUpGame();
@@ -43,23 +42,7 @@ contract DisputesTest is DisputeVectors {
             bool won = vm.parseJsonUint(json, caseKey(index, "accusedWon")) == 1;
             vm.assertTrue(OUTCOME.accusedWon() == won, name);
         }
-        vm.assertTrue(index > FALSE_ACCUSATION);
-    }
-
-    /// Whatever a false accuser opens, the accused does not lose by it.
-    function testFuzz_noOpeningConvictsTheHonest(uint256 where, uint8 what) public {
-        vm.assume(what != 0);
-        open(FALSE_ACCUSATION);
-        uint256 last = moves(FALSE_ACCUSATION) - 1;
-        for (uint256 move = 0; move < last; ++move) {
-            play(FALSE_ACCUSATION, move);
-        }
-        (, bytes memory data) = call(FALSE_ACCUSATION, last);
-        where = 36 + where % (data.length - 36);
-        data[where] ^= bytes1(what);
-        vm.prank(ACCUSER);
-        (bool done,) = address(game).call(data);
-        vm.assertTrue(!done || OUTCOME.accusedWon());
+        vm.assertTrue(index > 8);
     }
 
     function test_wordsOfEveryOperation() public {
@@ -163,20 +146,6 @@ contract DisputesTest is DisputeVectors {
         (, data) = call(0, move);
     }
 
-    /// What is shown is what was committed to: any other byte is refused.
-    function testFuzz_otherRevealsAreRefused(uint256 where, uint8 what) public {
-        vm.assume(what != 0);
-        open(0);
-        play(0, 0);
-        play(0, 1);
-        (address sender, bytes memory data) = call(0, 2);
-        where = 36 + where % (data.length - 36);
-        data[where] ^= bytes1(what);
-        vm.prank(sender);
-        (bool done,) = address(game).call(data);
-        vm.assertFalse(done);
-    }
-
     function test_refusesBadClocksAndSecondCases() public {
         vm.expectRevert(abi.encodeWithSelector(DisputeGame.BadClock.selector, 0));
         new DisputeGame(judge, 0);
@@ -186,5 +155,125 @@ contract DisputesTest is DisputeVectors {
         bytes32 id = open(0);
         vm.expectRevert(abi.encodeWithSelector(DisputeGame.Exists.selector, id));
         open(0);
+    }
+}
+
+/// Which words a word follows from, for many shapes.
+contract WiringTest {
+    bool public constant IS_TEST = true;
+
+    function number(bytes memory line, uint256 index) internal pure returns (uint32 value) {
+        assembly ("memory-safe") {
+            value := shr(224, mload(add(add(line, 32), mul(index, 4))))
+        }
+    }
+
+    function summary(Wiring.Wired memory wired) internal pure returns (bytes32) {
+        bytes memory list = abi.encodePacked(uint32(uint8(wired.kind)));
+        for (uint256 i = 0; i < 4; ++i) {
+            list = bytes.concat(list, bytes4(wired.numbers[i]));
+        }
+        for (uint256 i = 0; i < wired.parts.length; ++i) {
+            Wiring.Part memory part = wired.parts[i];
+            bool words = part.what == Wiring.What.Words;
+            list = bytes.concat(
+                list,
+                bytes4(uint32(uint8(part.what))),
+                bytes4(uint32(words || part.what == Wiring.What.Vector ? part.operation : 0)),
+                bytes4(uint32(words ? part.position : 0)),
+                bytes4(uint32(part.from)),
+                bytes4(uint32(part.count))
+            );
+        }
+        return keccak256(
+            bytes.concat(
+                list,
+                bytes4(wired.weighted ? uint32(1) : 0),
+                bytes4(uint32(wired.tensor)),
+                bytes4(uint32(wired.row)),
+                bytes4(uint32(wired.segment))
+            )
+        );
+    }
+
+    function dims(bytes memory line) internal pure returns (Wiring.Dims memory d) {
+        (d.hidden, d.intermediate) = (number(line, 0), number(line, 1));
+        (d.heads, d.kvHeads, d.headDim) = (number(line, 2), number(line, 3), number(line, 4));
+        (d.eps, d.scale) = (number(line, 5), number(line, 6));
+        uint256 flags = number(line, 8);
+        (d.windowed, d.window) = (flags & 1 != 0, number(line, 7));
+        (d.qkvBias, d.outputBias) = (flags & 2 != 0, flags & 4 != 0);
+        (d.mlpBias, d.qkNorm) = (flags & 8 != 0, flags & 16 != 0);
+    }
+
+    function test_wiringsAreThoseOfTheCrate() public view {
+        bytes[] memory lines = vm.parseJsonBytesArray(vm.readFile("../vectors/wirings.json"), ".cases");
+        vm.assertTrue(lines.length > 300);
+        for (uint256 i = 0; i < lines.length; ++i) {
+            bytes memory line = lines[i];
+            Wiring.Dims memory d = dims(line);
+            (uint256 operation, uint256 position, uint256 word) =
+                (number(line, 9), number(line, 10), number(line, 11));
+            string memory name = vm.toString(operation);
+            vm.assertEq(Wiring.width(d, operation, position), number(line, 12), name);
+            bytes32 expected;
+            assembly ("memory-safe") {
+                expected := mload(add(line, 84))
+            }
+            vm.assertEq(summary(Wiring.wire(d, operation, position, word)), expected, name);
+        }
+    }
+}
+
+/// A dispute that was played up to one move, which is then made with any byte changed.
+abstract contract ChangedMove is DisputeVectors {
+    bool public constant IS_TEST = true;
+
+    bytes internal data;
+    address internal sender;
+
+    function playTo(uint256 index, uint256 last) internal {
+        setUpGame();
+        json = vm.readFile("../vectors/disputes.json");
+        open(index);
+        for (uint256 move = 0; move < last; ++move) {
+            play(index, move);
+        }
+        (sender, data) = call(index, last);
+    }
+
+    function change(uint256 where, uint8 what) internal returns (bool done) {
+        vm.assume(what != 0);
+        bytes memory changed = data;
+        // Behind the selector and the dispute's id.
+        where = 36 + where % (changed.length - 36);
+        changed[where] ^= bytes1(what);
+        vm.prank(sender);
+        (done,) = address(game).call(changed);
+    }
+}
+
+contract ChangedProofTest is ChangedMove {
+    uint256 internal constant FALSE_ACCUSATION = 7;
+
+    function setUp() public {
+        json = vm.readFile("../vectors/disputes.json");
+        playTo(FALSE_ACCUSATION, moves(FALSE_ACCUSATION) - 1);
+    }
+
+    /// Whatever a false accuser opens, the accused does not lose by it.
+    function testFuzz_noOpeningConvictsTheHonest(uint256 where, uint8 what) public {
+        vm.assertTrue(!change(where, what) || OUTCOME.accusedWon());
+    }
+}
+
+contract ChangedRevealTest is ChangedMove {
+    function setUp() public {
+        playTo(0, 2);
+    }
+
+    /// What is shown is what was committed to.
+    function testFuzz_otherRevealsAreRefused(uint256 where, uint8 what) public {
+        vm.assertFalse(change(where, what));
     }
 }

@@ -209,6 +209,33 @@ mod tests {
         Kind::Embed,
     ];
 
+    /// The contract and another computation of every kind have the same words.
+    #[test]
+    fn words_are_those_of_the_contract() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../ledger/vectors/referee.json");
+        let text = std::fs::read_to_string(path).expect("vectors");
+        let vectors: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let number = |value: &serde_json::Value| value.as_u64().expect("a number") as u32;
+        let mut seen = 0;
+        for case in vectors["cases"].as_array().expect("cases") {
+            let kind = KINDS[number(&case["kind"]) as usize];
+            let list = |name: &str| -> Vec<u32> {
+                case[name].as_array().expect("a list").iter().map(number).collect()
+            };
+            let numbers = list("numbers").try_into().expect("four numbers");
+            let hex = case["weight"].as_str().expect("bytes").trim_start_matches("0x");
+            let leaf = Leaf { kind, inputs: list("inputs"), numbers, weight: hex::decode(hex).expect("hex") };
+            let other = matches!(kind, Kind::Segment | Kind::Embed) && numbers[0] > 1
+                || kind == Kind::GroupScale && leaf.inputs.len() > GROUP;
+            if other {
+                continue;
+            }
+            assert_eq!(recompute(&leaf), Some(number(&case["word"])), "{leaf:?}");
+            seen += 1;
+        }
+        assert!(seen > 50);
+    }
+
     proptest! {
         /// Inputs are another's, so no bits may panic, nor leave more than one result that is not a number.
         #[test]

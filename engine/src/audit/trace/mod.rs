@@ -26,6 +26,9 @@ use kind::{Kind, Leaf, recompute};
 use tree::{Depths, Hash, Node, OPERATION_BITS, PIECE_WORDS, Place, bits, pieces, raise, top};
 use wiring::{Dims, NAMES, OPERATIONS, Part, Wiring, op};
 
+/// Most positions of a trace: those whose rotations are in a model's hash.
+pub const MOST_POSITIONS: u32 = 1 << 17;
+
 /// Why there is no trace.
 #[derive(Debug, Error)]
 pub enum TraceError {
@@ -127,7 +130,7 @@ impl<'a> Trace<'a> {
             Entered::Tokens(tokens) => tokens.iter().all(|&token| (token as usize) < config.vocabulary),
             Entered::Rows(rows) => rows.iter().all(|row| row.len() == 2 * config.hidden),
         };
-        if !fits || positions == 0 || positions > config.max_positions {
+        if !fits || positions == 0 || positions > config.max_positions.min(MOST_POSITIONS) {
             return Err(TraceError::Input("one of the model's"));
         }
         let rope = RopeTable::new(&config.rope, positions as usize)

@@ -3,6 +3,7 @@
 use kernels::{backend::Profile, reference::Reference};
 
 mod court;
+mod vectors;
 
 use super::*;
 use crate::{
@@ -208,7 +209,28 @@ fn both_liars_lose() {
     assert!(!rows.accused_won);
     assert_eq!(rows.place, at(2, op::OUT, 1, 38));
     vectors.push(case.vector("rows that were not computed", &rows));
-    court::check_vectors("disputes.json", &serde_json::Value::Array(vectors));
+    vectors::check("disputes.json", &serde_json::Value::Array(vectors));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(12))]
+
+    /// Whichever word is flipped, it is the one that decides.
+    #[test]
+    fn any_flipped_word_is_found(
+        operation in 0..OPERATIONS,
+        position in 0_u32..2,
+        word in proptest::prelude::any::<proptest::sample::Index>(),
+    ) {
+        let (model, hash, entered) = world("stories260K", 2, 1);
+        let case = Case { model, hash, layers: 1..2, entered, head: false };
+        let width = case.trace(None).row(1, operation, position).expect("a row").len();
+        proptest::prop_assume!(width > 0);
+        let place = Place { slot: 1, operation, position, word: word.index(width) as u32 };
+        let played = case.play(&mut case.side(Some(flip(place))), &mut case.side(None));
+        proptest::prop_assert!(!played.accused_won);
+        proptest::prop_assert_eq!(played.place, place);
+    }
 }
 
 /// The weights of another layer, rows that came in, tokens beside the rows that went out, a row of more pieces.
@@ -260,5 +282,5 @@ fn every_operation_is_judged() {
             _ => last.push(place),
         }
     }
-    court::check_vectors("cells.json", &case.cells(&mut side, &last));
+    vectors::check("cells.json", &case.cells(&mut side, &last));
 }

@@ -1,8 +1,6 @@
 //! A model of the game and of the judge: the rules of `DisputeGame` and `TraceJudge`, without a chain. What it
 //! plays is written to `ledger/vectors`, for the contracts to play the same.
 
-use std::{env, fs, path::Path};
-
 use ledger::{
     client::dispute_call,
     dispute::{self as chain, Move, Opening},
@@ -205,58 +203,10 @@ impl<'a> Case<'a> {
         }
         let Wiring { kind, mut numbers, parts, segment } = trace.wire(place);
         let unit = opening.unit.as_ref().map(|unit| self.unit_root(unit, place.slot));
-        let (mut inputs, mut pieces) = (Vec::new(), opening.pieces.iter());
-        for part in parts {
-            let words =
-                |inputs: &mut Vec<u32>, pieces: &mut std::slice::Iter<'_, chain::Piece>, at, count| {
-                    let mut piece = None;
-                    let mut row: Place = at;
-                    for i in 0..count {
-                        if i == 0 || row.word.is_multiple_of(PIECE_WORDS) {
-                            piece = pieces.next();
-                            let climbed = climb_place(depths_of(trace), &row, piece.expect("a piece"));
-                            assert_eq!(climbed, *root, "a piece is not the accused's");
-                        }
-                        inputs.push(value(piece.expect("a piece"), row.word));
-                        row.word += 1;
-                    }
-                };
-            match part {
-                Part::Words { operation, position, from, count } => {
-                    words(
-                        &mut inputs,
-                        &mut pieces,
-                        Place { operation, position, word: from, ..*place },
-                        count,
-                    );
-                }
-                Part::Before(word) => {
-                    let operation = if place.slot == 1 { 0 } else { op::OUT };
-                    words(
-                        &mut inputs,
-                        &mut pieces,
-                        Place { slot: place.slot - 1, operation, word, ..*place },
-                        1,
-                    );
-                }
-                Part::Vector(tensor, index) => {
-                    segment_leads(&opening.vector, tensor, 0, index / 256, unit.expect("a unit"));
-                    let bytes = &opening.vector.data[4 * (index as usize % 256)..][..4];
-                    inputs.push(u32::from_le_bytes(bytes.try_into().expect("a word")));
-                }
-                Part::Rotation(pair) => {
-                    let leaf = &opening.rotation;
-                    let rope = self.hash.contents.rope;
-                    assert!(merkle::leads(keccak(leaf), &opening.in_rope, rope));
-                    assert_eq!(leaf[1..5], place.position.to_be_bytes());
-                    for at in [pair as usize, (leaf.len() - 5) / 8 + pair as usize] {
-                        let bytes = leaf[5 + 4 * at..][..4].try_into().expect("a word");
-                        inputs.push(u32::from_le_bytes(bytes));
-                    }
-                }
-            }
-        }
-        assert_eq!(pieces.next(), None);
+        let mut opened = Opened { depths: trace.depths(), root, place, pieces: opening.pieces.iter() };
+        let mut inputs: Vec<u32> =
+            parts.into_iter().flat_map(|part| self.part(part, &mut opened, opening, unit)).collect();
+        assert_eq!(opened.pieces.next(), None);
         let mut weight = Vec::new();
         if let Some(at) = segment {
             segment_leads(&opening.matrix, at.tensor, at.row, at.segment, unit.expect("a unit"));
@@ -268,6 +218,36 @@ impl<'a> Case<'a> {
             inputs.push(element(&opening.entered.piece, place.word % 256));
         }
         recompute(&Leaf { kind, inputs, numbers, weight })
+    }
+
+    fn part(
+        &self,
+        part: Part,
+        opened: &mut Opened<'_>,
+        opening: &Opening,
+        unit: Option<tree::Hash>,
+    ) -> Vec<u32> {
+        let place = opened.place;
+        match part {
+            Part::Words { operation, position, from, count } => {
+                opened.words(Place { operation, position, word: from, ..*place }, count)
+            }
+            Part::Before(word) => {
+                let operation = if place.slot == 1 { 0 } else { op::OUT };
+                opened.words(Place { slot: place.slot - 1, operation, word, ..*place }, 1)
+            }
+            Part::Vector(tensor, index) => {
+                segment_leads(&opening.vector, tensor, 0, index / 256, unit.expect("a unit"));
+                vec![little_endian(&opening.vector.data, 4 * (index as usize % 256))]
+            }
+            Part::Rotation(pair) => {
+                let leaf = &opening.rotation;
+                assert!(merkle::leads(keccak(leaf), &opening.in_rope, self.hash.contents.rope));
+                assert_eq!(leaf[1..5], place.position.to_be_bytes());
+                let pairs = (leaf.len() - 5) / 8;
+                [0, pairs].map(|from| little_endian(leaf, 5 + 4 * (from + pair as usize))).into()
+            }
+        }
     }
 
     fn unit_root(&self, unit: &chain::Unit, slot: u32) -> tree::Hash {
@@ -346,8 +326,33 @@ impl<'a> Case<'a> {
     }
 }
 
-fn depths_of(trace: &Trace<'_>) -> Depths {
-    trace.depths()
+/// Pieces of the accused's trace, one after the other.
+struct Opened<'a> {
+    depths: Depths,
+    root: &'a tree::Hash,
+    place: &'a Place,
+    pieces: std::slice::Iter<'a, chain::Piece>,
+}
+
+impl Opened<'_> {
+    fn words(&mut self, mut at: Place, count: u32) -> Vec<u32> {
+        let mut piece = None;
+        let word = |i| {
+            if i == 0 || at.word.is_multiple_of(PIECE_WORDS) {
+                piece = self.pieces.next();
+                let climbed = climb_place(self.depths, &at, piece.expect("a piece"));
+                assert_eq!(climbed, *self.root, "a piece is not the accused's");
+            }
+            let word = value(piece.expect("a piece"), at.word);
+            at.word += 1;
+            word
+        };
+        (0..count).map(word).collect()
+    }
+}
+
+fn little_endian(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("a word"))
 }
 
 fn value(piece: &chain::Piece, word: u32) -> u32 {
@@ -382,17 +387,6 @@ fn segment_leads(opened: &chain::Segment, tensor: u32, row: u32, segment: u32, u
     let tensor_leaf = merkle::leaf(&[opened.format, shape[0], shape[1], root]);
     let leaf = merkle::leaf(&[word(tensor.into()), tensor_leaf]);
     assert!(merkle::leads(leaf, &opened.in_unit, unit), "a segment is not the model's");
-}
-
-/// Compares with a file of vectors; with `WRITE_VECTORS=1` in the environment it is written anew.
-pub(super) fn check_vectors(name: &str, contents: &Value) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ledger/vectors").join(name);
-    let text = format!("{}\n", serde_json::to_string_pretty(contents).expect("JSON"));
-    if env::var_os("WRITE_VECTORS").is_some() {
-        fs::write(&path, &text).expect("written");
-    }
-    let written = fs::read_to_string(&path).expect("vectors");
-    assert!(written == text, "{name} is not what this computes; WRITE_VECTORS=1 writes it anew");
 }
 
 /// A number as an ABI word.
