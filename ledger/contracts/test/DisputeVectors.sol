@@ -37,6 +37,8 @@ abstract contract DisputeVectors {
     DisputeGame internal game;
     TraceJudge internal judge;
     string internal json;
+    /// What the last `open` took, where calls are transactions.
+    uint256 internal openGas;
 
     function setUpGame() internal {
         vm.etch(address(OUTCOME), type(Outcome).runtimeCode);
@@ -63,6 +65,7 @@ abstract contract DisputeVectors {
         chunk.to = uint32(vm.parseJsonUint(json, caseKey(index, "to")));
         bytes32 caseId = vm.parseJsonBytes32(json, caseKey(index, "caseId"));
         OUTCOME.open(game, caseId, ACCUSED, ACCUSER, chunk);
+        openGas = vm.lastCallGas().gasTotalUsed;
         return game.idOf(address(OUTCOME), caseId);
     }
 

@@ -102,32 +102,37 @@ contract DisputeGasTest is DisputeVectors {
         vm.assertLe(used, most, name);
     }
 
-    function test_disputes() public {
-        open(0);
-        record("dispute, open", vm.lastCallGas().gasTotalUsed, 350_000);
-        uint256 whole = vm.lastCallGas().gasTotalUsed;
-        uint256 count = moves(0);
-        for (uint256 move = 0; move < count; ++move) {
-            play(0, move);
-            uint256 used = vm.lastCallGas().gasTotalUsed;
-            whole += used;
-            if (move == 0) record("dispute, commit", used, 800_000);
-            if (move == 1) record("dispute, choose", used, 100_000);
-            if (move == 2) record("dispute, reveal", used, 100_000);
-            if (move == count - 1) record("dispute, prove a segment", used, 1_500_000);
-        }
-        record("dispute over a product, whole", whole, 4_000_000);
-    }
-
-    function test_disputeOverRows() public {
-        uint256 index = 8;
+    /// Plays a dispute; what all of it took, and the last move.
+    function whole(uint256 index) internal returns (uint256 all, uint256 last) {
         open(index);
-        uint256 whole = vm.lastCallGas().gasTotalUsed;
+        all = openGas;
         uint256 count = moves(index);
         for (uint256 move = 0; move < count; ++move) {
             play(index, move);
-            whole += vm.lastCallGas().gasTotalUsed;
+            last = vm.lastCallGas().gasTotalUsed;
+            all += last;
         }
-        record("dispute over rows as sent, whole", whole, 4_000_000);
+    }
+
+    function test_disputes() public {
+        (uint256 all, uint256 last) = whole(0);
+        record("dispute over a product, whole", all, 4_000_000);
+        record("dispute, prove a segment", last, 1_000_000);
+        (all, last) = whole(1);
+        record("dispute over a score, whole", all, 4_000_000);
+        record("dispute, prove a chain", last, 1_000_000);
+        (all,) = whole(8);
+        record("dispute over rows as sent, whole", all, 4_000_000);
+    }
+
+    function test_disputeMoves() public {
+        open(0);
+        record("dispute, open", openGas, 400_000);
+        play(0, 0);
+        record("dispute, commit", vm.lastCallGas().gasTotalUsed, 800_000);
+        play(0, 1);
+        record("dispute, choose", vm.lastCallGas().gasTotalUsed, 100_000);
+        play(0, 2);
+        record("dispute, reveal", vm.lastCallGas().gasTotalUsed, 100_000);
     }
 }

@@ -1,5 +1,7 @@
 //! Traces against the stages that send rows, and whole disputes.
 
+use std::sync::LazyLock;
+
 use kernels::{backend::Profile, reference::Reference};
 
 mod court;
@@ -222,7 +224,8 @@ proptest::proptest! {
         position in 0_u32..2,
         word in proptest::prelude::any::<proptest::sample::Index>(),
     ) {
-        let (model, hash, entered) = world("stories260K", 2, 1);
+        static WORLD: LazyLock<(&Model, &ModelHash, Entered)> = LazyLock::new(|| world("qwen2", 2, 1));
+        let (model, hash, entered) = WORLD.clone();
         let case = Case { model, hash, layers: 1..2, entered, head: false };
         let width = case.trace(None).row(1, operation, position).expect("a row").len();
         proptest::prop_assume!(width > 0);
