@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod client;
+pub mod dispute;
 pub mod eip712;
 pub mod embedded;
 pub mod merkle;

@@ -76,9 +76,9 @@ contract DisputeGame is IDisputeGame {
     /// @notice Time of each side, in seconds.
     uint40 public immutable CLOCK;
 
-    /// @notice Disputes that are not over.
-    mapping(bytes32 id => Game) public games;
-    /// @notice What they are about.
+    /// Disputes that are not over.
+    mapping(bytes32 id => Game) private _games;
+    /// What they are about.
     mapping(bytes32 id => Stage) private _stages;
 
     /// @notice A dispute began.
@@ -134,6 +134,13 @@ contract DisputeGame is IDisputeGame {
         return keccak256(abi.encode(outcome, caseId));
     }
 
+    /// @notice How a dispute stands.
+    /// @param id The dispute.
+    /// @return The dispute; nothing of one that is over.
+    function gameOf(bytes32 id) external view returns (Game memory) {
+        return _games[id];
+    }
+
     /// @notice What a dispute is about.
     /// @param id The dispute.
     /// @return The stage; only what came in, and how much, before the accused has committed.
@@ -144,7 +151,7 @@ contract DisputeGame is IDisputeGame {
     /// @inheritdoc IDisputeGame
     function open(bytes32 caseId, address accused, address accuser, bytes32, Chunk calldata chunk) external {
         bytes32 id = idOf(msg.sender, caseId);
-        Game storage game = games[id];
+        Game storage game = _games[id];
         if (game.turn != Turn.None) revert Exists(id);
         (game.outcome, game.turn, game.moved) = (msg.sender, Turn.Commit, uint40(block.timestamp));
         (game.accused, game.accusedLeft) = (accused, CLOCK);
@@ -170,8 +177,7 @@ contract DisputeGame is IDisputeGame {
         if (described.model != stage.model) revert Mismatch();
         (described.inRoots, described.root) = (stage.inRoots, TraceTree.top(nodes));
         _stages[id] = described;
-        (game.turn, game.node, game.level) =
-        (Turn.Choose, described.root, uint32(TraceTree.depth(described)));
+        (game.turn, game.node, game.level) = (Turn.Choose, described.root, uint32(TraceTree.depth(described)));
         emit TraceCommitted(id, described);
         emit Revealed(id, nodes);
     }
@@ -308,23 +314,23 @@ contract DisputeGame is IDisputeGame {
     /// be there and is not.
     /// @param id The dispute.
     /// @param piece The piece's 512 bytes; none if there is no piece.
-    /// @param at Number of the word, or of the element of a row as sent, in the piece.
+    /// @param offset Number of the word, or of the element of a row as sent, in the piece.
     /// @param opening What the word follows from.
-    function prove(bytes32 id, bytes calldata piece, uint256 at, Opening calldata opening) external {
+    function prove(bytes32 id, bytes calldata piece, uint256 offset, Opening calldata opening) external {
         Game storage game = _accuser(id, Turn.Prove);
         Stage memory stage = _stages[id];
         if (piece.length == 0 ? game.node != 0 : keccak256(piece) != game.node) revert Mismatch();
-        (Place memory place, uint32 claimed) = _claimed(game, stage, piece, at);
+        (Place memory place, uint32 claimed) = _claimed(game, stage, piece, offset);
         (bool exists, uint32 word) = JUDGE.expected(stage, place, opening);
         // Past the end of a row, there are zeros to the end of its last piece, and no more pieces.
-        bool stray = !exists && at == 0 && game.level < SENT;
+        bool stray = !exists && offset == 0 && game.level < SENT;
         _resolve(id, piece.length == 0 ? !exists : !stray && claimed == word, false);
     }
 
     /// @notice Ends a dispute whose clock has run out. For anybody.
     /// @param id The dispute.
     function expire(bytes32 id) external {
-        Game storage game = games[id];
+        Game storage game = _games[id];
         if (game.turn == Turn.None) revert NotYourTurn(id, Turn.None);
         bool accusers = _isAccusers(game.turn);
         uint256 left = accusers ? game.accuserLeft : game.accusedLeft;
@@ -333,22 +339,24 @@ contract DisputeGame is IDisputeGame {
     }
 
     /// The word in question, and what the accused says it is.
-    function _claimed(Game storage game, Stage memory stage, bytes calldata piece, uint256 at)
+    function _claimed(Game storage game, Stage memory stage, bytes calldata piece, uint256 offset)
         private
         view
         returns (Place memory place, uint32 claimed)
     {
         if (game.level >= SENT) {
-            if (at >= 256) revert OutOfRange();
-            place = Place(uint256(stage.layers) + 1, OPERATION_OUT, game.index, (game.level - SENT) * 256 + at);
-            return (place, TraceTree.element(piece, at));
+            if (offset >= 256) revert OutOfRange();
+            place = Place(
+                uint256(stage.layers) + 1, OPERATION_OUT, game.index, (game.level - SENT) * 256 + offset
+            );
+            return (place, TraceTree.element(piece, offset));
         }
-        if (at >= TraceTree.PIECE_WORDS) revert OutOfRange();
-        (place.slot, place.operation, place.position, place.word) = TraceTree.place(stage, game.index);
+        if (offset >= TraceTree.PIECE_WORDS) revert OutOfRange();
+        place = TraceTree.place(stage, game.index);
         // A slot past the last is no row that was sent.
         if (place.slot > stage.layers) place.slot = type(uint256).max;
-        place.word += at;
-        if (piece.length != 0) claimed = TraceTree.word(piece, at);
+        place.word += offset;
+        if (piece.length != 0) claimed = TraceTree.word(piece, offset);
     }
 
     /// The leaf of a row that was sent.
@@ -358,9 +366,9 @@ contract DisputeGame is IDisputeGame {
         returns (bytes32)
     {
         bytes4 layer = bytes4(stage.first + stage.layers);
-        bytes4 at = bytes4(uint32(position));
-        if (!stage.head) return keccak256(bytes.concat(ROW_DOMAIN, stage.model, layer, at, row));
-        return keccak256(bytes.concat(DRAWN_DOMAIN, stage.model, layer, at, row, bytes4(token)));
+        bytes4 offset = bytes4(uint32(position));
+        if (!stage.head) return keccak256(bytes.concat(ROW_DOMAIN, stage.model, layer, offset, row));
+        return keccak256(bytes.concat(DRAWN_DOMAIN, stage.model, layer, offset, row, bytes4(token)));
     }
 
     /// Pieces of a row that was sent.
@@ -378,7 +386,7 @@ contract DisputeGame is IDisputeGame {
 
     /// The dispute, if it is the sender's turn to do this as the accused; its clock stands.
     function _accused(bytes32 id, Turn turn) private returns (Game storage game) {
-        game = games[id];
+        game = _games[id];
         if (game.turn != turn || msg.sender != game.accused) revert NotYourTurn(id, game.turn);
         game.accusedLeft = _left(id, game.accusedLeft, game.moved);
         game.moved = uint40(block.timestamp);
@@ -386,7 +394,7 @@ contract DisputeGame is IDisputeGame {
 
     /// The dispute, if it is the sender's turn to do this as the accuser; its clock stands.
     function _accuser(bytes32 id, Turn turn) private returns (Game storage game) {
-        game = games[id];
+        game = _games[id];
         if (game.turn != turn || msg.sender != game.accuser) revert NotYourTurn(id, game.turn);
         game.accuserLeft = _left(id, game.accuserLeft, game.moved);
         game.moved = uint40(block.timestamp);
@@ -399,9 +407,9 @@ contract DisputeGame is IDisputeGame {
     }
 
     function _resolve(bytes32 id, bool accusedWon, bool silence) private {
-        address outcome = games[id].outcome;
-        bytes32 caseId = games[id].caseId;
-        delete games[id];
+        address outcome = _games[id].outcome;
+        bytes32 caseId = _games[id].caseId;
+        delete _games[id];
         delete _stages[id];
         emit DisputeResolved(id, accusedWon, silence);
         IDisputeOutcome(outcome).resolved(caseId, accusedWon);

@@ -14,8 +14,8 @@ import {Wiring} from "./lib/Wiring.sol";
 /// @notice Finds which words, weights and rotations a word follows from, checks that what is opened is these, and
 /// has a referee compute the word. It has no state. docs/disputes.md defines traces.
 contract TraceJudge is ITraceJudge {
-    /// @notice Most layers of a stage, positions and widest row that can be in dispute.
-    uint256 public constant MOST = 1 << 24;
+    /// @notice Most positions that can be in dispute.
+    uint256 public constant MOST_POSITIONS = 1 << 24;
 
     bytes private constant ROW_DOMAIN = "dolphin/row/1";
     bytes private constant TOKEN_DOMAIN = "dolphin/token/1";
@@ -42,7 +42,7 @@ contract TraceJudge is ITraceJudge {
         returns (Stage memory described)
     {
         PlanBytes.Part memory part = PlanBytes.stage(plan, stage);
-        if (part.from >= part.to || to == 0 || to > MOST) revert Unsupported();
+        if (part.from >= part.to || to == 0 || to > MOST_POSITIONS) revert Unsupported();
         Wiring.Dims memory dims = Wiring.parse(unit.description);
         if (Weights.hash(unit.contents) != part.model) revert BadOpening();
         _unitRoot(unit, uint256(part.from) + 1);
@@ -69,7 +69,8 @@ contract TraceJudge is ITraceJudge {
             uint256 last = place.slot == 0 ? 0 : OPERATION_OUT;
             if (place.operation != last || place.word >= stage.hidden) return (false, 0);
             if (place.slot > stage.layers) return (true, _sent(stage, place, opening));
-            return (true, stage.embedding ? _embedded(stage, place, opening) : _entered(stage, place, opening));
+            return
+                (true, stage.embedding ? _embedded(stage, place, opening) : _entered(stage, place, opening));
         }
         return _computed(stage, place, opening);
     }
@@ -81,8 +82,8 @@ contract TraceJudge is ITraceJudge {
         returns (uint32)
     {
         if (opening.pieces.length != 1) revert BadOpening();
-        uint256 index = TraceTree.index(stage, stage.layers, OPERATION_OUT, place.position, place.word);
-        _check(stage, opening.pieces[0], index);
+        Place memory spot = Place(stage.layers, OPERATION_OUT, place.position, place.word);
+        _check(stage, opening.pieces[0], spot);
         return TraceTree.word(opening.pieces[0].words, place.word);
     }
 
@@ -151,8 +152,7 @@ contract TraceJudge is ITraceJudge {
         leaf.numbers = wired.numbers;
         leaf.inputs = _inputs(stage, place, opening, wired, root);
         if (wired.weighted) {
-            leaf.numbers[0] =
-                Weights.segment(root, wired.tensor, wired.row, wired.segment, opening.matrix);
+            leaf.numbers[0] = Weights.segment(root, wired.tensor, wired.row, wired.segment, opening.matrix);
             leaf.weight = opening.matrix.data;
         }
         return (true, REFEREE.recompute(leaf));
@@ -215,33 +215,32 @@ contract TraceJudge is ITraceJudge {
         uint256 filled,
         uint256 next
     ) private pure returns (uint256) {
-        (uint256 slot, uint256 operation, uint256 position) = _row(place, part);
-        uint256 end = part.from + part.count;
-        for (uint256 word = part.from; word < end; ++word) {
-            if (word == part.from || word % TraceTree.PIECE_WORDS == 0) {
+        Place memory spot = _first(place, part);
+        for (uint256 i = 0; i < part.count; ++i) {
+            if (i == 0 || spot.word % TraceTree.PIECE_WORDS == 0) {
                 if (next == pieces.length) revert BadOpening();
-                _check(stage, pieces[next], TraceTree.index(stage, slot, operation, position, word));
+                _check(stage, pieces[next], spot);
                 ++next;
             }
-            inputs[filled + word - part.from] = TraceTree.word(pieces[next - 1].words, word);
+            inputs[filled + i] = TraceTree.word(pieces[next - 1].words, spot.word);
+            ++spot.word;
         }
         return next;
     }
 
-    /// The row that inputs are in.
-    function _row(Place calldata place, Wiring.Part memory part)
-        private
-        pure
-        returns (uint256, uint256, uint256)
-    {
-        if (part.what == Wiring.What.Words) return (place.slot, part.operation, part.position);
-        return (place.slot - 1, place.slot == 1 ? 0 : OPERATION_OUT, place.position);
+    /// The first of some words.
+    function _first(Place calldata place, Wiring.Part memory part) private pure returns (Place memory) {
+        if (part.what == Wiring.What.Words) {
+            return Place(place.slot, part.operation, part.position, part.from);
+        }
+        return Place(place.slot - 1, place.slot == 1 ? 0 : OPERATION_OUT, place.position, part.from);
     }
 
-    /// That a piece is the trace's.
-    function _check(Stage calldata stage, Piece calldata piece, uint256 index) private pure {
+    /// That a piece is the trace's, and the one that a word is in.
+    function _check(Stage calldata stage, Piece calldata piece, Place memory spot) private pure {
         uint256 depth = TraceTree.depth(stage);
         if (piece.words.length != TraceTree.PIECE_BYTES || piece.path.length != depth) revert BadOpening();
+        uint256 index = TraceTree.index(stage, spot);
         if (TraceTree.climb(keccak256(piece.words), index, piece.path) != stage.root) revert BadOpening();
     }
 

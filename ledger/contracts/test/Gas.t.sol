@@ -7,6 +7,7 @@ import {Int8Referee} from "../src/Int8Referee.sol";
 import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
 import {Base} from "./Base.sol";
+import {DisputeVectors} from "./DisputeVectors.sol";
 
 /// Gas of whole transactions, kept in snapshots/gas.json. Only meaningful with `forge test --isolate`.
 contract GasTest is Base {
@@ -127,5 +128,49 @@ contract GasTest is Base {
         }
         referee.recompute(made);
         record(string.concat("referee, ", name), 1_000_000);
+    }
+}
+
+/// Whole disputes, move after move.
+contract DisputeGasTest is DisputeVectors {
+    bool public constant IS_TEST = true;
+
+    function setUp() public {
+        setUpGame();
+        json = vm.readFile("../vectors/disputes.json");
+    }
+
+    function record(string memory name, uint256 used, uint256 most) internal {
+        vm.snapshotValue("gas", name, used);
+        vm.assertLe(used, most, name);
+    }
+
+    function test_disputes() public {
+        open(0);
+        record("dispute, open", vm.lastCallGas().gasTotalUsed, 350_000);
+        uint256 whole = vm.lastCallGas().gasTotalUsed;
+        uint256 count = moves(0);
+        for (uint256 move = 0; move < count; ++move) {
+            play(0, move);
+            uint256 used = vm.lastCallGas().gasTotalUsed;
+            whole += used;
+            if (move == 0) record("dispute, commit", used, 800_000);
+            if (move == 1) record("dispute, choose", used, 100_000);
+            if (move == 2) record("dispute, reveal", used, 100_000);
+            if (move == count - 1) record("dispute, prove a segment", used, 1_500_000);
+        }
+        record("dispute over a product, whole", whole, 4_000_000);
+    }
+
+    function test_disputeOverRows() public {
+        uint256 index = 8;
+        open(index);
+        uint256 whole = vm.lastCallGas().gasTotalUsed;
+        uint256 count = moves(index);
+        for (uint256 move = 0; move < count; ++move) {
+            play(index, move);
+            whole += vm.lastCallGas().gasTotalUsed;
+        }
+        record("dispute over rows as sent, whole", whole, 4_000_000);
     }
 }

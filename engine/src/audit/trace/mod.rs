@@ -6,7 +6,7 @@
 //! is the same by construction; a test holds it to the rows that stages send. It keeps the roots of rows and
 //! what goes from layer to layer, and computes a layer again when its words are asked for.
 
-//pub mod dispute;
+pub mod dispute;
 pub mod kind;
 pub mod tree;
 pub mod wiring;
@@ -76,6 +76,8 @@ pub struct Trace<'a> {
     outs: Vec<Vec<Vec<u32>>>,
     /// Roots of rows, `[slot][operation][position]`.
     roots: Vec<Vec<Vec<Hash>>>,
+    /// Nodes over all rows of an operation, `[slot][operation]`.
+    tops: Vec<Vec<Hash>>,
     /// The slot that was computed last, with its weights.
     held: Option<(u32, OpenUnit, Rows)>,
     #[cfg(test)]
@@ -142,6 +144,7 @@ impl<'a> Trace<'a> {
             depths,
             outs: Vec::new(),
             roots: Vec::new(),
+            tops: Vec::new(),
             held: None,
             #[cfg(test)]
             cheat: None,
@@ -153,10 +156,10 @@ impl<'a> Trace<'a> {
             self.hold(slot)?;
             let Some((_, _, rows)) = &self.held else { continue };
             let root = |row: &Vec<u32>| self.row_nodes(row, self.depths.pieces).first().copied();
-            let operations = rows.iter().map(|rows| {
-                rows.iter().map(|row| root(row).unwrap_or_default()).collect()
-            });
-            self.roots.push(operations.collect());
+            let operations = rows.iter().map(|rows| rows.iter().map(|row| root(row).unwrap_or_default()));
+            let operations: Vec<Vec<Hash>> = operations.map(Iterator::collect).collect();
+            self.tops.push(operations.iter().map(|rows| top(rows.clone(), self.depths.positions)).collect());
+            self.roots.push(operations);
             self.outs.push(rows.last().cloned().unwrap_or_default());
         }
         Ok(self)
@@ -206,10 +209,11 @@ impl<'a> Trace<'a> {
         let slots = operations + OPERATION_BITS;
         let place = self.depths.place(node.index << level);
         let (nodes, from) = if level >= slots {
-            let tops = (0..self.roots.len()).map(|slot| top(self.operations(slot), OPERATION_BITS));
+            let tops = self.tops.iter().map(|operations| top(operations.clone(), OPERATION_BITS));
             (raise(tops.collect(), level - slots), slots)
         } else if level >= operations {
-            (raise(self.operations(place.slot as usize), level - operations), operations)
+            let tops = self.tops.get(place.slot as usize).cloned();
+            (raise(tops.unwrap_or_default(), level - operations), operations)
         } else if level >= pieces {
             let rows = self.roots.get(place.slot as usize);
             let rows = rows.and_then(|rows| rows.get(place.operation as usize));
@@ -226,11 +230,6 @@ impl<'a> Trace<'a> {
         };
         let within = node.index & ((1 << (from + field - level)) - 1);
         Ok(nodes.get(within as usize..).unwrap_or_default().to_vec())
-    }
-
-    fn operations(&self, slot: usize) -> Vec<Hash> {
-        let roots = self.roots.get(slot).map_or(&[][..], Vec::as_slice);
-        roots.iter().map(|rows| top(rows.clone(), self.depths.positions)).collect()
     }
 
     fn row_nodes(&self, row: &[u32], levels: u32) -> Vec<Hash> {
@@ -310,7 +309,13 @@ impl<'a> Trace<'a> {
                 #[cfg(test)]
                 if let Some(cheat) = &self.cheat {
                     let before = slot.checked_sub(1).map(|slot| &self.outs[slot as usize][position as usize]);
-                    cheat.spoil(slot, operation, position, before, &mut rows[operation as usize][position as usize]);
+                    cheat.spoil(
+                        slot,
+                        operation,
+                        position,
+                        before,
+                        &mut rows[operation as usize][position as usize],
+                    );
                 }
             }
         }
@@ -320,10 +325,8 @@ impl<'a> Trace<'a> {
 
     fn weights(&self, layer: Option<usize>) -> Result<OpenUnit, TraceError> {
         #[cfg(test)]
-        let model = self.cheat.as_ref().and_then(|cheat| cheat.weights(layer)).unwrap_or(self.model);
-        #[cfg(not(test))]
-        let model = self.model;
-        Ok(model.open_unit(layer, self.quantisation)?)
+        let layer = self.cheat.as_ref().map_or(layer, |cheat| cheat.weights(layer));
+        Ok(self.model.open_unit(layer, self.quantisation)?)
     }
 
     fn width(&self, slot: u32, operation: u32, position: u32) -> u32 {
@@ -335,9 +338,7 @@ impl<'a> Trace<'a> {
 
     fn wire(&self, place: &Place) -> Wiring {
         match (place.slot.checked_sub(1), &self.entered) {
-            (Some(layer), _) => {
-                self.dims[layer as usize].wire(place.operation, place.position, place.word)
-            }
+            (Some(layer), _) => self.dims[layer as usize].wire(place.operation, place.position, place.word),
             (None, Entered::Tokens(tokens)) => {
                 let token = tokens.get(place.position as usize).copied().unwrap_or(0);
                 wiring::embedded(token, place.word, self.model.config().embedding_scale)

@@ -315,9 +315,7 @@ impl Dims {
             38..=39 => at.quantised(op::MLP_SCALES, op::MLP_NORMED, self.hidden),
             op::GATED => Wiring::new(Kind::Gate, vec![at.value(op::GATE, word), at.value(op::UP, word)]),
             43..=44 => at.quantised(op::GATED_SCALES, op::GATED, self.intermediate),
-            op::OUT => {
-                Wiring::new(Kind::Out, vec![at.value(op::RESIDUAL, word), at.value(op::DOWN, word)])
-            }
+            op::OUT => Wiring::new(Kind::Out, vec![at.value(op::RESIDUAL, word), at.value(op::DOWN, word)]),
             _ => at.product(),
         }
     }
@@ -460,11 +458,8 @@ impl At<'_> {
                 let pairs = dims.head_dim / 2;
                 let (which, pair) = (word % dims.head_dim / pairs, word % pairs);
                 let first = word - which * pairs;
-                let pair_parts = vec![
-                    self.value(source, first),
-                    self.value(source, first + pairs),
-                    Part::Rotation(pair),
-                ];
+                let pair_parts =
+                    vec![self.value(source, first), self.value(source, first + pairs), Part::Rotation(pair)];
                 Wiring::with(kind, [which, dims.scale, 0, 0], pair_parts)
             }
         }
@@ -549,8 +544,7 @@ impl At<'_> {
         if self.operation == op::ATTENDED {
             let (head, i) = (word / dims.head_dim, word % dims.head_dim);
             let last = (head + 1) * blocks - 1;
-            let parts =
-                vec![self.word(op::FOLDED, last * dims.head_dim + i), self.word(op::TOTALS, last)];
+            let parts = vec![self.word(op::FOLDED, last * dims.head_dim + i), self.word(op::TOTALS, last)];
             return Wiring::new(Kind::Divide, parts);
         }
         let (source, step) = match self.operation {

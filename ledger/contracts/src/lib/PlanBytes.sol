@@ -32,27 +32,27 @@ library PlanBytes {
     /// @param number Number of the stage.
     /// @return part The stage.
     function stage(bytes calldata plan, uint256 number) internal pure returns (Part memory part) {
-        uint256 at = DOMAIN.length;
-        if (plan.length < at || keccak256(plan[:at]) != keccak256(DOMAIN)) revert BadPlan();
+        uint256 offset = DOMAIN.length;
+        if (plan.length < offset || keccak256(plan[:offset]) != keccak256(DOMAIN)) revert BadPlan();
         // Session, gateway.
-        at += 4 + _u32(plan, at) + 32;
-        if (at + 32 > plan.length) revert BadPlan();
-        part.model = bytes32(plan[at:at + 32]);
+        offset += 4 + _u32(plan, offset) + 32;
+        if (offset + 32 > plan.length) revert BadPlan();
+        part.model = bytes32(plan[offset:offset + 32]);
         // Model, quantisation, salt, prompt, its length, most tokens.
-        at += 32 + 1 + 32 + 32 + 4 + 4;
-        at += 4 + 4 * _u32(plan, at) + SAMPLING;
-        at += 4 + 8 * _u32(plan, at);
-        if (number >= _u32(plan, at)) revert BadPlan();
-        at += 4 + number * STAGE + 32;
-        part.from = uint32(_u32(plan, at));
-        part.to = uint32(_u32(plan, at + 4));
-        if (at + 10 > plan.length) revert BadPlan();
-        part.embedding = plan[at + 8] != 0;
-        part.head = plan[at + 9] != 0;
+        offset += 32 + 1 + 32 + 32 + 4 + 4;
+        offset += 4 + 4 * _u32(plan, offset) + SAMPLING;
+        offset += 4 + 8 * _u32(plan, offset);
+        if (number >= _u32(plan, offset)) revert BadPlan();
+        offset += 4 + number * STAGE + 32;
+        part.from = uint32(_u32(plan, offset));
+        part.to = uint32(_u32(plan, offset + 4));
+        if (offset + 10 > plan.length) revert BadPlan();
+        part.embedding = plan[offset + 8] != 0;
+        part.head = plan[offset + 9] != 0;
     }
 
-    function _u32(bytes calldata plan, uint256 at) private pure returns (uint256) {
-        if (at + 4 > plan.length) revert BadPlan();
-        return uint32(bytes4(plan[at:at + 4]));
+    function _u32(bytes calldata plan, uint256 offset) private pure returns (uint256) {
+        if (offset + 4 > plan.length) revert BadPlan();
+        return uint32(bytes4(plan[offset:offset + 4]));
     }
 }

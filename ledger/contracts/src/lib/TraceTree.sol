@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity 0.8.37;
 
-import {Stage} from "../ITraceJudge.sol";
+import {Place, Stage} from "../ITraceJudge.sol";
 
 /// @title The tree over a trace
 /// @notice Binary over all indices; a node without anything below it is zero. docs/disputes.md defines it.
@@ -24,38 +24,24 @@ library TraceTree {
 
     /// @notice Number of the piece that a word is in.
     /// @param stage What is in dispute.
-    /// @param slot Slot.
-    /// @param operation Operation.
-    /// @param position Position.
-    /// @param at Word of the row.
+    /// @param spot The word.
     /// @return The number.
-    function index(Stage memory stage, uint256 slot, uint256 operation, uint256 position, uint256 at)
-        internal
-        pure
-        returns (uint256)
-    {
-        uint256 row = (((slot << OPERATION_BITS) | operation) << stage.positionBits) | position;
-        return (row << stage.pieceBits) | (at / PIECE_WORDS);
+    function index(Stage memory stage, Place memory spot) internal pure returns (uint256) {
+        uint256 row = (((spot.slot << OPERATION_BITS) | spot.operation) << stage.positionBits) | spot.position;
+        return (row << stage.pieceBits) | (spot.word / PIECE_WORDS);
     }
 
     /// @notice The first word of a piece.
     /// @param stage What is in dispute.
     /// @param piece Number of the piece.
-    /// @return slot Slot.
-    /// @return operation Operation.
-    /// @return position Position.
-    /// @return at Word of the row.
-    function place(Stage memory stage, uint256 piece)
-        internal
-        pure
-        returns (uint256 slot, uint256 operation, uint256 position, uint256 at)
-    {
-        at = (piece & ((1 << stage.pieceBits) - 1)) * PIECE_WORDS;
+    /// @return spot The word.
+    function place(Stage memory stage, uint256 piece) internal pure returns (Place memory spot) {
+        spot.word = (piece & ((1 << stage.pieceBits) - 1)) * PIECE_WORDS;
         piece >>= stage.pieceBits;
-        position = piece & ((1 << stage.positionBits) - 1);
+        spot.position = piece & ((1 << stage.positionBits) - 1);
         piece >>= stage.positionBits;
-        operation = piece & ((1 << OPERATION_BITS) - 1);
-        slot = piece >> OPERATION_BITS;
+        spot.operation = piece & ((1 << OPERATION_BITS) - 1);
+        spot.slot = piece >> OPERATION_BITS;
     }
 
     /// @notice The node above two.
@@ -99,19 +85,19 @@ library TraceTree {
 
     /// @notice A word of a piece.
     /// @param piece The piece.
-    /// @param at Word of the row.
+    /// @param spot Word of the row.
     /// @return The word.
-    function word(bytes calldata piece, uint256 at) internal pure returns (uint32) {
-        uint256 from = (at % PIECE_WORDS) * 4;
+    function word(bytes calldata piece, uint256 spot) internal pure returns (uint32) {
+        uint256 from = (spot % PIECE_WORDS) * 4;
         return uint32(bytes4(piece[from:from + 4]));
     }
 
     /// @notice An element (bf16) of a piece of a row as it travels, as binary32.
     /// @param piece The piece.
-    /// @param at Element of the row.
+    /// @param spot Element of the row.
     /// @return Its bits.
-    function element(bytes calldata piece, uint256 at) internal pure returns (uint32) {
-        uint256 from = (at % 256) * 2;
+    function element(bytes calldata piece, uint256 spot) internal pure returns (uint32) {
+        uint256 from = (spot % 256) * 2;
         return (uint32(uint8(piece[from + 1])) << 24) | (uint32(uint8(piece[from])) << 16);
     }
 
