@@ -37,9 +37,9 @@ contract WiringTest {
     }
 
     /// Every word follows from words before it that exist, and the referee takes what it follows from.
-    function testFuzz_wordsFollowFromEarlierOnes(uint256 seed, uint16 at, uint256 which) public view {
+    function testFuzz_wordsFollowFromEarlierOnes(uint256 seed, uint16 place, uint256 which) public view {
         Wiring.Dims memory d = drawn(seed);
-        uint256 position = at % 400;
+        uint256 position = place % 400;
         for (uint256 operation = 0; operation < Wiring.OPERATIONS; ++operation) {
             uint256 width = Wiring.width(d, operation, position);
             // One past the end, too.
