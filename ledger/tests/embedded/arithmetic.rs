@@ -165,7 +165,7 @@ fn halves(numbers: &mut Numbers, index: usize) -> [u32; 3] {
             let (low, high) = (from_half(a as u16), from_half((a as u16).wrapping_add(1)));
             [f32::midpoint(low, high).to_bits().wrapping_add(numbers.bits() % 3).wrapping_sub(1), 0, 0]
         }
-        _ => [0x3200_0000 + numbers.bits() % 0x1600_0000 | a & 0x8000_0000, 0, 0],
+        _ => [(0x3200_0000 + numbers.bits() % 0x1600_0000) | a & 0x8000_0000, 0, 0],
     }
 }
 
