@@ -32,6 +32,15 @@ pub struct OpenedSegment {
     pub in_unit: Vec<[u8; 32]>,
 }
 
+/// The rotations of a position, and what leads from them to the position encoding's hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OpenedRotations {
+    /// The position's number, cosines, sines.
+    pub(crate) leaf: Vec<u8>,
+    /// From them to the hash.
+    pub(crate) in_rope: Vec<[u8; 32]>,
+}
+
 /// The weights of a layer, or of the embedding.
 pub struct OpenUnit {
     description: Vec<u8>,
@@ -125,8 +134,7 @@ impl Model {
         })
     }
 
-    /// The leaf of a position's rotations, and what leads from it to the position encoding's hash; `None` past
-    /// the positions that are hashed.
+    /// The rotations of a position; `None` past the positions that are hashed.
     ///
     /// # Errors
     /// If there is no such encoding.
@@ -134,9 +142,10 @@ impl Model {
         &self,
         table: &RopeTable,
         position: u32,
-    ) -> Result<Option<(Vec<u8>, Vec<[u8; 32]>)>, ModelError> {
+    ) -> Result<Option<OpenedRotations>, ModelError> {
         let proof = merkle::proof(&self.rope_leaves()?, position as usize + 1);
-        Ok(proof.map(|proof| (rotations(table, position as usize), proof)))
+        let opened = |in_rope| OpenedRotations { leaf: rotations(table, position as usize), in_rope };
+        Ok(proof.map(opened))
     }
 
     /// Whether heads have norms, and which products have biases: q, k and v; o; gate, up and down.

@@ -159,7 +159,7 @@ contract DisputesTest is DisputeVectors {
 }
 
 /// Which words a word follows from, for many shapes.
-contract WiringTest {
+contract WiringVectorsTest {
     bool public constant IS_TEST = true;
 
     function number(bytes memory line, uint256 index) internal pure returns (uint32 value) {

@@ -312,8 +312,8 @@ impl<'a> Side<'a> {
             }
             Part::Rotation(_) => {
                 let opened = self.trace.model.open_rotations(&self.trace.rope, place.position)?;
-                (opening.rotation, opening.in_rope) =
-                    opened.ok_or(TraceError::Unsupported("positions so far on"))?;
+                let opened = opened.ok_or(TraceError::Unsupported("positions so far on"))?;
+                (opening.rotation, opening.in_rope) = (opened.leaf, opened.in_rope);
             }
         }
         Ok(())
