@@ -117,14 +117,19 @@ contract TraceJudge is ITraceJudge {
             bytes.concat(TOKEN_DOMAIN, stage.model, bytes4(uint32(place.position)), bytes4(entered.token))
         );
         _came(stage, place, entered, token);
-        bytes32 root = _model(stage, opening.unit, 0);
-        Leaf memory leaf;
-        leaf.kind = Kind.Embed;
-        (leaf.numbers[2], leaf.numbers[3]) = Wiring.parseEmbedding(opening.unit.description);
-        leaf.numbers[1] = uint32(place.word % 256);
-        leaf.numbers[0] = Weights.segment(root, 1, entered.token, place.word / 256, opening.matrix);
-        leaf.weight = opening.matrix.data;
-        return REFEREE.recompute(leaf);
+        return REFEREE.recompute(_embedding(place.word, _model(stage, opening.unit, 0), opening));
+    }
+
+    /// What an element of an embedding's row follows from.
+    function _embedding(uint256 word, bytes32 root, Opening calldata opening)
+        private
+        pure
+        returns (Leaf memory)
+    {
+        (uint32 scaled, uint32 scale) = Wiring.parseEmbedding(opening.unit.description);
+        uint32 format = Weights.segment(root, 1, opening.entered.token, word / 256, opening.matrix);
+        uint32[4] memory numbers = [format, uint32(word % 256), scaled, scale];
+        return Leaf(Kind.Embed, new uint32[](0), numbers, opening.matrix.data);
     }
 
     /// That a leaf is in the root of what came in at a position.
@@ -147,10 +152,8 @@ contract TraceJudge is ITraceJudge {
         Wiring.Dims memory dims = Wiring.parse(opening.unit.description);
         if (place.word >= Wiring.width(dims, place.operation, place.position)) return (false, 0);
         Wiring.Wired memory wired = Wiring.wire(dims, place.operation, place.position, place.word);
-        Leaf memory leaf;
-        leaf.kind = wired.kind;
-        leaf.numbers = wired.numbers;
-        leaf.inputs = _inputs(stage, place, opening, wired, root);
+        uint32[] memory inputs = _inputs(stage, place, opening, wired, root);
+        Leaf memory leaf = Leaf(wired.kind, inputs, wired.numbers, "");
         if (wired.weighted) {
             leaf.numbers[0] = Weights.segment(root, wired.tensor, wired.row, wired.segment, opening.matrix);
             leaf.weight = opening.matrix.data;
