@@ -24,19 +24,21 @@ contract Int8Referee is IReferee {
 
     /// @inheritdoc IReferee
     function recompute(Leaf memory leaf) external pure returns (uint32) {
+        return uint32(_word(leaf));
+    }
+
+    function _word(Leaf memory leaf) private pure returns (uint256) {
         Kind kind = leaf.kind;
-        uint256 word;
-        if (kind == Kind.Segment) word = _segment(leaf);
-        else if (kind == Kind.Embed) word = _embed(leaf);
-        else if (leaf.weight.length != 0) revert BadShape(kind);
-        else if (kind == Kind.GroupScale) word = _groupScale(leaf.inputs);
-        else if (kind == Kind.GroupQuants) word = _groupQuants(leaf.inputs);
-        else if (kind == Kind.Chain) word = _chain(leaf);
-        else if (kind == Kind.Max) word = _max(leaf.inputs);
-        else if (kind == Kind.Tree) word = _tree(leaf);
-        else if (kind == Kind.Square) word = _square(leaf.inputs);
-        else word = _fixed(leaf);
-        return uint32(word);
+        if (kind == Kind.Segment) return _segment(leaf);
+        if (kind == Kind.Embed) return _embed(leaf);
+        if (leaf.weight.length != 0) revert BadShape(kind);
+        if (kind == Kind.GroupScale) return _groupScale(leaf.inputs);
+        if (kind == Kind.GroupQuants) return _groupQuants(leaf.inputs);
+        if (kind == Kind.Chain) return _chain(leaf);
+        if (kind == Kind.Max) return _max(leaf.inputs);
+        if (kind == Kind.Tree) return _tree(leaf);
+        if (kind == Kind.Square) return _square(leaf.inputs);
+        return _fixed(leaf);
     }
 
     /// Kinds with a fixed number of inputs.
@@ -112,7 +114,7 @@ contract Int8Referee is IReferee {
         uint256 first = leaf.numbers[0];
         uint256 count = leaf.inputs.length;
         if (count == 0 || first + count > BLOCK) revert BadShape(Kind.Tree);
-        uint256[BLOCK] memory lanes;
+        uint256[] memory lanes = new uint256[](BLOCK);
         for (uint256 i = 0; i < count; ++i) {
             lanes[first + i] = leaf.inputs[i];
         }
@@ -154,6 +156,8 @@ contract Int8Referee is IReferee {
         if (s.abs() == 0) return 0;
         uint256 inverse = SoftFloat.ONE.div(s);
         for (uint256 i = 1; i < x.length; ++i) {
+            // Floats: the definition divides first.
+            // slither-disable-next-line divide-before-multiply
             uint256 quant = uint8(int8(uint256(x[i]).mul(inverse).toInt8()));
             quants |= quant << (8 * (i - 1));
         }
