@@ -24,17 +24,17 @@ import {Tree} from "./lib/Tree.sol";
 ///
 /// All amounts are in the token's smallest unit, all times in seconds since 1970. Nothing here is owned, paused
 /// or changed after the deployment, so no open case changes under anybody.
-contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
+contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
     using TokenIn for IERC20;
 
     /// @notice What is fixed when the contract is deployed. Rates are in units of 2^-32, parts of stake in basis
     /// points.
-    /// @param stake Holds the stakes; this contract is slasher of nodes and auditors there.
+    /// @param auditors Who can be drawn; counts the epochs. This contract is slasher of nodes and auditors in
+    /// its StakeManager.
     /// @param beacon Draws.
     /// @param game Settles disputes. Without one nobody can defend itself, so nobody is slashed for what it
     /// computed.
-    /// @param epochLength Length of an epoch.
     /// @param beaconDelay An epoch's beacon is the first round made so long after its end.
     /// @param drawWindow How long after an epoch's end its leaves can be drawn.
     /// @param openWindow How long a node has to open a drawn leaf.
@@ -47,19 +47,17 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     /// @param rateFloor One part of so many is left of a rate after a long honest history.
     /// @param rateHalfLife Audits passed that halve what is above that.
     /// @param minNodeStake Least active stake of who posts.
-    /// @param minAuditorStake Least active stake of an auditor.
     /// @param disputeBond What each side of a dispute puts up.
     /// @param silentBps Taken of a node that does not open a drawn leaf.
     /// @param withheldBps Taken of a node that two auditors got no rows from.
     /// @param repeatBps Taken of a node for the second mismatch within the strike window.
-    /// @param systematicBps Taken for further ones, and of who loses a dispute.
+    /// @param systematicBps Taken for further ones, and of a node that loses a dispute.
     /// @param lapseBps Taken of an auditor that is silent, or stands alone and does not defend its answer.
-    /// @param missBps Taken of an auditor that confirms a planted fault.
+    /// @param missBps Taken of an auditor that confirms a planted fault, or loses a dispute.
     struct Config {
-        StakeManager stake;
+        AuditorSet auditors;
         IBeacon beacon;
         IDisputeGame game;
-        uint40 epochLength;
         uint40 beaconDelay;
         uint40 drawWindow;
         uint40 openWindow;
@@ -71,7 +69,6 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
         uint32 rateFloor;
         uint32 rateHalfLife;
         uint128 minNodeStake;
-        uint128 minAuditorStake;
         uint128 disputeBond;
         uint16 silentBps;
         uint16 withheldBps;
@@ -204,6 +201,12 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     uint256 private constant BPS = 10_000;
     bytes private constant PLANT_DOMAIN = "dolphin/plant/1";
 
+    /// @notice Who can be drawn.
+    AuditorSet public immutable auditors;
+    /// @notice Holds the stakes.
+    StakeManager public immutable stake;
+    /// @notice Length of an epoch.
+    uint40 public immutable epochLength;
     /// @notice The token of bonds.
     IERC20 public immutable token;
     /// @notice Draws.
@@ -214,23 +217,41 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     uint40 public immutable longestGame;
     /// @notice Longest time from a case's beginning to its end, if everybody acts as soon as they may.
     uint40 public immutable longestCase;
+    /// @notice An epoch's beacon is the first round made so long after its end.
     uint40 public immutable beaconDelay;
+    /// @notice How long after an epoch's end its leaves can be drawn.
     uint40 public immutable drawWindow;
+    /// @notice How long a node has to open a drawn leaf.
     uint40 public immutable openWindow;
+    /// @notice How long each step of an auditor may take.
     uint40 public immutable answerWindow;
+    /// @notice How long a verdict can be disputed.
     uint40 public immutable disputeWindow;
+    /// @notice Mismatches further apart are isolated.
     uint40 public immutable strikeWindow;
+    /// @notice How often a new node's chunks of prompts are drawn, in units of 2^-32.
     uint32 public immutable promptRate;
+    /// @notice The same for chunks of replies.
     uint32 public immutable replyRate;
+    /// @notice One part of so many is left of a rate after a long honest history.
     uint32 public immutable rateFloor;
+    /// @notice Audits passed that halve what is above that.
     uint32 public immutable rateHalfLife;
+    /// @notice Least active stake of who posts.
     uint128 public immutable minNodeStake;
+    /// @notice What each side of a dispute puts up.
     uint128 public immutable disputeBond;
+    /// @notice Part of stake taken of a node that does not open a drawn leaf.
     uint16 public immutable silentBps;
+    /// @notice Part taken of a node that two auditors got no rows from.
     uint16 public immutable withheldBps;
+    /// @notice Part taken of a node for the second mismatch within the strike window.
     uint16 public immutable repeatBps;
+    /// @notice Part taken for further ones, and of a node that loses a dispute.
     uint16 public immutable systematicBps;
+    /// @notice Part taken of an auditor that is silent, or does not defend its answer.
     uint16 public immutable lapseBps;
+    /// @notice Part taken of an auditor that confirms a planted fault, or loses a dispute.
     uint16 public immutable missBps;
 
     /// @notice What accounts have posted.
@@ -284,6 +305,8 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     error BadCount(uint32 count, uint32 prompts);
     /// @notice The account has posted this epoch's root.
     error AlreadyPosted(uint256 epoch);
+    /// @notice The account has not enough active stake to post.
+    error TooLittleStake(uint256 stake, uint256 least);
     /// @notice There is no such leaf.
     error NoSuchLeaf(address account, uint256 epoch, uint256 index);
     /// @notice The epoch's round of the beacon was not submitted, or not made yet.
@@ -322,22 +345,24 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     error TooLittleGas();
 
     /// @param c Everything that is fixed from now on.
-    constructor(Config memory c) AuditorSet(c.stake, c.epochLength, c.minAuditorStake) {
+    constructor(Config memory c) {
         uint40 longest = address(c.game) == address(0) ? 0 : c.game.longest();
         uint256 whole = c.openWindow + (3 * uint256(MAX_DRAWS) + 1) * c.answerWindow
             + 2 * uint256(c.disputeWindow) + longest + GAME_MARGIN;
-        uint256 thaw = c.stake.thawPeriod();
+        stake = c.auditors.stake();
+        epochLength = c.auditors.epochLength();
+        uint256 thaw = stake.thawPeriod();
         // Stake that is held from the posting of a root on outlasts every case of it, and stake that was listed
         // outlasts whatever it may be drawn for.
         if (
-            address(c.beacon) == address(0) || c.epochLength < 60 || c.openWindow == 0
+            address(c.beacon) == address(0) || c.openWindow == 0
                 || c.answerWindow == 0 || c.disputeWindow == 0 || c.rateFloor == 0 || c.rateHalfLife == 0
-                || c.disputeBond == 0 || c.minNodeStake == 0 || c.minAuditorStake == 0
-                || 2 * uint256(c.epochLength) + c.drawWindow + whole > thaw || c.drawWindow <= c.beaconDelay
+                || c.disputeBond == 0 || c.minNodeStake == 0
+                || 2 * uint256(epochLength) + c.drawWindow + whole > thaw || c.drawWindow <= c.beaconDelay
                 || c.silentBps > BPS || c.withheldBps > BPS || c.repeatBps > BPS || c.systematicBps > BPS
                 || c.lapseBps > BPS || c.missBps > BPS
         ) revert BadConfig();
-        token = c.stake.token();
+        (auditors, token) = (c.auditors, stake.token());
         (beacon, game, longestGame, longestCase) = (c.beacon, c.game, longest, uint40(whole));
         (beaconDelay, drawWindow, openWindow) = (c.beaconDelay, c.drawWindow, c.openWindow);
         (answerWindow, disputeWindow, strikeWindow) = (c.answerWindow, c.disputeWindow, c.strikeWindow);
@@ -356,7 +381,7 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     /// @param count How many leaves.
     /// @param prompts How many of them, the first ones, are of prompts.
     function post(bytes32 root, uint32 count, uint32 prompts) external {
-        uint256 epoch = currentEpoch();
+        uint256 epoch = auditors.currentEpoch();
         Posted storage entry = posted[msg.sender][epoch];
         if (entry.count != 0) revert AlreadyPosted(epoch);
         if (count == 0 || count > MAX_LEAVES || prompts > count) revert BadCount(count, prompts);
@@ -429,7 +454,7 @@ contract AuditManager is AuditorSet, IDisputeOutcome, ReentrancyGuardTransient {
     function assign(bytes32 id, Auditor[] calldata list) external {
         Case storage c = _cases[id];
         _at(c, Stage.Drawing);
-        if (keccak256(abi.encode(list)) != snapshots[c.epoch - 1]) revert WrongList(c.epoch - 1);
+        if (keccak256(abi.encode(list)) != auditors.snapshots(c.epoch - 1)) revert WrongList(c.epoch - 1);
         address auditor = Draw.auditorOf(_beaconOf(c.epoch), id, list, c.account, c.draws);
         if (auditor == address(0)) {
             _close(id, c, Verdict.Undecided);

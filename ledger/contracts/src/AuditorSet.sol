@@ -9,7 +9,9 @@ import {Roles} from "./lib/Roles.sol";
 /// @notice Auditors enter themselves with enough active stake behind their role. Once in an epoch anybody has
 /// their stakes written down, as the hash of a list that the event holds; audits of the next epoch are drawn from it,
 /// so that nobody who knows an epoch's beacon can still change whom it draws.
-abstract contract AuditorSet {
+///
+/// Nothing here is owned or changes after the deployment.
+contract AuditorSet {
     /// @notice Most auditors at a time. Who has more stake takes the place of one who has less.
     uint256 public constant MAX_AUDITORS = 64;
     /// Stakes are told in gwei of the token.
@@ -35,6 +37,8 @@ abstract contract AuditorSet {
     /// @notice The auditors and their stakes, from which the next epoch's audits are drawn.
     event AuditorsListed(uint256 indexed epoch, Auditor[] auditors);
 
+    /// @notice A parameter of the deployment is out of its bounds.
+    error BadConfig();
     /// @notice The auditor has not enough active stake.
     error TooLittleStake(uint256 stake, uint256 least);
     /// @notice The auditor is in the set.
@@ -46,7 +50,11 @@ abstract contract AuditorSet {
     /// @notice The epoch's list is there.
     error AlreadyListed(uint256 epoch);
 
+    /// @param stake_ Holds the stakes.
+    /// @param epochLength_ Length of an epoch, in seconds; at least a minute.
+    /// @param minAuditorStake_ Least active stake of an auditor, in the token's smallest unit.
     constructor(StakeManager stake_, uint40 epochLength_, uint128 minAuditorStake_) {
+        if (address(stake_) == address(0) || epochLength_ < 60 || minAuditorStake_ == 0) revert BadConfig();
         stake = stake_;
         epochLength = epochLength_;
         minAuditorStake = minAuditorStake_;
@@ -68,7 +76,7 @@ abstract contract AuditorSet {
     }
 
     /// @notice Takes the caller out. What it was drawn for before it still has to do.
-    function leave() external {
+    function resign() external {
         _remove(msg.sender);
     }
 

@@ -62,11 +62,11 @@ library Draw {
         for (uint256 n = 0; n <= number; ++n) {
             if (total == 0) return address(0);
             bytes32 hash = keccak256(abi.encodePacked(AUDITOR_DOMAIN, beacon, commitment, uint32(n)));
-            uint256 at = (uint256(uint64(bytes8(hash))) * total) >> 64;
+            uint256 place = (uint256(uint64(bytes8(hash))) * total) >> 64;
             uint256 i = 0;
             // Below the total, so it is within the list.
-            for (; at >= list[i].stake; ++i) {
-                at -= list[i].stake;
+            for (; place >= list[i].stake; ++i) {
+                place -= list[i].stake;
             }
             chosen = list[i].account;
             total -= list[i].stake;
