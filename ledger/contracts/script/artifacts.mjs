@@ -6,6 +6,9 @@ import path from 'node:path';
 
 const CONTRACTS = [
     'AccessManager',
+    'AuditManager',
+    'AuditorSet',
+    'Beacon',
     'ModelRegistry',
     'NodeRegistry',
     'PODToken',

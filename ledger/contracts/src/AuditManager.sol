@@ -269,9 +269,7 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         address indexed account, uint256 indexed epoch, bytes32 root, uint32 count, uint32 prompts
     );
     /// @notice A leaf was drawn, and its account has to open it.
-    event LeafDrawn(
-        bytes32 indexed id, address indexed account, uint32 epoch, uint32 index, uint40 deadline
-    );
+    event LeafDrawn(bytes32 indexed id, address indexed account, uint32 epoch, uint32 index, uint40 deadline);
     /// @notice A drawn leaf was opened.
     event LeafOpened(bytes32 indexed id, address indexed account, Chunk chunk);
     /// @notice An auditor was drawn, and has to commit to its answer.
@@ -347,20 +345,19 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
     /// @param c Everything that is fixed from now on.
     constructor(Config memory c) {
         uint40 longest = address(c.game) == address(0) ? 0 : c.game.longest();
-        uint256 whole = c.openWindow + (3 * uint256(MAX_DRAWS) + 1) * c.answerWindow
-            + 2 * uint256(c.disputeWindow) + longest + GAME_MARGIN;
+        uint256 whole = c.openWindow + (3 * uint256(MAX_DRAWS) + 1) * c.answerWindow + 2
+            * uint256(c.disputeWindow) + longest + GAME_MARGIN;
         stake = c.auditors.stake();
         epochLength = c.auditors.epochLength();
         uint256 thaw = stake.thawPeriod();
         // Stake that is held from the posting of a root on outlasts every case of it, and stake that was listed
         // outlasts whatever it may be drawn for.
         if (
-            address(c.beacon) == address(0) || c.openWindow == 0
-                || c.answerWindow == 0 || c.disputeWindow == 0 || c.rateFloor == 0 || c.rateHalfLife == 0
-                || c.disputeBond == 0 || c.minNodeStake == 0
-                || 2 * uint256(epochLength) + c.drawWindow + whole > thaw || c.drawWindow <= c.beaconDelay
-                || c.silentBps > BPS || c.withheldBps > BPS || c.repeatBps > BPS || c.systematicBps > BPS
-                || c.lapseBps > BPS || c.missBps > BPS
+            address(c.beacon) == address(0) || c.openWindow == 0 || c.answerWindow == 0
+                || c.disputeWindow == 0 || c.rateFloor == 0 || c.rateHalfLife == 0 || c.disputeBond == 0
+                || c.minNodeStake == 0 || 2 * uint256(epochLength) + c.drawWindow + whole > thaw
+                || c.drawWindow <= c.beaconDelay || c.silentBps > BPS || c.withheldBps > BPS
+                || c.repeatBps > BPS || c.systematicBps > BPS || c.lapseBps > BPS || c.missBps > BPS
         ) revert BadConfig();
         (auditors, token) = (c.auditors, stake.token());
         (beacon, game, longestGame, longestCase) = (c.beacon, c.game, longest, uint40(whole));
@@ -425,13 +422,10 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
     /// @param chunk What the leaf holds.
     /// @param proof From the leaf to the root.
     /// @return id The case's number.
-    function open(
-        address account,
-        uint32 epoch,
-        uint32 index,
-        Chunk calldata chunk,
-        bytes32[] calldata proof
-    ) external returns (bytes32 id) {
+    function open(address account, uint32 epoch, uint32 index, Chunk calldata chunk, bytes32[] calldata proof)
+        external
+        returns (bytes32 id)
+    {
         (id,) = _leaf(account, epoch, index);
         Case storage c = _cases[id];
         if (c.stage == Stage.None) draw(account, epoch, index);

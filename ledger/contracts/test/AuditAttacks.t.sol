@@ -89,9 +89,7 @@ contract AuditAttacksTest is AuditBase {
         set.join(address(0));
         Auditor[] memory later = set.listAuditors();
         vm.assertEq(later.length, list.length + 1);
-        vm.expectRevert(
-            abi.encodeWithSelector(AuditManager.WrongList.selector, audits.caseOf(id).epoch - 1)
-        );
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.WrongList.selector, audits.caseOf(id).epoch - 1));
         audits.assign(id, later);
     }
 
@@ -309,9 +307,7 @@ contract AuditAttacksTest is AuditBase {
     function test_withdrawalDuringADispute_ofAnAuditor() public {
         (bytes32 id, Auditor[] memory list) = opened(ALICE, chunkOf(1, seal(RIGHT)), "drawn");
         address auditor = assigned(id, list);
-        vm.assertEq(
-            stake.poolOf(auditor, Roles.AUDITOR).heldUntil, block.timestamp + audits.longestCase()
-        );
+        vm.assertEq(stake.poolOf(auditor, Roles.AUDITOR).heldUntil, block.timestamp + audits.longestCase());
     }
 
     /// Leaving once the beacon is known is silence.

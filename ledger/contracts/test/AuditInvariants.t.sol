@@ -59,7 +59,7 @@ contract AuditHandler {
 
     /// A new epoch with a chunk of both nodes, drawn and opened; the cheat's may be wrong, or stay closed.
     function begin(uint256 seed) external {
-        if (ids.length > 24) return;
+        if (ids.length > 12) return;
         Auditor[] memory list = set.listAuditors();
         lists[set.currentEpoch()] = abi.encode(list);
         skip((set.currentEpoch() + 1) * EPOCH + 1 - block.timestamp);
@@ -173,7 +173,10 @@ contract AuditHandler {
     }
 
     /// One step of an auditor whose turn it is.
-    function answer(bytes32 id, AuditManager.Case memory c, uint256 i, bytes32 result) internal returns (bool) {
+    function answer(bytes32 id, AuditManager.Case memory c, uint256 i, bytes32 result)
+        internal
+        returns (bool)
+    {
         address auditor = c.answers[i].auditor;
         AuditManager.Step step = c.answers[i].step;
         if (c.stage == AuditManager.Stage.Committing && step == AuditManager.Step.Drawn) {
@@ -214,7 +217,9 @@ contract AuditHandler {
             // Neither may be right; then the accuser has nothing to show for it.
             game.tell(id, claimed[id] == truth[id] || found != truth[id]);
         } else if (c.stage == AuditManager.Stage.Deciding) {
-            if (c.verdict == AuditManager.Verdict.Faulty && c.account == cheat && seed % 2 == 0) ask(id, cheat);
+            if (c.verdict == AuditManager.Verdict.Faulty && c.account == cheat && seed % 2 == 0) {
+                ask(id, cheat);
+            }
             for (uint256 i = 0; i < 2 && c.verdict == AuditManager.Verdict.Passed; ++i) {
                 bool opposes = c.answers[i].step == AuditManager.Step.Opposed;
                 if (opposes && isLiar[c.answers[i].auditor] && seed % 2 == 0) {

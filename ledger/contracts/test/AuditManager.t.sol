@@ -392,9 +392,7 @@ contract AuditManagerTest is AuditBase {
         wrongStage(drawing);
         audits.dispute(id);
         list[0].stake += 1;
-        vm.expectRevert(
-            abi.encodeWithSelector(AuditManager.WrongList.selector, audits.caseOf(id).epoch - 1)
-        );
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.WrongList.selector, audits.caseOf(id).epoch - 1));
         audits.assign(id, list);
         list[0].stake -= 1;
         address auditor = assigned(id, list);
@@ -494,7 +492,9 @@ contract AuditManagerTest is AuditBase {
         vm.expectRevert(abi.encodeWithSelector(AuditorSet.NotIn.selector, auditors[1]));
         vm.prank(auditors[1]);
         set.resign();
-        vm.expectRevert(abi.encodeWithSelector(AuditorSet.TooLittleStake.selector, STAKE - STAKE * 2 / 3, STAKE / 2));
+        vm.expectRevert(
+            abi.encodeWithSelector(AuditorSet.TooLittleStake.selector, STAKE - STAKE * 2 / 3, STAKE / 2)
+        );
         vm.prank(auditors[1]);
         set.join(address(0));
         vm.prank(auditors[0]);
@@ -529,9 +529,8 @@ contract AuditManagerTest is AuditBase {
         for (uint256 width = count; width > 1; width = (width + 1) / 2) {
             if (place ^ 1 < width) path[used++] = nodes[place ^ 1];
             for (uint256 i = 0; i < (width + 1) / 2; ++i) {
-                nodes[i] = 2 * i + 1 < width
-                    ? keccak256(abi.encode(nodes[2 * i], nodes[2 * i + 1]))
-                    : nodes[2 * i];
+                nodes[i] =
+                    2 * i + 1 < width ? keccak256(abi.encode(nodes[2 * i], nodes[2 * i + 1])) : nodes[2 * i];
             }
             place /= 2;
         }
@@ -545,7 +544,10 @@ contract AuditManagerTest is AuditBase {
         vm.assertFalse(this.holds(nodes[0], count, index, leaf, path));
     }
 
-    function testFuzz_auditorsAreOthersAndEachIsAskedOnce(uint64[6] calldata stakes, bytes32 drawn) public pure {
+    function testFuzz_auditorsAreOthersAndEachIsAskedOnce(uint64[6] calldata stakes, bytes32 drawn)
+        public
+        pure
+    {
         uint256 able = 0;
         address involved = address(3);
         address[7] memory seen;
@@ -565,7 +567,10 @@ contract AuditManagerTest is AuditBase {
         }
     }
 
-    function testFuzz_aHistoryOnlyLowersARate(uint32 fresh, uint32 floor, uint32 half, uint32 passed) public pure {
+    function testFuzz_aHistoryOnlyLowersARate(uint32 fresh, uint32 floor, uint32 half, uint32 passed)
+        public
+        pure
+    {
         (floor, half, passed) = (floor == 0 ? 1 : floor, half == 0 ? 1 : half, passed >> 1);
         uint32 rate = Draw.rateOf(fresh, floor, half, passed);
         vm.assertLe(rate, fresh);

@@ -109,7 +109,9 @@ contract BeaconTest {
     function testFuzz_mapsToTheCurve(uint256 u) public view {
         uint256 p = 0x30644e72e131a029b85045b68181585d97816a916871ca8d3c208c16d87cfd47;
         G1 memory point = Bn254.mapToCurve(u % p);
-        vm.assertEq(mulmod(point.y, point.y, p), addmod(mulmod(mulmod(point.x, point.x, p), point.x, p), 3, p));
+        vm.assertEq(
+            mulmod(point.y, point.y, p), addmod(mulmod(mulmod(point.x, point.x, p), point.x, p), 3, p)
+        );
         vm.assertEq(point.y % 2, (u % p) % 2);
     }
 }
