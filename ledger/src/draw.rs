@@ -104,9 +104,8 @@ pub fn auditors<Name: Copy + PartialEq>(
     involved: &[Name],
     count: usize,
 ) -> Vec<Name> {
-    let mut left: Vec<(Name, u64)> = (auditors.iter().copied())
-        .filter(|(name, stake)| *stake > 0 && !involved.contains(name))
-        .collect();
+    let mut left: Vec<(Name, u64)> =
+        (auditors.iter().copied()).filter(|(name, stake)| *stake > 0 && !involved.contains(name)).collect();
     let mut chosen = Vec::new();
     while chosen.len() < count && !left.is_empty() {
         let total: u128 = left.iter().map(|(_, stake)| u128::from(*stake)).sum();
