@@ -44,7 +44,7 @@ contract GasTest is Base {
         bytes memory signature = hex"06ded8c05af23042a0caf9b404c6140f9ec64adbaf82f04d5c37153e8412ed58"
             hex"0f827c7d5ac7d02ca0bbd989d07594729bdcde7d6dc1001191c59dc9033d31b2";
         s.beacon.submit(513, signature);
-        record("submit a round of the beacon", 220_000);
+        record("submit a round of the beacon", 185_000);
     }
 
     function test_batch() public {
@@ -120,43 +120,43 @@ contract AuditGasTest is AuditBase {
 
     function test_anAuditThatPasses() public {
         Auditor[] memory list = set.listAuditors();
-        record("list 64 auditors", 1_200_000);
+        record("list 64 auditors", 950_000);
         vm.warp((set.currentEpoch() + 1) * EPOCH + 1);
         Chunk memory chunk = chunkOf(1, seal(RIGHT));
         uint32 epoch = postOne(ALICE, chunk);
-        record("post commitments", 140_000);
+        record("post commitments", 125_000);
         drawable(epoch, "drawn");
         bytes32 id = audits.open(ALICE, epoch, 0, chunk, new bytes32[](0));
-        record("draw and open a leaf", 190_000);
+        record("draw and open a leaf", 145_000);
         address auditor = assigned(id, list);
         commit(id, auditor, RIGHT);
-        record("commit to an answer", 70_000);
+        record("commit to an answer", 62_000);
         reveal(id, auditor, chunk, RIGHT);
-        record("reveal an equal answer, node passes", 90_000);
+        record("reveal an equal answer, node passes", 78_000);
     }
 
     function test_anAuditThatFails() public {
         Chunk memory chunk = chunkOf(1, seal(WRONG));
         (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
         audits.assign(id, list);
-        record("draw an auditor of 64", 260_000);
+        record("draw an auditor of 64", 210_000);
         address first = audits.caseOf(id).answers[0].auditor;
         commit(id, first, RIGHT);
         vm.prank(first);
         audits.differ(id);
-        record("say that the answer differs", 50_000);
+        record("say that the answer differs", 37_000);
         address second = assigned(id, list);
         commit(id, second, RIGHT);
         reveal(id, second, chunk, RIGHT);
         reveal(id, first, chunk, RIGHT);
-        record("reveal the second of two answers", 70_000);
+        record("reveal the second of two answers", 57_000);
         vm.prank(ALICE);
         audits.dispute(id);
-        record("dispute a verdict", 190_000);
+        record("dispute a verdict", 135_000);
         vm.prank(first);
         audits.matchBond(id, chunk);
         game.tell(id, false);
-        record("a dispute lost, with slash", 330_000);
+        record("a dispute lost, with slash", 230_000);
     }
 
     function test_silence() public {
@@ -164,9 +164,9 @@ contract AuditGasTest is AuditBase {
         drawable(epoch, "drawn");
         vm.prank(ANYBODY);
         bytes32 id = audits.draw(ALICE, epoch, 0);
-        record("draw a leaf", 130_000);
+        record("draw a leaf", 88_000);
         pass(12 hours + 1);
         audits.timeOut(id);
-        record("time out a silent node, with slash", 230_000);
+        record("time out a silent node, with slash", 152_000);
     }
 }

@@ -87,9 +87,46 @@ impl Court<'_> {
     }
 }
 
+/// Enters two auditors, and has their stakes written down in one epoch for the next.
+async fn listed(
+    net: &Net,
+    holder: &Client,
+    auditors: [&Client; 2],
+    epoch_s: u64,
+) -> Vec<(ledger::eip712::Address, u64)> {
+    for auditor in auditors {
+        refused(auditor, AuditAction::Join { replaced: None }, "TooLittleStake").await;
+        staked(net, holder, auditor, AUDITOR_ROLE, "50000").await;
+        done(net, auditor, AuditAction::Join { replaced: None }).await;
+    }
+    next_epoch(net, holder, epoch_s).await;
+    let events = done(net, auditors[0], AuditAction::ListAuditors).await;
+    let [AuditEvent::AuditorsListed { auditors: listed, .. }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(listed[..], [4, 5].map(|number| (key(number).address(), 50_000 * 10u64.pow(9))));
+    listed.clone()
+}
+
+/// Has the beacon's round for an epoch submitted, once its time has come.
+async fn drawn(net: &Net, node: &Client, other: &Client, epoch: u32, secret: &Secret) {
+    let terms = node.audit_terms().await.expect("terms");
+    let round = node.audit_round(epoch).await.expect("a round");
+    let end = (u64::from(epoch) + 1) * terms.epoch_s;
+    let clock = Clock { genesis: GENESIS, period: PERIOD };
+    assert_eq!((round.round, round.randomness), (clock.round_after(end + 60), None));
+    let submit = |number| AuditAction::SubmitRound { round: number, signature: secret.sign(round.round) };
+    refused(node, submit(round.round), "NotYet").await;
+    let leaf = LeafId { account: node.account().expect("a key"), epoch, index: 0 };
+    refused(node, AuditAction::Draw(leaf), "NoBeacon").await;
+    next_epoch(net, node, terms.epoch_s).await;
+    net.advance(120).await;
+    refused(node, submit(round.round + 1), "BadRound").await;
+    done(net, other, submit(round.round)).await;
+    refused(other, submit(round.round), "AlreadyKnown").await;
+    assert!(node.audit_round(epoch).await.expect("a round").randomness.is_some());
+}
+
 async fn audited(net: Net) {
     let secret = Secret::from_seed(&[9; 32]);
-    let clock = Clock { genesis: GENESIS, period: PERIOD };
     let deployment = net
         .deploy_with(|parameters| {
             let key = secret.public_key();
@@ -102,20 +139,12 @@ async fn audited(net: Net) {
     let (one, two) = (net.client(&deployment, 4).await, net.client(&deployment, 5).await);
     let me = key(3).address();
     staked(&net, &holder, &node, NODE_ROLE, "10000").await;
-    for auditor in [&one, &two] {
-        refused(auditor, AuditAction::Join { replaced: None }, "TooLittleStake").await;
-        staked(&net, &holder, auditor, AUDITOR_ROLE, "50000").await;
-        done(&net, auditor, AuditAction::Join { replaced: None }).await;
-    }
     let terms = node.audit_terms().await.expect("terms");
     assert_eq!((terms.epoch_s, terms.dispute_bond, terms.game), (3600, pod("1000"), None));
 
     // The stakes of one epoch, the commitments of the next, the beacon after it.
-    next_epoch(&net, &node, terms.epoch_s).await;
-    let events = done(&net, &one, AuditAction::ListAuditors).await;
-    let [AuditEvent::AuditorsListed { auditors: listed, .. }] = &events[..] else { panic!("{events:?}") };
-    assert_eq!(listed[..], [4, 5].map(|number| (key(number).address(), 50_000 * 10u64.pow(9))));
-    let court = Court { net: &net, auditors: [&one, &two], listed: listed.clone() };
+    let listed = listed(&net, &holder, [&one, &two], terms.epoch_s).await;
+    let court = Court { net: &net, auditors: [&one, &two], listed };
     let epoch = next_epoch(&net, &node, terms.epoch_s).await;
     let leaves = (0..3).map(|number| chunk(number).leaf(&me));
     let tree = Tree::new(leaves.collect()).expect("there are leaves");
@@ -126,18 +155,7 @@ async fn audited(net: Net) {
     let known = node.audit_leaf(leaf(0)).await.expect("a leaf");
     assert_eq!(known.case, leaf(0).case(deployment.chain_id, &deployment.audits, &tree.root()));
     assert_eq!(known.rate.bits(), u32::MAX);
-    let round = node.audit_round(epoch).await.expect("a round");
-    let end = (u64::from(epoch) + 1) * terms.epoch_s;
-    assert_eq!((round.round, round.randomness), (clock.round_after(end + 60), None));
-    let submit = |number| AuditAction::SubmitRound { round: number, signature: secret.sign(round.round) };
-    refused(&node, submit(round.round), "NotYet").await;
-    refused(&node, AuditAction::Draw(leaf(0)), "NoBeacon").await;
-    next_epoch(&net, &node, terms.epoch_s).await;
-    net.advance(120).await;
-    refused(&node, submit(round.round + 1), "BadRound").await;
-    done(&net, &two, submit(round.round)).await;
-    refused(&two, submit(round.round), "AlreadyKnown").await;
-    assert!(node.audit_round(epoch).await.expect("a round").randomness.is_some());
+    drawn(&net, &node, &two, epoch, &secret).await;
 
     let opened = |index: u32| AuditAction::Open {
         leaf: leaf(index),
@@ -145,18 +163,8 @@ async fn audited(net: Net) {
         proof: tree.proof(index as usize).expect("there is such a leaf"),
     };
     passes(&net, &node, &court, opened(0), known.case).await;
-    let open_window_s = 21_600;
     let faulty = fails(&net, &node, &court, opened(1)).await;
-    // The last is drawn and not opened.
-    let events = done(&net, &two, AuditAction::Draw(leaf(2))).await;
-    let [AuditEvent::LeafDrawn { case: silent, .. }] = events[..] else { panic!("{events:?}") };
-    net.advance(open_window_s + 1).await;
-    refused(&node, opened(2), "TooLate").await;
-    let events = done(&net, &two, AuditAction::TimeOut { case: silent }).await;
-    let taken = AuditEvent::Penalised { case: silent, operator: me, role: NODE_ROLE, taken: pod("1000") };
-    assert!(events.contains(&taken), "{events:?}");
-    assert_eq!(node.stake(me, NODE_ROLE, me).await.expect("a stake").active, pod("9000"));
-
+    silent(&net, &node, &two, leaf(2), opened(2)).await;
     net.advance(86_400).await;
     let events = done(&net, &one, AuditAction::TimeOut { case: faulty }).await;
     assert!(events.contains(&AuditEvent::PayForfeited { case: faulty, account: me }), "{events:?}");
@@ -167,6 +175,19 @@ async fn audited(net: Net) {
     refused(&node, AuditAction::ClaimBonds, "NothingToClaim").await;
     done(&net, &one, AuditAction::Resign).await;
     refused(&node, AuditAction::Drop(key(5).address()), "Stays").await;
+}
+
+/// A leaf is drawn and not opened.
+async fn silent(net: &Net, node: &Client, other: &Client, leaf: LeafId, opened: AuditAction) {
+    let events = done(net, other, AuditAction::Draw(leaf)).await;
+    let [AuditEvent::LeafDrawn { case, .. }] = events[..] else { panic!("{events:?}") };
+    net.advance(21_601).await;
+    refused(node, opened, "TooLate").await;
+    let events = done(net, other, AuditAction::TimeOut { case }).await;
+    let (operator, role) = (leaf.account, NODE_ROLE);
+    let taken = AuditEvent::Penalised { case, operator, role, taken: pod("1000") };
+    assert!(events.contains(&taken), "{events:?}");
+    assert_eq!(node.stake(operator, role, operator).await.expect("a stake").active, pod("9000"));
 }
 
 async fn passes(net: &Net, node: &Client, court: &Court<'_>, opened: AuditAction, case: [u8; 32]) {
