@@ -148,21 +148,20 @@ fn cheating_does_not_pay() {
     assert_eq!(found, [136.0, 1380.0], "docs/incentives.md says so");
 }
 
+fn breaks(name: &str, change: impl Fn(&mut Game)) {
+    let mut game = Game::example();
+    change(&mut game);
+    assert!(game.faults().contains(&name), "{name}: {:?}", game.faults());
+}
+
 /// The check finds parameters with which it would pay.
 #[test]
 fn other_parameters_are_found_out() {
-    let broken: [(&str, fn(&mut Game)); 7] = [
-        ("a second mismatch costs more than two have gained", |game| game.repeat = 0.001),
-        ("a day of cheating costs more than the day is paid", |game| game.repeat = 0.04),
-        ("what is forgiven once in a window is little", |game| game.floor = 0.002),
-        ("silence costs more than it hides", |game| game.silent = 0.001),
-        ("so does handing nothing over", |game| game.withheld = 0.001),
-        ("computing is cheaper than confirming plants", |game| game.auditor = 100.0),
-        ("audits of those that are known cost little", |game| game.floor = 0.05),
-    ];
-    for (name, change) in broken {
-        let mut game = Game::example();
-        change(&mut game);
-        assert!(game.faults().contains(&name), "{name}: {:?}", game.faults());
-    }
+    breaks("a second mismatch costs more than two have gained", |game| game.repeat = 0.001);
+    breaks("a day of cheating costs more than the day is paid", |game| game.repeat = 0.04);
+    breaks("what is forgiven once in a window is little", |game| game.floor = 0.002);
+    breaks("silence costs more than it hides", |game| game.silent = 0.001);
+    breaks("so does handing nothing over", |game| game.withheld = 0.001);
+    breaks("computing is cheaper than confirming plants", |game| game.auditor = 100.0);
+    breaks("audits of those that are known cost little", |game| game.floor = 0.05);
 }
