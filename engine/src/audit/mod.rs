@@ -9,7 +9,6 @@
 
 pub mod auditor;
 pub mod commitment;
-pub mod draw;
 pub mod plan;
 pub mod receipt;
 pub mod recorder;
@@ -18,6 +17,8 @@ pub mod rows;
 pub mod store;
 pub mod trace;
 pub mod verify;
+
+pub use ledger::draw;
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,9 @@ import path from 'node:path';
 
 const CONTRACTS = [
     'AccessManager',
+    'AuditManager',
+    'AuditorSet',
+    'Beacon',
     'DisputeGame',
     'Int8Referee',
     'ModelRegistry',

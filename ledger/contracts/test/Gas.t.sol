@@ -5,7 +5,11 @@ import {vm} from "../script/Vm.sol";
 import {Kind, Leaf} from "../src/IReferee.sol";
 import {Int8Referee} from "../src/Int8Referee.sol";
 import {NodeRegistry} from "../src/NodeRegistry.sol";
+import {Chunk} from "../src/IDisputeGame.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
+import {Auditor} from "../src/lib/Draw.sol";
+import {Roles} from "../src/lib/Roles.sol";
+import {AuditBase} from "./AuditBase.sol";
 import {Base} from "./Base.sol";
 import {DisputeVectors} from "./DisputeVectors.sol";
 
@@ -37,6 +41,13 @@ contract GasTest is Base {
         lockFor(two, 1e21);
         s.collector.collect(item(two, 2e18, PAYER_KEY));
         record("voucher, first of a plan, 3 stages paid before", 100_000);
+    }
+
+    function test_beacon() public {
+        bytes memory signature = hex"06ded8c05af23042a0caf9b404c6140f9ec64adbaf82f04d5c37153e8412ed58"
+            hex"0f827c7d5ac7d02ca0bbd989d07594729bdcde7d6dc1001191c59dc9033d31b2";
+        s.beacon.submit(513, signature);
+        record("submit a round of the beacon", 185_000);
     }
 
     function test_batch() public {
@@ -177,5 +188,78 @@ contract DisputeGasTest is DisputeVectors {
         record("dispute, choose", vm.lastCallGas().gasTotalUsed, 100_000);
         play(0, 2);
         record("dispute, reveal", vm.lastCallGas().gasTotalUsed, 100_000);
+    }
+}
+
+/// Gas of audits, with as many auditors as there can be.
+contract AuditGasTest is AuditBase {
+    function record(string memory name, uint256 most) internal {
+        uint256 used = vm.lastCallGas().gasTotalUsed;
+        vm.snapshotValue("gas", name, used);
+        vm.assertLe(used, most, name);
+    }
+
+    function setUp() public override {
+        super.setUp();
+        for (uint160 i = 0; i < 59; ++i) {
+            address more = address(0xB000 + i);
+            provide(more, Roles.AUDITOR);
+            vm.prank(more);
+            set.join(address(0));
+        }
+        // Histories and epochs are not those of the first second.
+        vm.warp(START + 10 * EPOCH);
+    }
+
+    function test_anAuditThatPasses() public {
+        Auditor[] memory list = set.listAuditors();
+        record("list 64 auditors", 950_000);
+        vm.warp((set.currentEpoch() + 1) * EPOCH + 1);
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        uint32 epoch = postOne(ALICE, chunk);
+        record("post commitments", 125_000);
+        drawable(epoch, "drawn");
+        bytes32 id = audits.open(ALICE, epoch, 0, chunk, new bytes32[](0));
+        record("draw and open a leaf", 145_000);
+        address auditor = assigned(id, list);
+        commit(id, auditor, RIGHT);
+        record("commit to an answer", 62_000);
+        reveal(id, auditor, chunk, RIGHT);
+        record("reveal an equal answer, node passes", 78_000);
+    }
+
+    function test_anAuditThatFails() public {
+        Chunk memory chunk = chunkOf(1, seal(WRONG));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        audits.assign(id, list);
+        record("draw an auditor of 64", 210_000);
+        address first = audits.caseOf(id).answers[0].auditor;
+        commit(id, first, RIGHT);
+        vm.prank(first);
+        audits.differ(id);
+        record("say that the answer differs", 37_000);
+        address second = assigned(id, list);
+        commit(id, second, RIGHT);
+        reveal(id, second, chunk, RIGHT);
+        reveal(id, first, chunk, RIGHT);
+        record("reveal the second of two answers", 57_000);
+        vm.prank(ALICE);
+        audits.dispute(id);
+        record("dispute a verdict", 135_000);
+        vm.prank(first);
+        audits.matchBond(id, chunk);
+        game.tell(id, false);
+        record("a dispute lost, with slash", 230_000);
+    }
+
+    function test_silence() public {
+        uint32 epoch = postOne(ALICE, chunkOf(1, seal(WRONG)));
+        drawable(epoch, "drawn");
+        vm.prank(ANYBODY);
+        bytes32 id = audits.draw(ALICE, epoch, 0);
+        record("draw a leaf", 88_000);
+        pass(12 hours + 1);
+        audits.timeOut(id);
+        record("time out a silent node, with slash", 152_000);
     }
 }

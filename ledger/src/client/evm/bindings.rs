@@ -3,6 +3,9 @@
 use ethers_contract::abigen;
 
 abigen!(AccessManager, "artifacts/AccessManager.json");
+abigen!(AuditManager, "artifacts/AuditManager.json");
+abigen!(AuditorSet, "artifacts/AuditorSet.json");
+abigen!(Beacon, "artifacts/Beacon.json");
 abigen!(ModelRegistry, "artifacts/ModelRegistry.json");
 abigen!(NodeRegistry, "artifacts/NodeRegistry.json");
 abigen!(PODToken, "artifacts/PODToken.json");
@@ -14,8 +17,11 @@ abigen!(TimelockController, "artifacts/TimelockController.json");
 abigen!(VoucherCollector, "artifacts/VoucherCollector.json");
 
 // The macro above reads files that cargo does not know of: this makes a change of theirs one of this file.
-const _: [&str; 10] = [
+const _: [&str; 13] = [
     include_str!("../../../artifacts/AccessManager.json"),
+    include_str!("../../../artifacts/AuditManager.json"),
+    include_str!("../../../artifacts/AuditorSet.json"),
+    include_str!("../../../artifacts/Beacon.json"),
     include_str!("../../../artifacts/ModelRegistry.json"),
     include_str!("../../../artifacts/NodeRegistry.json"),
     include_str!("../../../artifacts/PODToken.json"),
