@@ -39,7 +39,7 @@ impl Auditor {
             let passed = self.passed.get(&stage.node).copied().unwrap_or(0);
             let drawn = |work: Work, chunks: u32| {
                 let commitment = commitment(receipt, index, work);
-                is_drawn(beacon, &commitment, self.rates.of(work, passed), chunks)
+                is_drawn(&beacon.0, &commitment.0, self.rates.of(work, passed), chunks)
             };
             drawn(Work::Prefill, prefill) || drawn(Work::Decode, decode)
         })

@@ -9,14 +9,16 @@
 
 pub mod auditor;
 pub mod commitment;
-pub mod draw;
 pub mod plan;
 pub mod receipt;
 pub mod recorder;
 pub mod retain;
 pub mod rows;
 pub mod store;
+pub mod trace;
 pub mod verify;
+
+pub use ledger::draw;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity 0.8.37;
 
+import {Beacon} from "../src/Beacon.sol";
 import {PodGovernor} from "../src/PodGovernor.sol";
+import {G2} from "../src/lib/Bn254.sol";
 import {Deployment} from "./Deployment.sol";
 import {vm} from "./Vm.sol";
 
@@ -32,6 +34,10 @@ contract Deploy is Deployment {
         emit Deployed("NodeRegistry", address(s.nodes));
         emit Deployed("ModelRegistry", address(s.models));
         emit Deployed("RewardDistributor", address(s.rewards));
+        emit Deployed("Beacon", address(s.beacon));
+        emit Deployed("AuditorSet", address(s.auditors));
+        emit Deployed("DisputeGame", address(s.game));
+        emit Deployed("AuditManager", address(s.audits));
     }
 
     /// @notice Reads parameters. A missing one fails; one that is too large for its type does too.
@@ -62,6 +68,36 @@ contract Deploy is Deployment {
             quorumPercent: vm.parseJsonUint(json, ".quorumPercent"),
             voteExtension: uint48(_uint(json, ".voteExtension", 48))
         });
+        p.beacon = Beacon.Config({
+            key: abi.decode(vm.parseJsonBytes(json, ".beacon.key"), (G2)),
+            genesis: uint64(_uint(json, ".beacon.genesis", 64)),
+            period: uint64(_uint(json, ".beacon.period", 64))
+        });
+        p.audits = _audits(json);
+    }
+
+    function _audits(string memory json) private pure returns (Audits memory a) {
+        a.epochLength = uint40(_uint(json, ".audits.epochLength", 40));
+        a.beaconDelay = uint40(_uint(json, ".audits.beaconDelay", 40));
+        a.drawWindow = uint40(_uint(json, ".audits.drawWindow", 40));
+        a.openWindow = uint40(_uint(json, ".audits.openWindow", 40));
+        a.answerWindow = uint40(_uint(json, ".audits.answerWindow", 40));
+        a.disputeWindow = uint40(_uint(json, ".audits.disputeWindow", 40));
+        a.strikeWindow = uint40(_uint(json, ".audits.strikeWindow", 40));
+        a.promptRate = uint32(_uint(json, ".audits.promptRate", 32));
+        a.replyRate = uint32(_uint(json, ".audits.replyRate", 32));
+        a.rateFloor = uint32(_uint(json, ".audits.rateFloor", 32));
+        a.rateHalfLife = uint32(_uint(json, ".audits.rateHalfLife", 32));
+        a.minNodeStake = uint128(_uint(json, ".audits.minNodeStake", 128));
+        a.minAuditorStake = uint128(_uint(json, ".audits.minAuditorStake", 128));
+        a.disputeBond = uint128(_uint(json, ".audits.disputeBond", 128));
+        a.disputeClock = uint40(_uint(json, ".audits.disputeClock", 40));
+        a.silentBps = uint16(_uint(json, ".audits.silentBps", 16));
+        a.withheldBps = uint16(_uint(json, ".audits.withheldBps", 16));
+        a.repeatBps = uint16(_uint(json, ".audits.repeatBps", 16));
+        a.systematicBps = uint16(_uint(json, ".audits.systematicBps", 16));
+        a.lapseBps = uint16(_uint(json, ".audits.lapseBps", 16));
+        a.missBps = uint16(_uint(json, ".audits.missBps", 16));
     }
 
     function _uint(string memory json, string memory key, uint256 bits) private pure returns (uint256 value) {

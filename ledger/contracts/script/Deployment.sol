@@ -6,6 +6,11 @@ import {TimelockController} from "@openzeppelin/contracts/governance/TimelockCon
 import {IVotes} from "@openzeppelin/contracts/governance/utils/IVotes.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
+import {AuditManager} from "../src/AuditManager.sol";
+import {AuditorSet} from "../src/AuditorSet.sol";
+import {Beacon} from "../src/Beacon.sol";
+import {DisputeGame} from "../src/DisputeGame.sol";
+import {Int8Referee} from "../src/Int8Referee.sol";
 import {ModelRegistry} from "../src/ModelRegistry.sol";
 import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {PODToken} from "../src/PODToken.sol";
@@ -13,6 +18,7 @@ import {PodGovernor} from "../src/PodGovernor.sol";
 import {RewardDistributor} from "../src/RewardDistributor.sol";
 import {SessionEscrow} from "../src/SessionEscrow.sol";
 import {StakeManager} from "../src/StakeManager.sol";
+import {TraceJudge} from "../src/TraceJudge.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
 import {Roles} from "../src/lib/Roles.sol";
 
@@ -47,6 +53,33 @@ abstract contract Deployment {
         uint64 emissionStart;
         uint128 emissionCap;
         PodGovernor.Config governor;
+        Beacon.Config beacon;
+        Audits audits;
+    }
+
+    /// @notice Parameters of audits; `AuditManager.Config` and `AuditorSet` say what each means.
+    struct Audits {
+        uint40 epochLength;
+        uint40 beaconDelay;
+        uint40 drawWindow;
+        uint40 openWindow;
+        uint40 answerWindow;
+        uint40 disputeWindow;
+        uint40 strikeWindow;
+        uint32 promptRate;
+        uint32 replyRate;
+        uint32 rateFloor;
+        uint32 rateHalfLife;
+        uint128 minNodeStake;
+        uint128 minAuditorStake;
+        uint128 disputeBond;
+        uint40 disputeClock;
+        uint16 silentBps;
+        uint16 withheldBps;
+        uint16 repeatBps;
+        uint16 systematicBps;
+        uint16 lapseBps;
+        uint16 missBps;
     }
 
     /// @notice Everything deployed.
@@ -61,6 +94,10 @@ abstract contract Deployment {
         NodeRegistry nodes;
         ModelRegistry models;
         RewardDistributor rewards;
+        Beacon beacon;
+        AuditorSet auditors;
+        DisputeGame game;
+        AuditManager audits;
     }
 
     /// @notice Deploys and wires everything.
@@ -101,8 +138,40 @@ abstract contract Deployment {
                 emissionCap: p.emissionCap
             })
         );
+        s.beacon = new Beacon(p.beacon);
+        _deployAudits(s, p.audits);
         _assign(s, p);
         _handOver(s, deployer);
+    }
+
+    function _deployAudits(System memory s, Audits memory a) private {
+        s.auditors = new AuditorSet(s.stake, a.epochLength, a.minAuditorStake);
+        s.game = new DisputeGame(new TraceJudge(new Int8Referee()), a.disputeClock);
+        s.audits = new AuditManager(
+            AuditManager.Config({
+                auditors: s.auditors,
+                beacon: s.beacon,
+                game: s.game,
+                beaconDelay: a.beaconDelay,
+                drawWindow: a.drawWindow,
+                openWindow: a.openWindow,
+                answerWindow: a.answerWindow,
+                disputeWindow: a.disputeWindow,
+                strikeWindow: a.strikeWindow,
+                promptRate: a.promptRate,
+                replyRate: a.replyRate,
+                rateFloor: a.rateFloor,
+                rateHalfLife: a.rateHalfLife,
+                minNodeStake: a.minNodeStake,
+                disputeBond: a.disputeBond,
+                silentBps: a.silentBps,
+                withheldBps: a.withheldBps,
+                repeatBps: a.repeatBps,
+                systematicBps: a.systematicBps,
+                lapseBps: a.lapseBps,
+                missBps: a.missBps
+            })
+        );
     }
 
     function _assign(System memory s, Params memory p) private {
@@ -117,7 +186,8 @@ abstract contract Deployment {
         s.manager.grantRole(Roles.POSTER, p.poster, 0);
         _allow(s.manager, address(s.rewards), RewardDistributor.disable.selector, Roles.GUARDIAN);
         s.manager.grantRole(Roles.GUARDIAN, p.guardian, 0);
-        // Slashers come with verification: until then nobody holds `slasherOf` of any role.
+        s.manager.grantRole(s.stake.slasherOf(Roles.NODE), address(s.audits), 0);
+        s.manager.grantRole(s.stake.slasherOf(Roles.AUDITOR), address(s.audits), 0);
     }
 
     function _handOver(System memory s, address deployer) private {

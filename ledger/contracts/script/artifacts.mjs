@@ -6,14 +6,21 @@ import path from 'node:path';
 
 const CONTRACTS = [
     'AccessManager',
+    'AuditManager',
+    'AuditorSet',
+    'Beacon',
+    'DisputeGame',
+    'Int8Referee',
     'ModelRegistry',
     'NodeRegistry',
     'PODToken',
     'PodGovernor',
     'RewardDistributor',
     'SessionEscrow',
+    'SoftFloatHarness',
     'StakeManager',
     'TimelockController',
+    'TraceJudge',
     'VoucherCollector',
 ];
 

@@ -4,8 +4,10 @@ pragma solidity 0.8.37;
 import {Deployment} from "../script/Deployment.sol";
 import {vm} from "../script/Vm.sol";
 import {PODToken} from "../src/PODToken.sol";
+import {Beacon} from "../src/Beacon.sol";
 import {PodGovernor} from "../src/PodGovernor.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
+import {G2} from "../src/lib/Bn254.sol";
 import {Stage} from "../src/lib/Split.sol";
 import {Roles} from "../src/lib/Roles.sol";
 import {Deployer} from "./Deployer.sol";
@@ -58,7 +60,45 @@ abstract contract Base {
                 proposalThreshold: 1e23,
                 quorumPercent: 4,
                 voteExtension: 2 days
-            })
+            }),
+            beacon: Beacon.Config({key: evmnet(), genesis: 1_727_521_075, period: 3}),
+            audits: auditParams()
+        });
+    }
+
+    function auditParams() internal pure returns (Deployment.Audits memory) {
+        return Deployment.Audits({
+            epochLength: 1 hours,
+            beaconDelay: 60,
+            drawWindow: 6 hours,
+            openWindow: 6 hours,
+            answerWindow: 4 hours,
+            disputeWindow: 1 days,
+            strikeWindow: 30 days,
+            promptRate: 85899345,
+            replyRate: 214748364,
+            rateFloor: 10,
+            rateHalfLife: 20,
+            minNodeStake: 1e22,
+            minAuditorStake: 5e22,
+            disputeBond: 1e21,
+            disputeClock: 2 days,
+            silentBps: 1000,
+            withheldBps: 100,
+            repeatBps: 1000,
+            systematicBps: 2000,
+            lapseBps: 100,
+            missBps: 2000
+        });
+    }
+
+    /// The public key of drand's network of that name.
+    function evmnet() internal pure returns (G2 memory) {
+        return G2({
+            x1: 0x07e1d1d335df83fa98462005690372c643340060d205306a9aa8106b6bd0b382,
+            x0: 0x0557ec32c2ad488e4d4f6008f89a346f18492092ccc0d594610de2732c8b808f,
+            y1: 0x0095685ae3a85ba243747b1b2f426049010f6b73a0cf1d389351d5aaaa1047f6,
+            y0: 0x297d3a4f9749b33eb2d904c9d9ebf17224150ddd7abd7567a9bec6c74480ee0b
         });
     }
 

@@ -33,6 +33,12 @@ contract DeployTest is Base {
         vm.assertEq(s.collector.settlementWindow(), 1 days);
         vm.assertEq(address(s.collector.escrow()), address(s.escrow));
         vm.assertTrue(holds(0, address(s.timelock)));
+        vm.assertEq(s.beacon.period(), 3);
+        vm.assertEq(address(s.audits.beacon()), address(s.beacon));
+        vm.assertEq(s.audits.epochLength(), 1 hours);
+        vm.assertEq(address(s.audits.game()), address(s.game));
+        vm.assertEq(s.game.longest(), 4 days);
+        vm.assertEq(s.audits.replyRate(), uint256(type(uint32).max) * 5 / 100);
     }
 
     function test_aTokenThatExistsIsUsed() public {
@@ -54,6 +60,9 @@ contract DeployTest is Base {
         vm.assertTrue(holds(Roles.POSTER, POSTER));
         vm.assertTrue(holds(Roles.GUARDIAN, GUARDIAN));
         vm.assertFalse(holds(s.stake.slasherOf(NODE), address(s.timelock)));
+        vm.assertTrue(holds(s.stake.slasherOf(NODE), address(s.audits)));
+        vm.assertTrue(holds(s.stake.slasherOf(Roles.AUDITOR), address(s.audits)));
+        vm.assertFalse(holds(s.stake.slasherOf(3), address(s.audits)));
         vm.assertTrue(s.timelock.hasRole(s.timelock.PROPOSER_ROLE(), address(s.governor)));
         vm.assertTrue(s.timelock.hasRole(s.timelock.CANCELLER_ROLE(), address(s.governor)));
         vm.assertTrue(s.timelock.hasRole(s.timelock.EXECUTOR_ROLE(), address(0)));

@@ -2,12 +2,17 @@
 pragma solidity 0.8.37;
 
 import {vm} from "../script/Vm.sol";
+import {Beacon} from "../src/Beacon.sol";
+import {Chunk} from "../src/IDisputeGame.sol";
 import {ModelRegistry} from "../src/ModelRegistry.sol";
 import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {RewardDistributor} from "../src/RewardDistributor.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
+import {G2} from "../src/lib/Bn254.sol";
+import {Auditor, Draw} from "../src/lib/Draw.sol";
 import {Merkle} from "../src/lib/Merkle.sol";
 import {Payment, Split, Stage} from "../src/lib/Split.sol";
+import {Tree} from "../src/lib/Tree.sol";
 import {Base} from "./Base.sol";
 
 /// What the crate computed for the same inputs, read from ../vectors.
@@ -180,6 +185,99 @@ contract VectorsTest is Base {
                 vm.assertEq(rewards.leafOf(accounts[k], uint128(amounts[k])), leaves[k]);
             }
             vm.assertEq(Merkle.root(leaves), word(i, "root"));
+        }
+    }
+
+    function chunkOf(uint256 index) internal view returns (Chunk memory) {
+        bytes32[] memory words = vm.parseJsonBytes32Array(json, key(index, "words"));
+        uint256[] memory numbers = list(index, "numbers");
+        return Chunk({
+            model: words[0],
+            plan: words[1],
+            commitment: words[2],
+            inRoots: words[3],
+            sealedRoots: words[4],
+            stage: uint32(numbers[0]),
+            from: uint32(numbers[1]),
+            to: uint32(numbers[2])
+        });
+    }
+
+    function holds(bytes32 root, uint256 count, uint256 index, bytes32 leaf, bytes32[] calldata proof)
+        external
+        pure
+        returns (bool)
+    {
+        return Tree.holds(root, count, index, leaf, proof);
+    }
+
+    function test_audits() public {
+        (uint256 cases,) = load("../vectors/audits.json", address(s.audits));
+        for (uint256 i = 0; i < cases; ++i) {
+            address account = vm.parseJsonAddress(json, key(i, "account"));
+            bytes32 leaf = s.audits.leafOf(account, chunkOf(i));
+            vm.assertEq(leaf, word(i, "leaf"));
+            bytes32[] memory proof = vm.parseJsonBytes32Array(json, key(i, "proof"));
+            (uint256 count, uint256 index) = (number(i, "count"), number(i, "index"));
+            vm.assertTrue(this.holds(word(i, "root"), count, index, leaf, proof));
+            vm.assertFalse(this.holds(word(i, "root"), count + 1, index, keccak256("other"), proof));
+            address auditor = vm.parseJsonAddress(json, key(i, "auditor"));
+            (bytes32 roots, bytes32 salt) = (word(i, "roots"), word(i, "salt"));
+            vm.assertEq(keccak256(abi.encode(roots)), word(i, "sealed"));
+            vm.assertEq(s.audits.answerOf(word(i, "case"), auditor, roots, salt), word(i, "answer"));
+            vm.assertEq(s.audits.plantOf(account, salt), word(i, "planted"));
+            bytes32 id = keccak256(
+                abi.encode(
+                    block.chainid,
+                    vm.parseJsonAddress(json, ".contract"),
+                    account,
+                    number(i, "epoch"),
+                    word(i, "root"),
+                    index
+                )
+            );
+            vm.assertEq(id, word(i, "case"));
+        }
+    }
+
+    function test_draws() public {
+        (uint256 cases,) = load("../vectors/draws.json", address(s.audits));
+        for (uint256 i = 0; i < cases; ++i) {
+            uint32 rate = Draw.rateOf(
+                uint32(number(i, "fresh")),
+                uint32(number(i, "floor")),
+                uint32(number(i, "halfLife")),
+                uint32(number(i, "passed"))
+            );
+            vm.assertEq(rate, number(i, "rate"));
+            (bytes32 beacon, bytes32 commitment) = (word(i, "beacon"), word(i, "commitment"));
+            bool isDrawn = vm.parseJsonBool(json, key(i, "isDrawn"));
+            vm.assertEq(Draw.isDrawn(beacon, commitment, rate), isDrawn);
+            address[] memory accounts = vm.parseJsonAddressArray(json, key(i, "accounts"));
+            address[] memory chosen = vm.parseJsonAddressArray(json, key(i, "chosen"));
+            uint256[] memory stakes = list(i, "stakes");
+            address involved = vm.parseJsonAddress(json, key(i, "involved"));
+            for (uint256 n = 0; n < 6; ++n) {
+                Auditor[] memory all = new Auditor[](accounts.length);
+                for (uint256 k = 0; k < all.length; ++k) {
+                    all[k] = Auditor(accounts[k], uint64(stakes[k]));
+                }
+                address wanted = n < chosen.length ? chosen[n] : address(0);
+                vm.assertEq(Draw.auditorOf(beacon, commitment, all, involved, n), wanted);
+            }
+        }
+    }
+
+    /// Rounds that drand has published, and others that the crate has signed.
+    function test_rounds() public {
+        (uint256 cases,) = load("../vectors/rounds.json", address(s.beacon));
+        vm.warp(type(uint64).max);
+        for (uint256 i = 0; i < cases; ++i) {
+            G2 memory publicKey = abi.decode(vm.parseJsonBytes(json, key(i, "key")), (G2));
+            Beacon beacon = new Beacon(Beacon.Config(publicKey, 1, 1));
+            uint64 round = uint64(number(i, "round"));
+            bytes memory signature = vm.parseJsonBytes(json, key(i, "signature"));
+            vm.assertEq(beacon.submit(round, signature), word(i, "randomness"));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What an account can do, and what it costs.
 
-use super::{amount::Pod, event::Event, key::recover};
+use super::{amount::Pod, audit::AuditAction, event::Event, key::recover};
 use crate::{
     eip712::{Address, Domain},
     model::Model,
@@ -163,6 +163,9 @@ pub enum Action {
     },
     /// Emits what the emission allows by now.
     Emit,
+
+    /// Does something for audits.
+    Audit(Box<AuditAction>),
 
     /// Puts motions to the vote, to be carried out together.
     Propose {

@@ -58,6 +58,72 @@ pub struct Parameters {
     pub quorum_percent: u8,
     /// Shortest time from a vote's quorum to its end; below 2^48.
     pub vote_extension: u64,
+    /// What draws.
+    pub beacon: BeaconParameters,
+    /// What audits go by.
+    pub audits: AuditParameters,
+}
+
+/// A network of drand's scheme `bls-bn254-unchained-on-g1`, or one key of one's own
+/// ([`Secret`](crate::beacon::Secret)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BeaconParameters {
+    /// The network's public key.
+    #[serde(with = "key")]
+    pub key: [u8; 128],
+    /// When round 1 is made, in seconds since 1970.
+    pub genesis: u64,
+    /// From round to round.
+    pub period: u64,
+}
+
+/// Parameters of audits; times are below 2^40. Rates are in units of 2^-32, parts of stake in 1/10000.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuditParameters {
+    /// Length of an epoch.
+    pub epoch_length: u64,
+    /// An epoch's beacon is the first round made so long after its end.
+    pub beacon_delay: u64,
+    /// How long after an epoch's end its leaves can be drawn.
+    pub draw_window: u64,
+    /// How long a node has to open a drawn leaf.
+    pub open_window: u64,
+    /// How long each step of an auditor may take.
+    pub answer_window: u64,
+    /// How long a verdict can be disputed.
+    pub dispute_window: u64,
+    /// Mismatches further apart are isolated.
+    pub strike_window: u64,
+    /// How often a new node's chunks of prompts are drawn.
+    pub prompt_rate: u32,
+    /// The same for chunks of replies.
+    pub reply_rate: u32,
+    /// One part of so many is left of a rate after a long honest history.
+    pub rate_floor: u32,
+    /// Audits passed that halve what is above that.
+    pub rate_half_life: u32,
+    /// Least active stake of a node that posts.
+    pub min_node_stake: Pod,
+    /// Least active stake of an auditor.
+    pub min_auditor_stake: Pod,
+    /// What each side of a dispute puts up.
+    pub dispute_bond: Pod,
+    /// Time that each side of a dispute has for all of its moves.
+    pub dispute_clock: u64,
+    /// Taken of a node that does not open a drawn leaf.
+    pub silent_bps: u16,
+    /// Taken of a node that two auditors got no rows from.
+    pub withheld_bps: u16,
+    /// Taken of a node for the second mismatch within the strike window.
+    pub repeat_bps: u16,
+    /// Taken for further ones, and of a node that loses a dispute.
+    pub systematic_bps: u16,
+    /// Taken of an auditor that is silent, or does not defend its answer.
+    pub lapse_bps: u16,
+    /// Taken of an auditor that confirms a planted fault, or loses a dispute.
+    pub miss_bps: u16,
 }
 
 /// Where everything is. Kept in a file (JSON or TOML) that all who use the chain share.
@@ -98,6 +164,18 @@ pub struct Deployment {
     /// `RewardDistributor`.
     #[serde(with = "address")]
     pub rewards: Address,
+    /// `Beacon`; zero, as the next three, in files of deployments that have no audits.
+    #[serde(with = "address", default)]
+    pub beacon: Address,
+    /// `AuditorSet`.
+    #[serde(with = "address", default)]
+    pub auditors: Address,
+    /// `DisputeGame`.
+    #[serde(with = "address", default)]
+    pub game: Address,
+    /// `AuditManager`.
+    #[serde(with = "address", default)]
+    pub audits: Address,
 }
 
 impl Deployment {
@@ -117,6 +195,23 @@ impl Deployment {
     }
 }
 
+/// 128 bytes in files, for `#[serde(with = "key")]`.
+mod key {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(key: &[u8; 128], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("0x{}", hex::encode(key)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 128], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut key = [0; 128];
+        let digits = text.strip_prefix("0x").unwrap_or(&text);
+        hex::decode_to_slice(digits, &mut key).map_err(de::Error::custom)?;
+        Ok(key)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +222,8 @@ mod tests {
         let parameters: Parameters = serde_json::from_str(text).unwrap();
         assert_eq!(parameters.supply, "100_000_000".parse().unwrap());
         assert_eq!(parameters.vote_extension, 172_800);
+        assert_eq!((parameters.beacon.period, parameters.beacon.key[0]), (3, 7));
+        assert_eq!(parameters.audits.min_node_stake, "10_000".parse().unwrap());
         let again = serde_json::to_string(&parameters).unwrap();
         assert_eq!(serde_json::from_str::<Parameters>(&again).unwrap(), parameters);
         assert!(serde_json::from_str::<Parameters>(&again.replace("supply", "suply")).is_err());
@@ -147,9 +244,19 @@ mod tests {
             nodes: [8; 20],
             models: [9; 20],
             rewards: [0xab; 20],
+            beacon: [11; 20],
+            auditors: [12; 20],
+            game: [14; 20],
+            audits: [13; 20],
         };
         let json = serde_json::to_string(&deployment).unwrap();
         assert_eq!(serde_json::from_str::<Deployment>(&json).unwrap(), deployment);
+        let mut older: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for name in ["beacon", "auditors", "game", "audits"] {
+            older.as_object_mut().unwrap().remove(name);
+        }
+        let older: Deployment = serde_json::from_value(older).unwrap();
+        assert_eq!((older.rewards, older.audits), ([0xab; 20], [0; 20]));
         let toml = toml::to_string(&deployment).unwrap();
         assert_eq!(toml::from_str::<Deployment>(&toml).unwrap(), deployment);
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{action::Support, amount::Pod};
+use super::{action::Support, amount::Pod, audit::AuditEvent};
 use crate::eip712::Address;
 
 /// What a contract said of something that happened. Amounts are POD, times seconds since 1970.
@@ -83,6 +83,9 @@ pub enum Event {
     RewardsClaimed { account: Address, amount: Pod, cumulative: Pod },
     /// New POD was made for rewards.
     Emitted { amount: Pod },
+
+    /// Something happened in an audit.
+    Audit(AuditEvent),
 
     /// Something was put to the vote.
     Proposed { proposal: [u8; 32], proposer: Address, description: String, vote_start: u64, vote_end: u64 },

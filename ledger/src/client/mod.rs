@@ -19,6 +19,7 @@
 
 mod action;
 mod amount;
+mod audit;
 mod deployment;
 mod error;
 mod event;
@@ -35,15 +36,19 @@ pub use self::{
         SignedVoucher, Support,
     },
     amount::{AddressError, AmountError, Pod, parse_address, show_address},
-    deployment::{Deployment, Parameters},
+    audit::{
+        AnswerStep, AuditAction, AuditEvent, AuditLeaf, AuditRound, AuditTerms, Case, CaseAnswer, CaseStage,
+        CaseVerdict,
+    },
+    deployment::{AuditParameters, BeaconParameters, Deployment, Parameters},
     error::{Error, Refusal},
     event::{Cursor, Event, EventId, Logged, News},
-    evm::{Client, Config, Node, Rpc, RpcFault},
+    evm::{Client, Config, Node, Rpc, RpcFault, dispute_call},
     key::{BadKey, Key, recover},
     keystore::{KeystoreError, Passphrase, Work, read_address, read_key, write_key},
     state::{Balances, Head, Lock, Position, Proposal, ProposalState, Rewards, Stake, StakeThaw},
 };
-use crate::eip712::Address;
+use crate::{audit::LeafId, eip712::Address};
 
 /// What the product asks of a chain. Reading goes by the newest block; a read that fails for reasons that pass
 /// is tried again for a while before it gives [`Error::Unreachable`].
@@ -91,6 +96,21 @@ pub trait Ledger: Send + Sync {
 
     /// What an account can claim of the rewards.
     async fn rewards(&self, account: Address) -> Result<Rewards, Error>;
+
+    /// What audits go by here.
+    async fn audit_terms(&self) -> Result<AuditTerms, Error>;
+
+    /// The round of the beacon that draws of an epoch's leaves.
+    async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error>;
+
+    /// The case of a leaf that was posted. [`Error::Refused`] if it was not.
+    async fn audit_leaf(&self, leaf: LeafId) -> Result<AuditLeaf, Error>;
+
+    /// A case; `None` if it was not begun.
+    async fn audit_case(&self, case: [u8; 32]) -> Result<Option<Case>, Error>;
+
+    /// What an account has from disputes, to be claimed.
+    async fn audit_claimable(&self, account: Address) -> Result<Pod, Error>;
 
     /// All proposals, oldest first.
     async fn proposals(&self) -> Result<Vec<Proposal>, Error>;

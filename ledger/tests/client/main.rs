@@ -2,6 +2,7 @@
 //! `DOLPHIN_ANVIL`, or it is in `PATH`; `ledger/contracts/check anvil` runs these with a pinned one.
 
 mod actions;
+mod audits;
 mod faults;
 mod net;
 mod proxy;

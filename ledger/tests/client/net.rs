@@ -147,15 +147,21 @@ impl Net {
     }
 
     pub(crate) async fn deploy(&self) -> Deployment {
+        self.deploy_with(|_| ()).await
+    }
+
+    /// Deploys with other parameters than the example's.
+    pub(crate) async fn deploy_with(&self, change: impl FnOnce(&mut Parameters)) -> Deployment {
         let text = include_str!("../../contracts/script/local.json");
         let parameters: Parameters = serde_json::from_str(text).expect("parameters");
-        let parameters = Parameters {
+        let mut parameters = Parameters {
             holder: key(1).address(),
             guardian: key(1).address(),
             poster: key(1).address(),
             emission_start: 1_700_000_000,
             ..parameters
         };
+        change(&mut parameters);
         self.mining(Client::deploy(self.config(), key(1), &parameters)).await.expect("a deployment")
     }
 

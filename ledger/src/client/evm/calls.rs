@@ -7,6 +7,7 @@ use ethers_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    audits,
     bindings::{
         access_manager as manager, model_registry as models, node_registry as nodes,
         pod_governor as governor, pod_token as token, reward_distributor as rewards,
@@ -53,6 +54,9 @@ pub(super) fn approval(d: &Deployment, spender: &Address, amount: Pod) -> Order 
 /// The call that an action is. Votes on proposals need more than an id to be queued and executed: those are
 /// made of the proposal's calls by [`of_proposal`].
 pub(super) fn plan(d: &Deployment, action: &Action) -> Result<Plan, Error> {
+    if let Action::Audit(action) = action {
+        return audits::plan(d, action);
+    }
     let spends = match action {
         Action::Deposit { amount, .. } => Some((d.escrow, *amount)),
         Action::Stake { amount } | Action::Delegate { amount, .. } => Some((d.stake, *amount)),
@@ -89,6 +93,7 @@ pub(super) fn plan(d: &Deployment, action: &Action) -> Result<Plan, Error> {
         | Action::Emit => of_rewards(d, action)?,
         Action::Propose { motions, description } => propose(d, motions, description)?,
         Action::Vote { proposal, support, reason } => vote(d, proposal, *support, reason),
+        Action::Audit(_) => return Err(OTHER),
         Action::Queue { .. } | Action::Execute { .. } => return Err(Error::NoProposal),
     };
     Ok(Plan { spends, order })

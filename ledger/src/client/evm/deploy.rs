@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ethers_core::{
     abi::{AbiEncode, Tokenize},
-    types::{Bytes, H160},
+    types::{Bytes, H160, U256},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     sender::{Sender, Until},
 };
 use crate::{
-    client::{Deployment, Error, Parameters},
+    client::{AUDITOR_ROLE, AuditParameters, Deployment, Error, NODE_ROLE, Parameters},
     eip712::{Address, keccak},
 };
 
@@ -24,6 +24,8 @@ const MINTER: u64 = 1;
 const CURATOR: u64 = 2;
 const POSTER: u64 = 3;
 const GUARDIAN: u64 = 4;
+/// A stake role's slasher is this plus the role, as in `contracts/src/StakeManager.sol`.
+const SLASHER_BASE: u64 = 1 << 32;
 
 struct Deployer<'a> {
     sender: &'a Sender,
@@ -88,6 +90,17 @@ impl Deployer<'_> {
         let models = self.create(&b::MODELREGISTRY_BYTECODE, at).await?;
         let config = (pod, p.activation_delay, p.emission_rate.0, p.emission_start, p.emission_cap.0);
         let rewards = self.create(&b::REWARDDISTRIBUTOR_BYTECODE, (at, config)).await?;
+        let numbers = p.beacon.key.chunks(32).map(U256::from_big_endian).collect::<Vec<_>>();
+        let key = (numbers[0], numbers[1], numbers[2], numbers[3]);
+        let config = (key, p.beacon.genesis, p.beacon.period);
+        let beacon = self.create(&b::BEACON_BYTECODE, (config,)).await?;
+        let a = &p.audits;
+        let arguments = (to_h160(&stake), a.epoch_length, a.min_auditor_stake.0);
+        let auditors = self.create(&b::AUDITORSET_BYTECODE, arguments).await?;
+        let referee = self.create(&b::INT8REFEREE_BYTECODE, ()).await?;
+        let judge = self.create(&b::TRACEJUDGE_BYTECODE, to_h160(&referee)).await?;
+        let game = self.create(&b::DISPUTEGAME_BYTECODE, (to_h160(&judge), a.dispute_clock)).await?;
+        let audits = self.audits(a, &auditors, &beacon, &game).await?;
         Ok(Deployment {
             chain_id,
             block: 0,
@@ -101,7 +114,44 @@ impl Deployer<'_> {
             nodes,
             models,
             rewards,
+            beacon,
+            auditors,
+            game,
+            audits,
         })
+    }
+
+    async fn audits(
+        &self,
+        a: &AuditParameters,
+        auditors: &Address,
+        beacon: &Address,
+        game: &Address,
+    ) -> Result<Address, Error> {
+        let config = b::audit_manager::Config {
+            auditors: to_h160(auditors),
+            beacon: to_h160(beacon),
+            game: to_h160(game),
+            beacon_delay: a.beacon_delay,
+            draw_window: a.draw_window,
+            open_window: a.open_window,
+            answer_window: a.answer_window,
+            dispute_window: a.dispute_window,
+            strike_window: a.strike_window,
+            prompt_rate: a.prompt_rate,
+            reply_rate: a.reply_rate,
+            rate_floor: a.rate_floor,
+            rate_half_life: a.rate_half_life,
+            min_node_stake: a.min_node_stake.0,
+            dispute_bond: a.dispute_bond.0,
+            silent_bps: a.silent_bps,
+            withheld_bps: a.withheld_bps,
+            repeat_bps: a.repeat_bps,
+            systematic_bps: a.systematic_bps,
+            lapse_bps: a.lapse_bps,
+            miss_bps: a.miss_bps,
+        };
+        self.create(&b::AUDITMANAGER_BYTECODE, (config,)).await
     }
 
     /// Creates a contract, and says where it is.
@@ -154,7 +204,11 @@ impl Deployer<'_> {
         self.allow(d, &d.rewards, "post(bytes32,uint128)", POSTER).await?;
         self.grant(d, POSTER, &p.poster).await?;
         self.allow(d, &d.rewards, "disable(bytes32)", GUARDIAN).await?;
-        self.grant(d, GUARDIAN, &p.guardian).await
+        self.grant(d, GUARDIAN, &p.guardian).await?;
+        for role in [NODE_ROLE, AUDITOR_ROLE] {
+            self.grant(d, SLASHER_BASE + u64::from(role), &d.audits).await?;
+        }
+        Ok(())
     }
 
     async fn hand_over(&self, d: &Deployment) -> Result<(), Error> {
@@ -172,6 +226,6 @@ impl Deployer<'_> {
     }
 }
 
-fn u(number: u128) -> ethers_core::types::U256 {
+fn u(number: u128) -> U256 {
     number.into()
 }

@@ -7,6 +7,7 @@ use ethers_core::{
 };
 
 use super::{
+    audits,
     bindings::{
         model_registry::ModelRegistryEvents as Models, node_registry::NodeRegistryEvents as Nodes,
         pod_governor::PodGovernorEvents as Governor, reward_distributor::RewardDistributorEvents as Rewards,
@@ -25,7 +26,9 @@ const LONGEST: usize = 96 << 10;
 /// The contracts whose events are read.
 pub(super) fn sources(deployment: &Deployment) -> Vec<H160> {
     let Deployment { stake, governor, escrow, collector, nodes, models, rewards, .. } = deployment;
-    [stake, governor, escrow, collector, nodes, models, rewards].map(|address| H160(*address)).to_vec()
+    let Deployment { beacon, auditors, audits, .. } = deployment;
+    let all = [stake, governor, escrow, collector, nodes, models, rewards, beacon, auditors, audits];
+    all.into_iter().filter(|address| **address != [0; 20]).map(|address| H160(*address)).collect()
 }
 
 /// The event of a log; `None` if it is none of ours, or one that says nothing to us.
@@ -42,7 +45,7 @@ pub(super) fn decode(deployment: &Deployment, log: &Log) -> Option<Event> {
         source if source == deployment.models => models(Models::decode_log(&raw).ok()?),
         source if source == deployment.rewards => rewards(Rewards::decode_log(&raw).ok()?),
         source if source == deployment.governor => governor(Governor::decode_log(&raw).ok()?),
-        _ => None,
+        _ => audits::decode(deployment, log, &raw).map(Event::Audit),
     }
 }
 

@@ -1,9 +1,11 @@
 //! The one place that knows `ethers`: calls, transactions and logs of an EVM chain over JSON-RPC.
 
+mod audits;
 mod bindings;
 mod calls;
 mod convert;
 mod deploy;
+mod disputes;
 mod events;
 mod fees;
 mod http;
@@ -20,7 +22,6 @@ use ethers_core::types::{TransactionReceipt, U256};
 use serde_json::json;
 use tokio::sync::Mutex;
 
-pub use self::rpc::{Rpc, RpcFault};
 use self::{
     calls::{Order, Plan},
     convert::{to_u64, to_u128},
@@ -30,11 +31,15 @@ use self::{
     rpc::Wire,
     sender::{Manner, Sender, Until},
 };
-use super::{
-    Action, Balances, Cursor, Deployment, Error, Estimate, Head, Key, Ledger, Lock, News, NodeEntry,
-    Parameters, Proposal, Receipt, Rewards, Stake, StakeThaw,
+pub use self::{
+    disputes::dispute_call,
+    rpc::{Rpc, RpcFault},
 };
-use crate::eip712::Address;
+use super::{
+    Action, AuditLeaf, AuditRound, AuditTerms, Balances, Case, Cursor, Deployment, Error, Estimate, Head,
+    Key, Ledger, Lock, News, NodeEntry, Parameters, Pod, Proposal, Receipt, Rewards, Stake, StakeThaw,
+};
+use crate::{audit::LeafId, eip712::Address};
 
 /// What a transaction takes that cannot be estimated before the approval ahead of it is there.
 const GAS_AFTER_APPROVAL: u64 = 200_000;
@@ -334,6 +339,26 @@ impl Ledger for Client {
 
     async fn rewards(&self, account: Address) -> Result<Rewards, Error> {
         self.reader.rewards(account).await
+    }
+
+    async fn audit_terms(&self) -> Result<AuditTerms, Error> {
+        self.reader.audit_terms().await
+    }
+
+    async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error> {
+        self.reader.audit_round(epoch).await
+    }
+
+    async fn audit_leaf(&self, leaf: LeafId) -> Result<AuditLeaf, Error> {
+        self.reader.audit_leaf(leaf).await
+    }
+
+    async fn audit_case(&self, case: [u8; 32]) -> Result<Option<Case>, Error> {
+        self.reader.audit_case(case).await
+    }
+
+    async fn audit_claimable(&self, account: Address) -> Result<Pod, Error> {
+        self.reader.audit_claimable(account).await
     }
 
     async fn proposals(&self) -> Result<Vec<Proposal>, Error> {

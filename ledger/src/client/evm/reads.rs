@@ -43,7 +43,11 @@ pub(super) struct Reader {
 
 impl Reader {
     /// What a contract answers to a call.
-    async fn call<C: EthCall + AbiEncode, R: AbiDecode>(&self, to: &Address, call: C) -> Result<R, Error> {
+    pub(super) async fn call<C: EthCall + AbiEncode, R: AbiDecode>(
+        &self,
+        to: &Address,
+        call: C,
+    ) -> Result<R, Error> {
         let data = ethers_core::types::Bytes::from(call.encode());
         let params = json!([{ "to": to_h160(to), "data": data }, "latest"]);
         let answer: ethers_core::types::Bytes =

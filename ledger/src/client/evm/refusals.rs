@@ -12,8 +12,11 @@ use crate::client::{Error, Refusal, show_address};
 const LONGEST: usize = 4096;
 
 static ERRORS: LazyLock<HashMap<[u8; 4], AbiError>> = LazyLock::new(|| {
-    let contracts: [&Abi; 10] = [
+    let contracts: [&Abi; 13] = [
         &b::ACCESSMANAGER_ABI,
+        &b::AUDITMANAGER_ABI,
+        &b::AUDITORSET_ABI,
+        &b::BEACON_ABI,
         &b::MODELREGISTRY_ABI,
         &b::NODEREGISTRY_ABI,
         &b::PODTOKEN_ABI,

@@ -1,9 +1,8 @@
-//! Which sessions are audited, and by whom: pure functions of what was signed before and a beacon that came
-//! after. Commitments are fixed when the beacon becomes known, so nobody can choose them to be spared.
+//! Which commitments are audited, and by whom: pure functions of what was signed before and a beacon that came
+//! after, as `contracts/src/lib/Draw.sol` has them. Commitments are fixed when the beacon becomes known, so nobody
+//! can choose them to be spared.
 
-use ledger::eip712::keccak;
-
-use super::plan::Digest;
+use crate::eip712::keccak;
 
 const DRAW_DOMAIN: &[u8] = b"dolphin/draw/1";
 const AUDITOR_DOMAIN: &[u8] = b"dolphin/auditor/1";
@@ -13,6 +12,16 @@ const AUDITOR_DOMAIN: &[u8] = b"dolphin/auditor/1";
 pub struct Rate(u32);
 
 impl Rate {
+    /// So many of 2^32.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// How many of 2^32.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// So many of a thousand; a thousand and above is always but for one draw in 2^32.
     pub const fn per_mille(n: u32) -> Self {
         let n = if n < 1000 { n } else { 1000 };
@@ -79,49 +88,40 @@ impl Rates {
 }
 
 /// Whether the beacon draws a commitment. `weight` are the chunks it stands for.
-pub fn is_drawn(beacon: &Digest, commitment: &Digest, rate: Rate, weight: u32) -> bool {
-    let hash = keccak(&[DRAW_DOMAIN, &beacon.0, &commitment.0].concat());
+pub fn is_drawn(beacon: &[u8; 32], commitment: &[u8; 32], rate: Rate, weight: u32) -> bool {
+    let hash = keccak(&[DRAW_DOMAIN, beacon, commitment].concat());
     let draw = hash.first_chunk().map_or(u32::MAX, |bytes| u32::from_be_bytes(*bytes));
     draw < rate.over(weight).0
 }
 
-/// Somebody who may be asked to audit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Auditor {
-    /// Who.
-    pub node: Digest,
-    /// Stake of the epoch before.
-    pub stake: u64,
-}
-
-/// The `count` auditors of a commitment, drawn by stake without repetition. Nobody audits what they took part
-/// in; the order of `auditors` is part of the draw, so all must agree on it.
-pub fn auditors(
-    beacon: &Digest,
-    commitment: &Digest,
-    auditors: &[Auditor],
-    involved: &[Digest],
+/// The `count` auditors of a commitment, drawn by stake without repetition, of whoever is told by name and stake
+/// of the epoch before. Nobody audits what they took part in; the order of `auditors` is part of the draw, so all
+/// must agree on it.
+pub fn auditors<Name: Copy + PartialEq>(
+    beacon: &[u8; 32],
+    commitment: &[u8; 32],
+    auditors: &[(Name, u64)],
+    involved: &[Name],
     count: usize,
-) -> Vec<Digest> {
-    let mut left: Vec<Auditor> = (auditors.iter().copied())
-        .filter(|auditor| auditor.stake > 0 && !involved.contains(&auditor.node))
-        .collect();
+) -> Vec<Name> {
+    let mut left: Vec<(Name, u64)> =
+        (auditors.iter().copied()).filter(|(name, stake)| *stake > 0 && !involved.contains(name)).collect();
     let mut chosen = Vec::new();
     while chosen.len() < count && !left.is_empty() {
-        let total: u128 = left.iter().map(|auditor| u128::from(auditor.stake)).sum();
+        let total: u128 = left.iter().map(|(_, stake)| u128::from(*stake)).sum();
         let number = (chosen.len() as u32).to_be_bytes();
-        let hash = keccak(&[AUDITOR_DOMAIN, &beacon.0, &commitment.0, &number].concat());
+        let hash = keccak(&[AUDITOR_DOMAIN, beacon, commitment, &number].concat());
         let draw = hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
         // A place below the total, as long as that is below 2^64: stakes are told in units that see to it.
-        let mut at = u128::from(draw).saturating_mul(total) >> 64;
-        let index = left.iter().position(|auditor| {
-            let stake = u128::from(auditor.stake);
-            let here = at < stake;
-            at = at.saturating_sub(stake);
+        let mut place = u128::from(draw).saturating_mul(total) >> 64;
+        let index = left.iter().position(|(_, stake)| {
+            let stake = u128::from(*stake);
+            let here = place < stake;
+            place = place.saturating_sub(stake);
             here
         });
         let Some(index) = index else { return chosen };
-        chosen.push(left.remove(index).node);
+        chosen.push(left.remove(index).0);
     }
     chosen
 }
@@ -132,8 +132,8 @@ mod tests {
 
     use super::*;
 
-    fn digest(n: u64) -> Digest {
-        Digest(keccak(&n.to_be_bytes()))
+    fn digest(n: u64) -> [u8; 32] {
+        keccak(&n.to_be_bytes())
     }
 
     #[test]
@@ -167,17 +167,18 @@ mod tests {
             (Rate::per_mille(u32::MAX), never.over(u32::MAX), always.over(3)),
             (always, never, always)
         );
+        assert_eq!(Rate::from_bits(7).bits(), 7);
         assert!((0..1000).all(|n| !is_drawn(&digest(5), &digest(n), never, 100)));
         assert!((0..1000).all(|n| is_drawn(&digest(5), &digest(n), always, 1)));
     }
 
     #[test]
     fn stake_decides_how_often_one_audits() {
-        let all: Vec<Auditor> = (1..=4).map(|n| Auditor { node: digest(n), stake: n * 1000 }).collect();
+        let all: Vec<(u64, u64)> = (1..=4).map(|n| (n, n * 1000)).collect();
         let mut counts = [0u32; 4];
         for n in 0..20_000 {
             let first = auditors(&digest(7), &digest(n), &all, &[], 1);
-            counts[all.iter().position(|auditor| auditor.node == first[0]).expect("one of them")] += 1;
+            counts[first[0] as usize - 1] += 1;
         }
         for (index, count) in counts.iter().enumerate() {
             let expected = 20_000.0 * (index + 1) as f64 / 10.0;
@@ -188,16 +189,14 @@ mod tests {
     proptest! {
         #[test]
         fn auditors_are_others_and_each_is_asked_once(
-            stakes in prop::collection::vec(0u64.., 0..9), involved in prop::collection::vec(0u64..9, 0..4),
+            stakes in prop::collection::vec(0u64.., 0..9), involved in prop::collection::vec(0usize..9, 0..4),
             count in 0usize..6, beacon: u64, commitment: u64,
         ) {
-            let all: Vec<Auditor> = stakes.iter().enumerate()
-                .map(|(n, &stake)| Auditor { node: digest(n as u64), stake }).collect();
-            let involved: Vec<Digest> = involved.into_iter().map(digest).collect();
+            let all: Vec<(usize, u64)> = stakes.iter().copied().enumerate().collect();
             let mut chosen = auditors(&digest(beacon), &digest(commitment), &all, &involved, count);
-            let able = all.iter().filter(|a| a.stake > 0 && !involved.contains(&a.node)).count();
+            let able = all.iter().filter(|(name, stake)| *stake > 0 && !involved.contains(name)).count();
             prop_assert_eq!(chosen.len(), count.min(able));
-            prop_assert!(chosen.iter().all(|node| !involved.contains(node)));
+            prop_assert!(chosen.iter().all(|name| !involved.contains(name)));
             chosen.sort_unstable();
             chosen.dedup();
             prop_assert_eq!(chosen.len(), count.min(able));

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity 0.8.37;
+
+import {vm} from "../script/Vm.sol";
+import {AuditManager} from "../src/AuditManager.sol";
+import {Chunk} from "../src/IDisputeGame.sol";
+import {StakeManager} from "../src/StakeManager.sol";
+import {Auditor} from "../src/lib/Draw.sol";
+import {Roles} from "../src/lib/Roles.sol";
+import {AuditBase} from "./AuditBase.sol";
+
+/// What must be refused or survived, each by its name.
+contract AuditAttacksTest is AuditBase {
+    function test_replayedCommitment() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id,) = opened(ALICE, chunk, "drawn");
+        // Again in a later epoch, where another, wrong chunk should stand: it cannot be opened in its place.
+        uint32 epoch = postOne(ALICE, chunk);
+        drawable(epoch, "again");
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.Replayed.selector, id));
+        audits.open(ALICE, epoch, 0, chunk, new bytes32[](0));
+        bytes32 second = audits.draw(ALICE, epoch, 0);
+        pass(12 hours + 1);
+        audits.timeOut(second);
+        assertClosed(second, AuditManager.Verdict.Silent);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
+    }
+
+    function test_replayedCommitment_ofAnotherAccountOrContract() public {
+        AuditManager other = install(config());
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        bytes32 leaf = audits.leafOf(ALICE, chunk);
+        vm.startPrank(BOB);
+        audits.post(leaf, 1, 0);
+        other.post(leaf, 1, 0);
+        vm.stopPrank();
+        uint32 epoch = uint32(set.currentEpoch());
+        (bytes32 here,) = audits.leafCase(BOB, epoch, 0);
+        drawable(epoch, "drawn");
+        vm.expectRevert(AuditManager.BadProof.selector);
+        audits.open(BOB, epoch, 0, chunk, new bytes32[](0));
+        // What is drawn, and what auditors commit to, is of one contract on one chain.
+        (bytes32 there,) = other.leafCase(BOB, epoch, 0);
+        vm.assertTrue(here != there);
+        vm.chainId(99);
+        (bytes32 elsewhere,) = audits.leafCase(BOB, epoch, 0);
+        vm.assertTrue(here != elsewhere);
+    }
+
+    function test_grinding_rootAfterTheBeacon() public {
+        uint32 epoch = postOne(ALICE, chunkOf(1, seal(RIGHT)));
+        // Not a second root for the epoch, to choose from later ...
+        vm.prank(ALICE);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.AlreadyPosted.selector, epoch));
+        audits.post(SALT, 1, 0);
+        // ... and none for an epoch that is over: a root is always the running epoch's.
+        drawable(epoch, "drawn");
+        vm.prank(BOB);
+        audits.post(SALT, 1, 0);
+        (, uint32 count,,,) = audits.posted(BOB, epoch);
+        vm.assertEq(count, 0);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.NoSuchLeaf.selector, BOB, epoch, 0));
+        audits.draw(BOB, epoch, 0);
+        // The round that draws is made after the epoch's end, whenever one looks.
+        vm.assertTrue(audits.roundOf(epoch) > (uint256(epoch) + 1) * EPOCH);
+    }
+
+    function test_grinding_twoLeavesAtOnePlace() public {
+        Chunk memory right = chunkOf(1, seal(RIGHT));
+        Chunk memory wrong = chunkOf(2, seal(WRONG));
+        (bytes32 a, bytes32 b) = (audits.leafOf(ALICE, right), audits.leafOf(ALICE, wrong));
+        bytes32 root = keccak256(abi.encode(a, b));
+        vm.prank(ALICE);
+        audits.post(root, 2, 0);
+        uint32 epoch = uint32(set.currentEpoch());
+        drawable(epoch, "drawn");
+        bytes32[] memory proof = new bytes32[](1);
+        proof[0] = b;
+        vm.expectRevert(AuditManager.BadProof.selector);
+        audits.open(ALICE, epoch, 1, right, proof);
+        audits.open(ALICE, epoch, 0, right, proof);
+    }
+
+    function test_grinding_auditorsAfterTheBeacon() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        provide(ANYBODY, Roles.AUDITOR);
+        vm.prank(ANYBODY);
+        set.join(address(0));
+        Auditor[] memory later = set.listAuditors();
+        vm.assertEq(later.length, list.length + 1);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.WrongList.selector, audits.caseOf(id).epoch - 1));
+        audits.assign(id, later);
+    }
+
+    function test_silenceAfterTheDraw() public {
+        uint32 epoch = postOne(ALICE, chunkOf(1, seal(WRONG)));
+        drawable(epoch, "drawn");
+        vm.prank(ANYBODY);
+        bytes32 id = audits.draw(ALICE, epoch, 0);
+        pass(12 hours);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.TooEarly.selector, block.timestamp));
+        audits.timeOut(id);
+        pass(1);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.TooLate.selector, block.timestamp - 1));
+        audits.open(ALICE, epoch, 0, chunkOf(1, seal(WRONG)), new bytes32[](0));
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Silent);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
+        vm.assertEq(stake.claimable(ANYBODY), STAKE / 100);
+    }
+
+    /// Whoever has not computed has nothing to say "equal" with.
+    function test_lazyAuditor_cannotGuess() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address lazy = assigned(id, list);
+        commit(id, lazy, chunk.sealedRoots);
+        vm.expectRevert(AuditManager.AnswersDiffer.selector);
+        reveal(id, lazy, chunk, chunk.sealedRoots);
+    }
+
+    /// Who asks the node for its result instead of computing is caught by one that was planted.
+    function test_lazyAuditor_isCaughtByAPlant() public {
+        bytes32 planted = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
+        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address lazy = assigned(id, list);
+        commit(id, lazy, planted);
+        reveal(id, lazy, chunk, planted);
+        assertClosed(id, AuditManager.Verdict.Passed);
+        vm.expectRevert(AuditManager.NotPlanted.selector);
+        audits.showPlant(id, chunk, "another salt");
+        audits.showPlant(id, chunk, SALT);
+        assertClosed(id, AuditManager.Verdict.Planted);
+        vm.assertEq(behind(lazy, Roles.AUDITOR), STAKE - STAKE / 5);
+        vm.assertEq(stake.claimable(ALICE), STAKE / 50);
+        (uint32 passed,,) = audits.histories(ALICE);
+        vm.assertEq(passed, 0);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.WrongStage.selector, AuditManager.Stage.Closed));
+        audits.showPlant(id, chunk, SALT);
+    }
+
+    function test_lazyAuditor_aPlantFoundCostsNobody() public {
+        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address first, address second) = judged(id, list, chunk, RIGHT, RIGHT);
+        audits.showPlant(id, chunk, SALT);
+        assertClosed(id, AuditManager.Verdict.Planted);
+        vm.assertEq(behind(first, Roles.AUDITOR), STAKE);
+        vm.assertEq(behind(second, Roles.AUDITOR), STAKE);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+    }
+
+    /// The honest one of two may have gone to dispute before the plant is shown: its bond comes back.
+    function test_lazyAuditor_aPlantEndsADispute() public {
+        bytes32 planted = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
+        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address honest, address lazy) = judged(id, list, chunk, RIGHT, planted);
+        vm.prank(honest);
+        audits.dispute(id);
+        audits.showPlant(id, chunk, SALT);
+        vm.assertEq(audits.claimable(honest), BOND);
+        vm.assertEq(behind(honest, Roles.AUDITOR), STAKE);
+        vm.assertEq(behind(lazy, Roles.AUDITOR), STAKE - STAKE / 5);
+    }
+
+    /// A plant is late once its window has passed, so that it does not hang over an auditor forever.
+    function test_lazyAuditor_aPlantIsShownInTime() public {
+        bytes32 planted = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
+        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address lazy = assigned(id, list);
+        commit(id, lazy, planted);
+        reveal(id, lazy, chunk, planted);
+        uint40 deadline = audits.caseOf(id).deadline;
+        vm.warp(deadline + 1);
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.TooLate.selector, deadline));
+        audits.showPlant(id, chunk, SALT);
+    }
+
+    /// Two auditors that say the same of an honest node gain nothing, and one of them pays.
+    function test_colludingAuditor_againstAnHonestNode() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address first, address second) = judged(id, list, chunk, WRONG, WRONG);
+        vm.prank(ALICE);
+        audits.dispute(id);
+        vm.prank(first);
+        audits.matchBond(id, chunk);
+        game.tell(id, true);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+        vm.assertEq(audits.claimable(ALICE), BOND + BOND / 2);
+        vm.assertEq(audits.claimable(first), 0);
+        vm.assertEq(audits.claimable(second), 0);
+        vm.assertEq(behind(first, Roles.AUDITOR), STAKE - STAKE / 5);
+    }
+
+    /// The second auditor does not see what the first one has.
+    function test_colludingAuditor_nothingToCopy() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address first = assigned(id, list);
+        commit(id, first, WRONG);
+        vm.expectRevert(AuditManager.AnswersDiffer.selector);
+        reveal(id, first, chunk, WRONG);
+        vm.prank(first);
+        audits.differ(id);
+        address second = assigned(id, list);
+        bytes32 sealedAnswer = audits.caseOf(id).answers[0].value;
+        vm.prank(second);
+        audits.commit(id, sealedAnswer);
+        // The copy holds the first one's address.
+        vm.expectRevert(AuditManager.WrongAnswer.selector);
+        reveal(id, second, chunk, WRONG);
+    }
+
+    function test_falseAccuser() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address liar, address honest) = judged(id, list, chunk, WRONG, RIGHT);
+        pass(1 days + 1);
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Passed);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+        vm.assertEq(behind(honest, Roles.AUDITOR), STAKE);
+        vm.assertEq(behind(liar, Roles.AUDITOR), STAKE - STAKE / 100);
+    }
+
+    function test_falseAccuser_whoInsistsLosesItsBond() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address liar,) = judged(id, list, chunk, WRONG, RIGHT);
+        vm.prank(liar);
+        audits.dispute(id);
+        vm.prank(ALICE);
+        audits.matchBond(id, chunk);
+        game.tell(id, true);
+        vm.assertEq(audits.claimable(liar), 0);
+        vm.assertEq(audits.claimable(ALICE), BOND + BOND / 2);
+        vm.assertEq(behind(liar, Roles.AUDITOR), STAKE - STAKE / 5);
+    }
+
+    /// What two liars can do at most to a node whose rows nobody can show they got.
+    function test_falseAccuser_ofRowsThatWereServed() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address first, address second) = judged(id, list, chunk, 0, 0);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 100);
+        vm.assertEq(stake.claimable(first), 0);
+        vm.assertEq(stake.claimable(second), 0);
+    }
+
+    /// A neighbour posts, opens and fails with what it likes: that is its own.
+    function test_neighbourFraming() public {
+        listAll();
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        uint32 epoch = postOne(ALICE, chunk);
+        // Bob enters Alice's commitment as his, with other rows.
+        Chunk memory framed = chunkOf(1, seal(WRONG));
+        framed.commitment = chunk.commitment;
+        postOne(BOB, framed);
+        drawable(epoch, "drawn");
+        bytes32 his = audits.open(BOB, epoch, 0, framed, new bytes32[](0));
+        vm.assertEq(audits.caseOf(his).account, BOB);
+        // Nobody can open anything of Alice's but what she posted, and her commitment is not used up.
+        vm.expectRevert(AuditManager.BadProof.selector);
+        audits.open(ALICE, epoch, 0, framed, new bytes32[](0));
+        bytes32 hers = audits.open(ALICE, epoch, 0, chunk, new bytes32[](0));
+        vm.assertTrue(hers != his);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+    }
+
+    function test_withdrawalDuringADispute() public {
+        // Everything thaws before the node posts, so that it is free as early as can be.
+        listAll();
+        vm.startPrank(ALICE);
+        uint256 thaw = stake.thaw(ALICE, Roles.NODE, STAKE / 2);
+        vm.stopPrank();
+        pass(20 days);
+        Chunk memory chunk = chunkOf(1, seal(WRONG));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        vm.prank(ALICE);
+        try stake.withdraw(thaw) {
+            revert("withdrawn while a case is open");
+        } catch (bytes memory reason) {
+            vm.assertEq(bytes32(bytes4(reason)), bytes32(StakeManager.NotReleased.selector));
+        }
+        (address first,) = judged(id, list, chunk, RIGHT, RIGHT);
+        vm.prank(ALICE);
+        audits.dispute(id);
+        vm.prank(first);
+        audits.matchBond(id, chunk);
+        pass(3 days);
+        vm.prank(ALICE);
+        try stake.withdraw(thaw) {
+            revert("withdrawn during a dispute");
+        } catch (bytes memory reason) {
+            vm.assertEq(bytes32(bytes4(reason)), bytes32(StakeManager.NotReleased.selector));
+        }
+        game.tell(id, false);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 5);
+    }
+
+    /// An auditor's stake is held from when it is drawn.
+    function test_withdrawalDuringADispute_ofAnAuditor() public {
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunkOf(1, seal(RIGHT)), "drawn");
+        address auditor = assigned(id, list);
+        vm.assertEq(stake.poolOf(auditor, Roles.AUDITOR).heldUntil, block.timestamp + audits.longestCase());
+    }
+
+    /// Leaving once the beacon is known is silence.
+    function test_selectiveAbortAfterTheBeacon() public {
+        uint32 epoch = postOne(ALICE, chunkOf(1, seal(WRONG)));
+        drawable(epoch, "drawn");
+        vm.prank(ALICE);
+        stake.thaw(ALICE, Roles.NODE, STAKE);
+        bytes32 id = audits.draw(ALICE, epoch, 0);
+        pass(12 hours + 1);
+        audits.timeOut(id);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
+    }
+
+    /// One epoch of slashing takes no more than the cap, however many cases end in it.
+    function test_manySilentCasesTakeNoMoreThanTheCap() public {
+        vm.prank(ALICE);
+        audits.post(SALT, 10, 0);
+        uint32 epoch = uint32(set.currentEpoch());
+        drawable(epoch, "drawn");
+        bytes32[10] memory ids;
+        for (uint32 i = 0; i < 10; ++i) {
+            ids[i] = audits.draw(ALICE, epoch, i);
+        }
+        pass(12 hours + 1);
+        for (uint256 i = 0; i < 10; ++i) {
+            audits.timeOut(ids[i]);
+        }
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 5);
+    }
+}
