@@ -95,7 +95,8 @@ async fn nodes_killed_before_they_settle_are_paid_once() {
     market.deposit("1");
     let gateway = market.gateway("127.0.0.1:0");
     let (url, nodes) = (gateway.text("url").to_owned(), market.staffed(&gateway, 16_384).await);
-    let bills = futures::future::join_all((0..20).map(|seed| reply(&url, seed, 10))).await;
+    let bill = Bill::sum(&futures::future::join_all((0..20).map(|seed| reply(&url, seed, 10))).await);
+    until("vouchers for everything", || market.spent() == bill.wei).await;
     market.until_held().await;
     drop(nodes);
     assert_eq!(market.books().await.paid, 0);
@@ -104,7 +105,6 @@ async fn nodes_killed_before_they_settle_are_paid_once() {
     killed_while_it_collects(&market, again).await;
     market.node(0, gateway.text("join"), 16_384).stop();
     let settled = market.books().await;
-    let bill = Bill::sum(&bills);
     assert_eq!(settled.paid, bill.wei);
     assert_eq!(settled.earned, market.earnings(bill.tokens));
 
