@@ -18,6 +18,7 @@ mod fingerprint;
 mod hash;
 mod open;
 pub(crate) mod partial;
+mod places;
 mod plan;
 mod read;
 mod table;
@@ -41,6 +42,10 @@ pub use self::{
     hash::{HashReport, ModelHash},
     open::{Model, NUMERICS, Progress},
     table::{Dtype, TensorInfo, TensorTable},
+};
+pub(crate) use self::{
+    hash::HashTree,
+    places::{FETCHED, FileHead, Place},
 };
 use serde::{Deserialize, Serialize};
 
