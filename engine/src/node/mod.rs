@@ -213,15 +213,14 @@ impl Node {
         let (report, load) = watch::channel(StageLoad::default());
         let (worker, outputs) = Worker::start(stage, config.audit.clone(), report.clone())?;
         let (peers, events) = Peers::start(transport);
-        let ((stop, stopping), (publish, status)) =
-            (watch::channel(false), watch::channel(NodeStatus::default()));
-        let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
+        let (stop, stopping) = watch::channel(false);
+        let (publish, status) = watch::channel(NodeStatus::default());
         let settle = till.as_ref().map(Till::caller);
         let desk = Desk {
             state,
             join,
             limits,
-            gateways,
+            gateways: config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect(),
             peers,
             worker: Some(worker),
             outputs: Some(outputs),
