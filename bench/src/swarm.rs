@@ -93,6 +93,7 @@ impl Setup {
             payer: None,
             replan: true,
             receipts: self.receipts,
+            weights: None,
         };
         let budget = StageBudget {
             rows: STEP_ROWS,

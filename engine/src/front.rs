@@ -25,6 +25,7 @@ use crate::{
     speculation::drafter::Drafting,
     swarm::{Receipts, Swarm, SwarmConfig, SwarmStatus},
     tokenizer::Tokenizer,
+    weights::Stock,
 };
 
 /// Submissions between the HTTP side and the swarm's task.
@@ -57,6 +58,8 @@ pub struct FrontConfig {
     pub replan: bool,
     /// Whether replies have receipts.
     pub receipts: bool,
+    /// Bytes of weights that nodes without files are given in a second; `None` gives none.
+    pub weights: Option<u64>,
 }
 
 /// Why a front could not start.
@@ -114,10 +117,13 @@ impl Front {
         let (submitter, submissions) = Submitter::channel(SUBMISSIONS);
         let mut rules = swarm_config(model, &config)?;
         if config.receipts {
-            let receipts = receipts(model, &model_name, config.quantisation);
-            config.gateway.receipts = Some(receipts.store.clone());
-            rules.receipts = Some(receipts);
+            let store = Arc::new(ReceiptStore::new(StoreLimits::default()));
+            config.gateway.receipts = Some(store.clone());
+            let (model_name, quantisation) = (model_name.clone(), config.quantisation);
+            rules.receipts = Some(Receipts { model_name, quantisation, model: Arc::default(), store });
         }
+        rules.weights = config.weights.map(|bandwidth| Stock::new(model.clone(), Some(bandwidth)));
+        hash(model, config.quantisation, &rules);
         let swarm = Swarm::start(identity, transport, rules, drafting, submissions)?;
         let (status, bridge) = bridge(swarm.status(), metrics.clone());
         let (stop, mut stopping) = watch::channel(false);
@@ -242,23 +248,34 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> Result<SwarmConfig, Shap
         payer: config.payer.clone(),
         replan: config.replan,
         receipts: None,
+        weights: None,
     })
 }
 
-/// Receipts of a model that is hashed on a thread of its own: replies that begin before the hash is known have
-/// none, and serving waits for nothing.
-fn receipts(model: &Arc<Model>, name: &str, quantisation: Quantisation) -> Receipts {
-    let store = Arc::new(ReceiptStore::new(StoreLimits::default()));
-    let receipts = Receipts { model_name: name.to_owned(), quantisation, model: Arc::default(), store };
-    let (model, known) = (model.clone(), receipts.model.clone());
-    tokio::task::spawn_blocking(move || match model.hash(quantisation, &|_| ()) {
-        Ok(found) => {
-            let hash = known.get_or_init(|| Digest(found.hash));
-            tracing::info!(%hash, "replies have receipts");
+/// Hashes the model on a thread of its own, where something needs it: replies that begin before the hash is known
+/// have no receipts, weights are given from then on, and serving waits for nothing.
+fn hash(model: &Arc<Model>, quantisation: Quantisation, rules: &SwarmConfig) {
+    let known = rules.receipts.as_ref().map(|receipts| receipts.model.clone());
+    let (model, stock) = (model.clone(), rules.weights.clone());
+    if known.is_none() && stock.is_none() {
+        return;
+    }
+    tokio::task::spawn_blocking(move || {
+        let found = match stock {
+            Some(stock) => stock.hash(quantisation),
+            None => model.hash(quantisation, &|_| ()).map(|found| found.hash),
+        };
+        match (found, known) {
+            (Ok(found), Some(known)) => {
+                let hash = known.get_or_init(|| Digest(found));
+                tracing::info!(%hash, "replies have receipts");
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                tracing::warn!(%error, "no receipts, and no weights for nodes: the model cannot be hashed");
+            }
         }
-        Err(error) => tracing::warn!(%error, "replies have no receipts: the model cannot be hashed"),
     });
-    receipts
 }
 
 /// The model as the planner takes it, in the one format that is served; with private ends no node is asked to

@@ -5,7 +5,7 @@
 //! steps of the sessions' rows; each [`stage`] runs its layers of a [`model`]; the last one's [`sampler`]
 //! draws the tokens, and [`speculation`] guesses some of them ahead. [`message`] is what they say to one
 //! another, [`peers`] the links it travels on, [`device`] what stages compute on. [`audit`] proves what was
-//! computed, [`payment`] is how nodes are paid for it. [`profile`] tells `shard_planner` how fast this machine is.
+//! computed, [`payment`] is how nodes are paid for it, [`weights`] how they come by the model. [`profile`] tells `shard_planner` how fast this machine is.
 
 #![forbid(unsafe_code)]
 
@@ -30,3 +30,4 @@ pub mod speculation;
 pub mod stage;
 pub mod swarm;
 pub mod tokenizer;
+pub mod weights;

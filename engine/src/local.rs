@@ -419,6 +419,7 @@ impl Room {
             offer: Offer { profile: self.profile.clone(), ..Offer::default() },
             loader: None,
             audit: Some(Audit { signer: Signer::new(identity), rows: None }),
+            weights: None,
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

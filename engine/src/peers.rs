@@ -360,6 +360,7 @@ fn to_transport(message: Message) -> transport::Message {
     let head = Bytes::from(message.encode());
     match message {
         Message::Step(step) => transport::Message::from_parts([head, step.body]),
+        Message::Piece(piece) => transport::Message::from_parts([head, piece.body]),
         _ => head.into(),
     }
 }

@@ -106,6 +106,7 @@ impl World {
             speculation,
             payer: None,
             replan: true,
+            weights: None,
             receipts: Some(receipts),
         };
         let (submitter, submissions) = Submitter::channel(512);
@@ -134,6 +135,7 @@ impl World {
             offer: Offer::default(),
             loader: None,
             audit: (!ways.unsigned).then_some(audit),
+            weights: None,
             payee: None,
         };
         cheat::next(ways.cheat);

@@ -17,10 +17,11 @@ use engine::{
     device::Device,
     local::{load_stage, shard_bytes},
     message::{Ask, Offer},
-    model::{Model, Shard},
+    model::{Model, Quantisation, Shard, ShardCache, cache_root},
     node::{GatewayAddress, Loader, Node, NodeConfig, NodeStatus, ask, load_rate},
     on_device,
     profile::soonest,
+    weights::Fetcher,
 };
 use tokio::sync::watch;
 use transport::{
@@ -42,7 +43,8 @@ use super::{
 /// Lend this machine: hold some layers of a model for a gateway.
 ///
 /// The gateway's `dolphin serve` prints the line to paste. The node reads only its layers' bytes of the
-/// model, serves until Ctrl-C, and rejoins by itself when the gateway comes back.
+/// model, from files here or with `--fetch` from the gateway, serves until Ctrl-C, and rejoins by itself when the
+/// gateway comes back.
 #[derive(Args, Debug)]
 pub(super) struct NodeCommand {
     #[command(flatten)]
@@ -72,6 +74,8 @@ pub(super) struct NodeCommand {
     #[arg(long, env = "DOLPHIN_RETAIN_BYTES", default_value = "4GiB", value_name = "BYTES")]
     retain_bytes: ByteSize,
     #[command(flatten)]
+    fetch: FetchArgs,
+    #[command(flatten)]
     link: LinkArgs,
     #[command(flatten)]
     stage: StageArgs,
@@ -82,6 +86,47 @@ pub(super) struct NodeCommand {
     /// Print one line of JSON once the layers are loaded
     #[arg(long)]
     json: bool,
+}
+
+/// How a node comes by a model that it has no files of.
+#[derive(Args, Debug)]
+struct FetchArgs {
+    /// Fetch the layers' weights from the gateways that are joined, each checked against the model hash; what was
+    /// fetched is kept
+    #[arg(long, env = "DOLPHIN_FETCH", conflicts_with = "model")]
+    fetch: bool,
+    /// Where it is kept [default: `fetched` in the cache directory]
+    #[arg(long, env = "DOLPHIN_FETCH_DIR", value_name = "DIR")]
+    fetch_dir: Option<PathBuf>,
+    /// Most bytes of the files that the layers may have
+    #[arg(long, env = "DOLPHIN_FETCH_LIMIT", default_value = "256GiB", value_name = "BYTES")]
+    fetch_limit: ByteSize,
+    /// Bytes a second that are fetched [default: as many as come]
+    #[arg(long, env = "DOLPHIN_FETCH_BANDWIDTH", value_name = "BYTES")]
+    fetch_bandwidth: Option<ByteSize>,
+}
+
+impl FetchArgs {
+    /// Asks the gateways for what they serve, if weights are to be fetched.
+    async fn describe(
+        &self,
+        transport: &Arc<dyn Transport>,
+        gateways: &[GatewayAddress],
+        quantisation: Quantisation,
+    ) -> anyhow::Result<Option<Fetcher>> {
+        if !self.fetch {
+            return Ok(None);
+        }
+        let place = || cache_root().map(|root| root.join("fetched"));
+        let root =
+            self.fetch_dir.clone().or_else(place).context("--fetch needs --fetch-dir: there is no cache")?;
+        let cache = ShardCache::of_user();
+        let mirror = Fetcher::describe(transport, gateways, &root, quantisation, cache)
+            .await
+            .context("asking the gateway for its model")?;
+        let bandwidth = self.fetch_bandwidth.map(|bandwidth| bandwidth.as_u64());
+        Ok(Some(Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth)))
+    }
 }
 
 /// Which layers a node holds.
@@ -123,6 +168,8 @@ struct Place<'a> {
     carriers: &'a str,
     device: &'a str,
     weight_bytes: u64,
+    /// Bytes of files fetched for them.
+    fetched: u64,
 }
 
 impl NodeCommand {
@@ -136,7 +183,6 @@ impl NodeCommand {
     }
 
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let model = Arc::new(self.model.open()?);
         let gateway = resolve(&self.join[0].address).await?;
         let listen = self.listen.unwrap_or_else(|| match gateway.ip().is_loopback() {
             true => SocketAddr::new(gateway.ip(), 0),
@@ -152,40 +198,35 @@ impl NodeCommand {
             .advertise
             .clone()
             .unwrap_or_else(|| reachable(endpoint.local_address(), Some(gateway)).to_string());
-        let fingerprint = model.fingerprint(self.model.quant);
+        let endpoint: Arc<dyn Transport> = Arc::new(endpoint);
+        let quantisation = self.model.quant;
+        let weights = self.fetch.describe(&endpoint, &self.join, quantisation).await?;
+        let model = match &weights {
+            Some(weights) => weights.model().clone(),
+            None => Arc::new(self.model.open()?),
+        };
         let chosen = self.stage.device()?;
         let device = chosen.describe();
-        let quantisation = self.model.quant;
-        let mut offer = self.offer(&model, &chosen).await?;
-        let shard = self.shard(&model, &endpoint, fingerprint, &offer).await?;
-        let weight_bytes = shard_bytes(&model, &shard, self.model.quant);
-        let bar = byte_bar("loading");
-        let (budget, progress) = (self.stage.whole_budget(&chosen)?, follow(&bar));
-        let (source, part) = (model.clone(), shard.clone());
-        let payee = self.chain.payee(&self.price, &key.identity).await?;
-        let audit = self.audit(&key.identity)?;
-        let config = |offer, loader| NodeConfig {
+        let offer = self.offer(&model, &chosen).await?;
+        let shard = self.shard(&model, endpoint.as_ref(), model.fingerprint(quantisation), &offer).await?;
+        let fetched = self.fetched(&endpoint, weights.as_ref(), &shard).await?;
+        let weight_bytes = shard_bytes(&model, &shard, quantisation);
+        let config = NodeConfig {
             gateways: self.join.clone(),
             advertise: advertise.clone(),
-            fingerprint,
-            chunk: budget.chunk,
+            fingerprint: model.fingerprint(quantisation),
+            chunk: self.stage.whole_budget(&chosen)?.chunk,
             weight_bytes,
             device: device.clone(),
-            payee,
+            payee: self.chain.payee(&self.price, &key.identity).await?,
             offer,
-            loader: Some(loader),
-            audit: Some(audit),
+            loader: None,
+            audit: Some(self.audit(&key.identity)?),
+            weights,
         };
-        let mut node = on_device!(chosen, backend => {
-            let loader = Loader::new(model.clone(), quantisation, budget, backend.clone());
-            let begun = Instant::now();
-            let load = move || load_stage(&source, &part, quantisation, &budget, backend, &progress);
-            let stage = tokio::task::spawn_blocking(load).await??;
-            offer.load_rate = Some(load_rate(weight_bytes, begun.elapsed()));
-            Node::start(stage, Arc::new(endpoint), config(offer, loader))
-        })?;
-        bar.finish_and_clear();
-        let place = Place { id, address: &advertise, carriers: &carriers, device: &device, weight_bytes };
+        let mut node = self.start(&model, chosen, &shard, endpoint, config).await?;
+        let address = advertise.as_str();
+        let place = Place { id, address, carriers: &carriers, device: &device, weight_bytes, fetched };
         let stop = interrupted();
         self.announce(&place, &shard, &model);
         let status = node.status();
@@ -198,12 +239,51 @@ impl NodeCommand {
         Ok(())
     }
 
+    /// Fetches what is missing of a shard, and says how many bytes that was.
+    async fn fetched(
+        &self,
+        endpoint: &Arc<dyn Transport>,
+        weights: Option<&Fetcher>,
+        shard: &Shard,
+    ) -> anyhow::Result<u64> {
+        let Some(weights) = weights else { return Ok(0) };
+        let bar = byte_bar("fetching");
+        let fetched = weights.fetch(endpoint, &self.join, shard, &follow(&bar)).await;
+        bar.finish_and_clear();
+        fetched.with_context(|| format!("fetching the weights of layers {:?}", shard.layers))
+    }
+
+    /// Loads a shard and starts to serve it.
+    async fn start(
+        &self,
+        model: &Arc<Model>,
+        device: Device,
+        shard: &Shard,
+        endpoint: Arc<dyn Transport>,
+        mut config: NodeConfig,
+    ) -> anyhow::Result<Node> {
+        let quantisation = self.model.quant;
+        let bar = byte_bar("loading");
+        let (budget, progress) = (self.stage.whole_budget(&device)?, follow(&bar));
+        let (source, part) = (model.clone(), shard.clone());
+        let node = on_device!(device, backend => {
+            config.loader = Some(Loader::new(model.clone(), quantisation, budget, backend.clone()));
+            let begun = Instant::now();
+            let load = move || load_stage(&source, &part, quantisation, &budget, backend, &progress);
+            let stage = tokio::task::spawn_blocking(load).await??;
+            config.offer.load_rate = Some(load_rate(config.weight_bytes, begun.elapsed()));
+            Node::start(stage, endpoint, config)
+        })?;
+        bar.finish_and_clear();
+        Ok(node)
+    }
+
     fn announce(&self, place: &Place, shard: &Shard, model: &Model) {
-        let Place { id, address, carriers, device, weight_bytes } = place;
+        let Place { id, address, carriers, device, weight_bytes, fetched } = place;
         if self.json {
             let line = serde_json::json!({
                 "id": id.to_string(), "address": address, "from": shard.layers.start, "to": shard.layers.end,
-                "weight_bytes": weight_bytes, "device": device, "links": carriers,
+                "weight_bytes": weight_bytes, "fetched_bytes": fetched, "device": device, "links": carriers,
             });
             println!("{line}");
         } else {
@@ -214,8 +294,9 @@ impl NodeCommand {
                 model.name()
             );
             println!(
-                "  weights  {}\n  device   {device}\n  address  {address} ({carriers})\n\nCtrl-C stops.",
-                ByteSize(*weight_bytes)
+                "  weights  {}{}\n  device   {device}\n  address  {address} ({carriers})\n\nCtrl-C stops.",
+                ByteSize(*weight_bytes),
+                if *fetched > 0 { format!(", {} fetched", ByteSize(*fetched)) } else { String::new() },
             );
         }
     }
@@ -263,7 +344,7 @@ impl NodeCommand {
     async fn shard(
         &self,
         model: &Model,
-        endpoint: &Endpoint,
+        endpoint: &dyn Transport,
         fingerprint: [u8; 32],
         offer: &Offer,
     ) -> anyhow::Result<Shard> {

@@ -265,6 +265,7 @@ impl GatewayArgs {
             payer: None,
             replan: true,
             receipts: self.receipts == ReceiptsChoice::On,
+            weights: None,
         })
     }
 }

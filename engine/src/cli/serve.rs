@@ -55,6 +55,9 @@ pub(super) struct Serve {
     /// Bytes a second that are relayed between nodes whose routers let them find no other way; 0 relays nothing
     #[arg(long, env = "DOLPHIN_RELAY_BANDWIDTH", default_value = "4MB", value_name = "BYTES")]
     relay_bandwidth: ByteSize,
+    /// Bytes a second of the model's files that nodes with `--fetch` are given, over all nodes; 0 gives none
+    #[arg(long, env = "DOLPHIN_WEIGHTS_BANDWIDTH", default_value = "32MB", value_name = "BYTES")]
+    weights_bandwidth: ByteSize,
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
@@ -84,6 +87,7 @@ impl Serve {
         config.allow = allow_list(&self.allow);
         config.payer = self.chain.payer(&self.spend).await?;
         config.replan = self.replan == Switch::On;
+        config.weights = Some(self.weights_bandwidth.as_u64()).filter(|&bandwidth| bandwidth > 0);
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, self.link.limits())
             .with_context(|| format!("--swarm {}", self.swarm))?;

@@ -29,7 +29,12 @@ impl Message {
             Message::Ask(ask) => ask.offer.check(),
             Message::Cannot(cannot) => check_shard(&cannot.shard).and_then(|()| cannot.check()),
             Message::Near(near) => check_near(near),
-            Message::Welcome | Message::Close(_) | Message::Held(_) | Message::Committed(_) => Ok(()),
+            Message::Welcome
+            | Message::Close(_)
+            | Message::Held(_)
+            | Message::Committed(_)
+            | Message::Want(_) => Ok(()),
+            Message::Piece(piece) => piece.check(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What nodes and gateways say to one another: the payload of a transport message.
 //!
-//! A message is its `postcard` encoding followed, for a [`Step`] alone, by a raw body (token ids or
-//! activation rows, little-endian). Decoding never allocates beyond the bytes it was given, and
+//! A message is its `postcard` encoding followed, for a [`Step`] and a [`Piece`] alone, by a raw body (token
+//! ids or activation rows, little-endian; bytes of files). Decoding never allocates beyond the bytes it was given, and
 //! everything decoded is checked before it is believed.
 
 mod block;
@@ -9,6 +9,7 @@ mod check;
 mod offer;
 mod pay;
 mod rows;
+mod weights;
 
 use bytes::Bytes;
 use kernels::backend::Operation;
@@ -28,6 +29,7 @@ pub(crate) use check::check_sampling;
 pub use offer::{Cannot, LoadRefusal, Neighbour, Offer, Path};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
+pub use weights::{Denial, MAX_PIECE_BYTES, Part, Piece, Want};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
 /// at random. The order of ids is thus an order by age that all stages agree on, whatever reaches them first.
@@ -105,6 +107,10 @@ pub enum Message {
     Near(Vec<Neighbour>),
     /// Any stage to gateway and to the next: what it signs of a session.
     Committed(Box<Committed>),
+    /// Node to gateway: give me these bytes of the model.
+    Want(Want),
+    /// Gateway to node: here they are; the body follows.
+    Piece(Piece),
 }
 
 /// How fast a node is.
@@ -486,15 +492,17 @@ impl Message {
             Message::TabAnswer(_) => "TabAnswer",
             Message::Voucher(_) => "Voucher",
             Message::Paid(_) => "Paid",
+            Message::Want(_) => "Want",
+            Message::Piece(_) => "Piece",
         }
     }
 
-    /// Bytes of the message, without the body of a step.
+    /// Bytes of the message, without the body of a step or piece.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")
     }
 
-    /// Reads a message; what follows a step is its body.
+    /// Reads a message; what follows a step or a piece is its body.
     pub fn decode(bytes: Bytes) -> Result<Self, MessageError> {
         if bytes.len() > MAX_CONTROL_BYTES && !LONG_VARIANTS.contains(bytes.first().unwrap_or(&0)) {
             return Err(MessageError::Invalid("more bytes than its kind may have"));
@@ -504,6 +512,7 @@ impl Message {
         let rest = bytes.slice_ref(rest);
         match &mut message {
             Message::Step(step) => step.body = rest,
+            Message::Piece(piece) => piece.body = rest,
             _ if !rest.is_empty() => return Err(MessageError::Malformed),
             _ => {}
         }

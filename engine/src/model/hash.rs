@@ -20,8 +20,9 @@ use serde::Serialize;
 
 use super::{
     Model, ModelError, Progress, Quantisation,
+    places::Place,
     plan::{Item, Unit},
-    weights::Loaded,
+    weights::{self, Loaded},
 };
 use crate::tokenizer::TokenizerError;
 
@@ -37,6 +38,15 @@ pub struct ModelHash {
     pub hash: [u8; 32],
     /// What it stands for.
     pub contents: Contents,
+}
+
+/// The model hash and the leaves below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HashTree {
+    /// The model hash.
+    pub(crate) root: ModelHash,
+    /// Leaves of the tensors: of the embedding, of each layer, of final norm with head.
+    pub(crate) tensors: Vec<Vec<[u8; 32]>>,
 }
 
 /// [`ModelHash`] in hexadecimal.
@@ -81,28 +91,72 @@ impl Model {
         quantisation: Quantisation,
         progress: &dyn Fn(Progress),
     ) -> Result<ModelHash, ModelError> {
+        Ok(self.hash_tree(quantisation, progress)?.root)
+    }
+
+    /// The hash with the leaves of the tensors under it.
+    pub(crate) fn hash_tree(
+        &self,
+        quantisation: Quantisation,
+        progress: &dyn Fn(Progress),
+    ) -> Result<HashTree, ModelError> {
         let config = self.config();
         let stored = self.stored_bytes();
         let total = stored.0 + stored.1.iter().sum::<u64>() + stored.2;
         let mut hashing = Hashing { model: self, quantisation, progress, done: 0, total };
         let embedding = hashing.unit(Unit::Embedding)?;
-        let describe = |part| self.describe(part, quantisation);
-        let mut layers = vec![unit_root(&describe(Part::Embedding), &embedding)];
+        let mut tensors = vec![embedding.clone()];
         for layer in 0..config.layers {
-            let tensors = hashing.unit(Unit::Layer(layer))?;
-            layers.push(unit_root(&describe(Part::Layer(layer)), &tensors));
+            tensors.push(hashing.unit(Unit::Layer(layer))?);
         }
         let mut head = hashing.unit(Unit::FinalNorm)?;
         head.extend(if config.tied { embedding } else { hashing.unit(Unit::Head)? });
-        layers.push(unit_root(&describe(Part::Head), &head));
+        tensors.push(head);
         let contents = Contents {
             numerics: NUMERICS_VERSION,
             tokenizer: self.tokenizer_hash()?,
             rope: root(&self.rope_leaves()?),
-            layers,
+            layers: self.roots(quantisation, &tensors),
         };
         let hash = contents.hash().expect("a model has an embedding and a head at least");
-        Ok(ModelHash { hash, contents })
+        Ok(HashTree { root: ModelHash { hash, contents }, tensors })
+    }
+
+    /// The roots over the leaves of each part's tensors, of which none is empty.
+    fn roots(&self, quantisation: Quantisation, tensors: &[Vec<[u8; 32]>]) -> Vec<[u8; 32]> {
+        let part = |index| match index {
+            0 => Part::Embedding,
+            _ if index > self.config().layers => Part::Head,
+            _ => Part::Layer(index - 1),
+        };
+        let root =
+            |(index, leaves): (usize, &Vec<_>)| unit_root(&self.describe(part(index), quantisation), leaves);
+        tensors.iter().enumerate().map(root).collect()
+    }
+
+    /// Whether `tree`, which somebody else made, is that of a model with this one's settings: every leaf is
+    /// under the root. That the tensors have these leaves, [`Model::leaf`] shows.
+    pub(crate) fn vouches(&self, quantisation: Quantisation, tree: &HashTree) -> Result<bool, ModelError> {
+        let contents = &tree.root.contents;
+        let (layers, last) = (self.config().layers, self.config().layers + 1);
+        let units = self.layout.units();
+        let count = |unit: Unit| self.layout.items(unit, quantisation, &self.table).len();
+        let counts: Vec<usize> = units[..=layers].iter().map(|&unit| count(unit)).chain([2]).collect();
+        let ends_agree = || !self.config().tied || tree.tensors[0].first() == tree.tensors[last].get(1);
+        Ok(tree.tensors.iter().map(Vec::len).eq(counts)
+            && ends_agree()
+            && contents.numerics == NUMERICS_VERSION
+            && contents.rope == root(&self.rope_leaves()?)
+            && contents.layers == self.roots(quantisation, &tree.tensors)
+            && contents.hash() == Some(tree.root.hash))
+    }
+
+    /// The leaf of one tensor, which is read and quantised.
+    pub(crate) fn leaf(&self, place: &Place) -> Result<[u8; 32], ModelError> {
+        let items = [(place.item.clone(), &place.info)];
+        let loaded = weights::load(&self.table, &items, &mut |_| ())?;
+        let tensor = loaded.first().expect("one tensor is loaded for one item");
+        Ok(tensor_leaf(&place.item, tensor))
     }
 
     /// Everything in the configuration that enters the arithmetic of a part.

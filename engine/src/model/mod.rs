@@ -19,6 +19,7 @@ mod hash;
 mod open;
 mod opening;
 pub(crate) mod partial;
+mod places;
 mod plan;
 mod read;
 mod table;
@@ -43,6 +44,10 @@ pub use self::{
     open::{Model, NUMERICS, Progress},
     opening::{OpenUnit, OpenedSegment},
     table::{Dtype, TensorInfo, TensorTable},
+};
+pub(crate) use self::{
+    hash::HashTree,
+    places::{FETCHED, FileHead, Place},
 };
 use serde::{Deserialize, Serialize};
 

@@ -10,6 +10,7 @@ use super::{
     demo::{self, Demo},
     error::{ModelError, TensorFault},
     family, gguf, partial,
+    places::FETCHED,
     plan::{Layout, Unit},
     read, safetensors,
     table::{Dtype, TensorTable},
@@ -57,6 +58,8 @@ pub struct Model {
     path: Option<PathBuf>,
     pub(super) layout: Layout,
     pub(super) table: TensorTable,
+    /// `config.json`; nothing of a GGUF file, whose header has the settings.
+    pub(super) settings: Option<Vec<u8>>,
     generation: GenerationDefaults,
     chat_template: Option<String>,
     tokenizer: TokenizerSource,
@@ -70,6 +73,17 @@ impl Model {
     /// # Errors
     /// [`ModelError`] naming the file, field or tensor that is at fault.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let directory = if path.is_dir() { Some(path) } else { path.parent() };
+        if directory.is_some_and(|directory| directory.join(FETCHED).exists()) {
+            let reason =
+                "a node fetches its layers into it, and others are not there (`--fetch` uses it)".into();
+            return Err(ModelError::NotAModel { path: path.to_owned(), reason });
+        }
+        Self::open_fetched(path)
+    }
+
+    /// The same, where a node may have fetched only some of the tensors: others read as zeros.
+    pub(crate) fn open_fetched(path: &Path) -> Result<Self, ModelError> {
         if path.is_file() {
             return Self::open_gguf(path);
         }
@@ -101,6 +115,7 @@ impl Model {
             path: Some(path.to_owned()),
             layout,
             table,
+            settings: None,
             generation: GenerationDefaults::default(),
             chat_template: text("tokenizer.chat_template"),
             tokenizer: TokenizerSource::Gguf(path.to_owned()),
@@ -166,6 +181,7 @@ impl Model {
             path: parts.path,
             layout: Layout { description, naming: &family::CHECKPOINT, interleaved: false },
             table: parts.table,
+            settings: Some(parts.config),
             generation: generation.unwrap_or_default(),
             chat_template: parts.chat_template,
             tokenizer: parts.tokenizer,
@@ -320,11 +336,7 @@ impl Model {
         }
         let apart = shard.head && !(config.tied && shard.embedding);
         let head = if config.tied { Unit::Embedding } else { Unit::Head };
-        let mut units: Vec<Unit> = Vec::new();
-        units.extend(shard.embedding.then_some(Unit::Embedding));
-        units.extend(shard.layers.clone().map(Unit::Layer));
-        units.extend(shard.head.then_some(Unit::FinalNorm));
-        units.extend(apart.then_some(head));
+        let units = self.layout.units_of(shard);
         let mut loading = Loading { model: self, quantisation, progress, done: 0, total: 0 };
         for &unit in &units {
             loading.total += loading.stored_bytes(unit)?;

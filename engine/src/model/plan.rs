@@ -4,7 +4,7 @@
 use kernels::{backend::Profile, tensor::Format};
 
 use super::{
-    ModelConfig, Quantisation,
+    ModelConfig, Quantisation, Shard,
     config::Description,
     error::ModelError,
     family::Naming,
@@ -86,6 +86,18 @@ impl Layout {
         if !self.config().tied {
             units.push(Unit::Head);
         }
+        units
+    }
+
+    /// The units that `shard` is loaded from, in order. A tied head is the embedding, and not loaded twice.
+    pub(crate) fn units_of(&self, shard: &Shard) -> Vec<Unit> {
+        let tied = self.config().tied;
+        let apart = shard.head && !(tied && shard.embedding);
+        let mut units: Vec<Unit> = Vec::new();
+        units.extend(shard.embedding.then_some(Unit::Embedding));
+        units.extend(shard.layers.clone().map(Unit::Layer));
+        units.extend(shard.head.then_some(Unit::FinalNorm));
+        units.extend(apart.then_some(if tied { Unit::Embedding } else { Unit::Head }));
         units
     }
 

@@ -42,6 +42,16 @@ pub(crate) fn stream(
     plain(files, ranges, sink)
 }
 
+/// The bytes of one range.
+pub(crate) fn range(files: &[Storage], range: ByteRange) -> Result<Vec<u8>, ModelError> {
+    let mut read = Vec::new();
+    plain(files, &[range], &mut |bytes| {
+        read = bytes;
+        Ok(())
+    })?;
+    Ok(read)
+}
+
 fn plain(
     files: &[Storage],
     ranges: &[ByteRange],

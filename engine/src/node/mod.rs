@@ -2,6 +2,7 @@
 //! them what it holds, and serves whatever routes they send through it.
 
 mod ask;
+mod fetch;
 mod reload;
 pub mod state;
 pub mod worker;
@@ -26,8 +27,10 @@ use crate::{
     },
     peers::{Notice, PeerEvent, Peers},
     stage::{Stage, StageLimits},
+    weights::Fetcher,
 };
 pub use ask::{AskError, ask};
+use fetch::{Fetching, advanced};
 use reload::{Assigned, Outcome, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
@@ -107,6 +110,8 @@ pub struct NodeConfig {
     pub loader: Option<Loader>,
     /// What it signs its work with, where a gateway asks for proofs; without, it signs nothing.
     pub audit: Option<Audit>,
+    /// Fetches layers that the node is told to load, for one without the model's files.
+    pub weights: Option<Fetcher>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -210,13 +215,12 @@ impl Node {
         let (peers, events) = Peers::start(transport);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
-        let gateways = config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect();
         let settle = till.as_ref().map(Till::caller);
         let desk = Desk {
             state,
             join,
             limits,
-            gateways,
+            gateways: config.gateways.into_iter().map(|g| (g.id, Gateway::new(g.address))).collect(),
             peers,
             worker: Some(worker),
             outputs: Some(outputs),
@@ -224,6 +228,8 @@ impl Node {
             loader: config.loader,
             audit: config.audit,
             assigned: None,
+            weights: config.weights,
+            fetching: None,
             loading: None,
             till,
             publish,
@@ -313,6 +319,9 @@ struct Desk {
     audit: Option<Audit>,
     /// What is to be loaded once no session is left.
     assigned: Option<Assigned>,
+    weights: Option<Fetcher>,
+    /// Weights of what was assigned, on their way.
+    fetching: Option<Fetching>,
     loading: Option<JoinHandle<Outcome>>,
     /// Of a node that serves for pay.
     till: Option<Till>,
@@ -348,6 +357,7 @@ impl Desk {
                     }
                 }
                 _ = look.tick() => self.tell_near(),
+                step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
                         break Err(error);
@@ -401,6 +411,7 @@ impl Desk {
                     }
                 }
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
+                (_, Message::Piece(piece)) => self.piece(peer, piece),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }
@@ -409,6 +420,7 @@ impl Desk {
 
     fn lost(&mut self, peer: NodeId, reason: &str) {
         self.state.lost(peer, reason);
+        self.giver_lost(peer);
         if let Some(gateway) = self.gateways.get_mut(&peer).filter(|gateway| gateway.up) {
             tracing::warn!(gateway = %peer.short(), reason, wait_ms = gateway.wait.as_millis() as u64, "no link to the gateway");
             gateway.up = false;

@@ -96,8 +96,8 @@ pub(super) struct Outcome {
 /// The layers a gateway has assigned.
 #[derive(Debug)]
 pub(super) struct Assigned {
-    gateway: NodeId,
-    shard: Shard,
+    pub(super) gateway: NodeId,
+    pub(super) shard: Shard,
 }
 
 impl Loader {
@@ -146,6 +146,7 @@ impl Desk {
     /// A gateway tells the node to hold other layers.
     pub(super) fn assigned(&mut self, gateway: NodeId, Assign { shard }: Assign) {
         match self.may_load(&shard) {
+            Ok(()) if self.weights.is_some() => self.fetch(gateway, shard),
             Ok(()) => self.assigned = Some(Assigned { gateway, shard }),
             Err(reason) => self.cannot(gateway, shard, reason),
         }
@@ -156,7 +157,7 @@ impl Desk {
         let offer = &self.join.offer;
         let loader = self.loader.as_ref().filter(|_| offer.movable && self.gateways.len() == 1);
         let loader = loader.ok_or(LoadRefusal::Fixed)?;
-        if self.assigned.is_some() || self.loading.is_some() {
+        if self.assigned.is_some() || self.loading.is_some() || self.fetching.is_some() {
             return Err(LoadRefusal::Busy);
         }
         let needed = loader.0.bytes(shard).ok_or(LoadRefusal::Unknown)?;
@@ -164,7 +165,7 @@ impl Desk {
         if needed > lent { Err(LoadRefusal::TooLarge { needed, lent }) } else { Ok(()) }
     }
 
-    fn cannot(&mut self, gateway: NodeId, shard: Shard, reason: LoadRefusal) {
+    pub(super) fn cannot(&mut self, gateway: NodeId, shard: Shard, reason: LoadRefusal) {
         tracing::warn!(layers = ?shard.layers, %reason, "not loading what the gateway assigned");
         self.peers.send(gateway, None, Message::Cannot(Cannot { shard, reason }));
     }

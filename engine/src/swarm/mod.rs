@@ -19,14 +19,15 @@ use tokio::{
 use transport::{Identity, NodeId, Transport};
 
 use crate::{
-    message::{Draft, Path, SessionId},
+    message::{Denial, Draft, Message, Path, Piece, SessionId},
     payment::{
         purse::{self, Payer, Purse},
         store::StoreError,
     },
-    peers::{PeerEvent, Peers},
+    peers::{Notice, PeerEvent, Peers},
     request::Submission,
     speculation::drafter::{Drafter, Drafting},
+    weights::{Giver, Stock, Taking},
 };
 pub use recording::Receipts;
 use sketch::Verdict;
@@ -57,6 +58,8 @@ pub struct SwarmConfig {
     pub replan: bool,
     /// Receipts for replies, if there are any.
     pub receipts: Option<Receipts>,
+    /// The model's files, for nodes that have none; `None` gives nothing away.
+    pub weights: Option<Stock>,
 }
 
 /// One node as people see it.
@@ -201,10 +204,14 @@ impl Swarm {
             || (None, mpsc::channel(1).1),
             |Drafting { drafter, drafts }| (Some(drafter), drafts),
         );
+        let (giver, pieces) = match config.weights.clone().map(Giver::start) {
+            Some((giver, pieces)) => (Some(giver), pieces),
+            None => (None, mpsc::channel(1).1),
+        };
         let state = State::new(identity, config, drafter.is_some());
         let cancelled = FuturesUnordered::new();
-        let desk = Desk { state, peers, publish, drafter, purse, cancelled, planner: JoinSet::new() };
-        let inputs = Inputs { events, submissions, drafts, receipts };
+        let desk = Desk { state, peers, publish, drafter, purse, giver, cancelled, planner: JoinSet::new() };
+        let inputs = Inputs { events, submissions, drafts, receipts, pieces };
         let task = tokio::spawn(desk.run(inputs, stopping));
         Ok(Self { status, stop, task })
     }
@@ -229,6 +236,7 @@ struct Desk {
     publish: watch::Sender<SwarmStatus>,
     drafter: Option<Drafter>,
     purse: Option<Purse>,
+    giver: Option<Giver>,
     /// Resolve when a client goes away.
     cancelled: FuturesUnordered<Cancelled>,
     /// The plan that is being made.
@@ -241,11 +249,12 @@ struct Inputs {
     submissions: mpsc::Receiver<Submission>,
     drafts: mpsc::Receiver<Draft>,
     receipts: mpsc::Receiver<purse::Event>,
+    pieces: mpsc::Receiver<(NodeId, Piece)>,
 }
 
 impl Desk {
     async fn run(mut self, inputs: Inputs, mut stopping: watch::Receiver<bool>) {
-        let Inputs { mut events, mut submissions, mut drafts, mut receipts } = inputs;
+        let Inputs { mut events, mut submissions, mut drafts, mut receipts, mut pieces } = inputs;
         let mut open = true;
         loop {
             let deadline = self.state.next_deadline();
@@ -253,7 +262,7 @@ impl Desk {
                 _ = stopping.changed() => break,
                 Some(event) = events.recv() => {
                     for notice in self.peers.settle(event) {
-                        self.state.notice(notice, Instant::now());
+                        self.notice(notice, Instant::now());
                     }
                 }
                 submission = submissions.recv(), if open => match submission {
@@ -262,6 +271,7 @@ impl Desk {
                 },
                 Some(draft) = drafts.recv() => self.state.drafted(draft),
                 Some(receipt) = receipts.recv() => self.state.purse(receipt),
+                Some((peer, piece)) = pieces.recv() => self.give(peer, piece),
                 Some(verdict) = self.planner.join_next() => self.planned(verdict),
                 Some(session) = self.cancelled.next() => self.state.cancelled(session),
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => {
@@ -296,6 +306,32 @@ impl Desk {
         if let Some(drafter) = self.drafter {
             // The thread may be in the middle of a step.
             let _ = tokio::task::spawn_blocking(|| drafter.stop()).await;
+        }
+    }
+
+    /// Weights are seen to here: which of them go where is no decision of the swarm's.
+    fn notice(&mut self, notice: Notice, now: Instant) {
+        let Notice::Message(peer, Message::Want(want)) = notice else {
+            return self.state.notice(notice, now);
+        };
+        let stranger = !self.state.admits(peer);
+        match self.giver.as_mut().filter(|_| !stranger) {
+            None => self.peers.send(peer, None, Message::Piece(Piece::denied(want, Denial::Nothing))),
+            Some(giver) => match giver.wanted(peer, want, now) {
+                Taking::Taken => {}
+                Taking::Denied(piece) => self.peers.send(peer, None, Message::Piece(piece)),
+                Taking::Broken => self.peers.expel(peer, "asks for more weights at once than it may"),
+            },
+        }
+    }
+
+    fn give(&mut self, peer: NodeId, piece: Piece) {
+        if let Some(giver) = &mut self.giver {
+            giver.given(peer);
+        }
+        // Whoever is gone has no use for it.
+        if self.peers.is_live(peer) {
+            self.peers.send(peer, None, Message::Piece(piece));
         }
     }
 

@@ -342,8 +342,13 @@ impl State {
         }
     }
 
+    /// Whether a node may join, whatever it holds.
+    pub(super) fn admits(&self, peer: NodeId) -> bool {
+        self.config.allow.as_ref().is_none_or(|allow| allow.contains(&peer))
+    }
+
     fn may_join(&self, peer: NodeId, fingerprint: &[u8; 32]) -> Result<(), String> {
-        if self.config.allow.as_ref().is_some_and(|allow| !allow.contains(&peer)) {
+        if !self.admits(peer) {
             return Err("this gateway takes listed nodes only, and this node's id is not on the list".into());
         }
         if *fingerprint != self.config.fingerprint {

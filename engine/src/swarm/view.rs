@@ -88,6 +88,7 @@ mod tests {
             payer: None,
             replan: true,
             receipts: None,
+            weights: None,
         }
     }
 

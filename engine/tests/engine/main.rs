@@ -5,6 +5,7 @@ mod account;
 mod bits;
 #[cfg(feature = "cuda")]
 mod cards;
+mod fetching;
 mod kquants;
 #[cfg(unix)]
 mod market;

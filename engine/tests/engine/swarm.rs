@@ -73,6 +73,7 @@ impl World {
             payer: None,
             replan: true,
             receipts: None,
+            weights: None,
         };
         change(&mut config);
         let (submitter, submissions) = Submitter::channel(512);
@@ -118,6 +119,7 @@ impl World {
             offer: Offer::default(),
             loader: None,
             audit: None,
+            weights: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();

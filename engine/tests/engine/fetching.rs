@@ -1,0 +1,121 @@
+//! Nodes without the model's files: they fetch their layers from the gateway, serve, and fetch what a new plan adds.
+
+use std::{path::Path, sync::Arc};
+
+use engine::{
+    local::{load_stage, shard_bytes},
+    message::Offer,
+    model::Shard,
+    node::{Loader, Node, NodeConfig},
+    request::Finish,
+    weights::{Fetcher, Stock},
+};
+use kernels::cpu::{Cpu, Isa};
+use transport::{Limits, Transport, sim::Conditions};
+
+use crate::{
+    support::{Golden, open},
+    swarm::{BUDGET, QUANTISATION, World, expected, identity, reply, request},
+};
+
+/// A gateway that gives weights away.
+fn giving(name: &str, seed: u64) -> World {
+    let stock = Stock::new(Arc::new(open(name)), Some(8 << 20));
+    stock.hash(QUANTISATION).unwrap();
+    World::new(name, seed, |config| config.weights = Some(stock))
+}
+
+/// A node of a new process that has nothing but what is in `directory`; and what it fetched.
+async fn node(world: &World, seed: u8, shard: Shard, directory: &Path) -> (Node, u64) {
+    let endpoint = world.network.endpoint(&identity(seed), Limits::default()).unwrap();
+    let advertise = endpoint.local_address().to_string();
+    let endpoint: Arc<dyn Transport> = Arc::new(endpoint);
+    let gateways = vec![world.gateway.clone()];
+    let mirror = Fetcher::describe(&endpoint, &gateways, directory, QUANTISATION, None).await.unwrap();
+    let weights = Fetcher::new(mirror, 1 << 30, None);
+    let model = weights.model().clone();
+    let fetched = weights.fetch(&endpoint, &gateways, &shard, &|_| ()).await.unwrap();
+    let cpu = Cpu::new(1, Isa::detect()).unwrap();
+    let stage = load_stage(&model, &shard, QUANTISATION, &BUDGET, cpu.clone(), &|_| {}).unwrap();
+    let config = NodeConfig {
+        gateways,
+        advertise,
+        fingerprint: model.fingerprint(QUANTISATION),
+        chunk: BUDGET.chunk,
+        weight_bytes: shard_bytes(&model, &shard, QUANTISATION),
+        device: "a test".into(),
+        payee: None,
+        offer: Offer { weight_bytes: 1 << 30, movable: true, load_rate: Some(1 << 30), profile: None },
+        loader: Some(Loader::new(model, QUANTISATION, BUDGET, cpu)),
+        audit: None,
+        weights: Some(weights),
+    };
+    (Node::start(stage, endpoint, config).unwrap(), fetched)
+}
+
+fn part(layers: std::ops::Range<usize>, of: usize) -> Shard {
+    Shard { embedding: layers.start == 0, head: layers.end == of, layers }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_fetched_answer_as_those_that_had_the_files() {
+    for (seed, name) in ["llama", "llama_tied", "qwen2"].into_iter().enumerate() {
+        let world = giving(name, 60 + seed as u64);
+        world.network.set_conditions(Conditions::wide_area());
+        let layers = world.model.config().layers;
+        let (embedding, stored, _) = world.model.stored_bytes();
+        let place = tempfile::tempdir().unwrap();
+        let (first, a) = node(&world, 1, part(0..2, layers), &place.path().join("a")).await;
+        let (second, b) = node(&world, 2, part(2..layers, layers), &place.path().join("b")).await;
+        assert_eq!(a, embedding + stored[0] + stored[1], "its shard and nothing else");
+        assert!(b > 0);
+        world.ready().await;
+        let prompt = Golden::read(name).input;
+        let tokens = reply(&world, request(&prompt, 12)).await;
+        assert_eq!(tokens, (expected(&world.model, &prompt, 12), Finish::Length), "{name}");
+        world.stop(vec![first, second]).await;
+    }
+}
+
+/// The head's node dies; the other is told to hold the rest as well, and fetches that over its link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_hold_more_fetches_that_and_serves() {
+    let world = giving("llama", 70);
+    let layers = world.model.config().layers;
+    let place = tempfile::tempdir().unwrap();
+    let (first, _) = node(&world, 1, part(0..3, layers), &place.path().join("a")).await;
+    let (second, _) = node(&world, 2, part(3..layers, layers), &place.path().join("b")).await;
+    world.ready().await;
+    world.network.kill(second.id());
+    let status = world.until(|status| status.nodes.len() == 1 && status.ready()).await;
+    assert_eq!((status.pipeline[0].from, status.pipeline[0].to), (0, layers));
+    let prompt = Golden::read("llama").input;
+    let tokens = reply(&world, request(&prompt, 12)).await;
+    assert_eq!(tokens, (expected(&world.model, &prompt, 12), Finish::Length));
+    world.stop(vec![first]).await;
+    // What it has now, a node in its place need not fetch.
+    let world = giving("llama", 71);
+    let (again, fetched) = node(&world, 1, part(0..layers, layers), &place.path().join("a")).await;
+    assert_eq!(fetched, 0);
+    world.stop(vec![again]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_gives_nothing_to_those_it_does_not_list_or_without_being_told() {
+    for given in [false, true] {
+        let stock = Stock::new(Arc::new(open("llama")), None);
+        stock.hash(QUANTISATION).unwrap();
+        let world = World::new("llama", 80, |config| {
+            config.weights = given.then_some(stock);
+            config.allow = given.then(|| [identity(9).id()].into());
+        });
+        let endpoint = world.network.endpoint(&identity(1), Limits::default()).unwrap();
+        let endpoint: Arc<dyn Transport> = Arc::new(endpoint);
+        let place = tempfile::tempdir().unwrap();
+        let gateways = [world.gateway.clone()];
+        let error =
+            Fetcher::describe(&endpoint, &gateways, place.path(), QUANTISATION, None).await.unwrap_err();
+        assert!(error.to_string().contains("gives no weights"), "{error}");
+        world.stop(Vec::new()).await;
+    }
+}
