@@ -79,10 +79,10 @@ impl Host {
 }
 
 impl Host {
-    /// Starts a link on the best carrier that both ends have.
+    /// Starts a link on the best carrier that both ends have. `address` is where the peer shook hands.
     async fn start(
         &self,
-        (side, path): (Side, PathKind),
+        (side, path, address): (Side, PathKind, SocketAddr),
         peer: NodeId,
         connection: quinn::Connection,
         (mut send, mut recv): (SendStream, RecvStream),
@@ -98,7 +98,7 @@ impl Host {
             }
         }
         let streams = (Incoming(recv), Outgoing(send));
-        self.nat.attach(side, peer, &connection);
+        self.nat.attach((side, address), peer, &connection);
         let carrier = Connection { quinn: connection, path };
         Ok(link::start(peer, &self.limits, streams, carrier, closing, slot))
     }

@@ -209,13 +209,16 @@ pub(super) async fn follow(nat: Arc<Nat>, id: NodeId, connection: Connection) {
         }
     }
     let number = connection.stable_id();
+    nat.socket.paths().distrust(number);
     nat.client.lock().guides.retain(|guide| guide.connection.stable_id() != number);
 }
 
 fn heed(nat: &Arc<Nat>, (id, connection): (NodeId, &Connection), note: Note, tasks: &mut JoinSet<()>) {
     match note {
-        Note::Observed { address, mirror, token } => {
+        Note::Observed { address, mirror, token, whereabouts } => {
             nat.client.observed(id, address);
+            let guide = canonical(connection.remote_address());
+            nat.socket.paths().trust(connection.stable_id(), guide, whereabouts);
             tracing::debug!(gateway = %id.short(), %address, "observed");
             // An address that changes often does not make for more of these than notes that may be read.
             if tasks.len() < MAX_NOTES as usize {

@@ -166,14 +166,20 @@ impl Nat {
     }
 
     /// Sees to what is to be said on the connection of a new link.
-    pub(super) fn attach(self: &Arc<Self>, side: Side, peer: NodeId, connection: &Connection) {
+    /// `address` is where the peer shook hands, which it has thereby shown.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        (side, address): (Side, SocketAddr),
+        peer: NodeId,
+        connection: &Connection,
+    ) {
         let (nat, connection) = (self.clone(), connection.clone());
         match side {
             Side::Dialler if self.client.wants(peer) => {
                 drop(tokio::spawn(client::follow(nat, peer, connection)))
             }
             Side::Acceptor if self.server.get().is_some() => {
-                drop(tokio::spawn(server::host(nat, peer, connection)));
+                drop(tokio::spawn(server::host(nat, peer, connection, canonical(address))));
             }
             _ => {}
         }

@@ -33,6 +33,18 @@ pub(super) struct Paths {
     tokens: HashMap<u32, Token>,
     next: u32,
     mirrors: HashMap<Token, Mirrored>,
+    /// Gateways that may ask where this node is, and under which token, by link.
+    guides: HashMap<usize, (SocketAddr, Token)>,
+    /// What nodes are asked that seem to be elsewhere, by the token of each.
+    questions: HashMap<Token, Question>,
+}
+
+/// Whether a node is where its packets seem to come from: it shows that by the id that was sent there.
+#[derive(Debug)]
+struct Question {
+    address: SocketAddr,
+    id: u64,
+    is_answered: bool,
 }
 
 /// One introduction.
@@ -57,7 +69,7 @@ pub(super) enum Heard {
     /// The peer's probe arrived from there.
     Probe(SocketAddr),
     /// The peer answers the probe with this id, from there.
-    Answer { id: u8, from: SocketAddr },
+    Answer { id: u64, from: SocketAddr },
 }
 
 /// What the mirror of a gateway showed.
@@ -150,6 +162,9 @@ impl Paths {
 
     /// Whether a probe is to be answered.
     pub(super) fn probed(&mut self, token: Token, from: SocketAddr, now: Instant) -> bool {
+        if self.guides.values().any(|guide| *guide == (from, token)) {
+            return true;
+        }
         let Some(session) = self.sessions.get_mut(&token) else { return false };
         if session.answers_left == 0 || !session.hosts.contains(&from.ip()) {
             return false;
@@ -165,7 +180,10 @@ impl Paths {
     }
 
     /// Notes an answer to a probe.
-    pub(super) fn answered(&mut self, token: Token, id: u8, from: SocketAddr) {
+    pub(super) fn answered(&mut self, token: Token, id: u64, from: SocketAddr) {
+        if let Some(question) = self.questions.get_mut(&token) {
+            question.is_answered |= (question.address, question.id) == (from, id);
+        }
         if let Some(session) = self.sessions.get_mut(&token) {
             let _ = session.events.try_send(Heard::Answer { id, from });
         }
@@ -178,6 +196,31 @@ impl Paths {
         }
         let came = |session: &Session| session.peer == peer && session.heard.contains(&from);
         if self.sessions.values().any(came) { PathKind::Punched } else { PathKind::Direct }
+    }
+
+    /// Lets a gateway ask where this node is, under `token`, until its `link` is over.
+    pub(super) fn trust(&mut self, link: usize, guide: SocketAddr, token: Token) {
+        self.guides.insert(link, (guide, token));
+    }
+
+    pub(super) fn distrust(&mut self, link: usize) {
+        self.guides.remove(&link);
+    }
+
+    /// The id to be sent to `address`, to see whether the node that was told `token` is there; `None` once it has
+    /// sent that back from there. `fresh` is taken if it was not asked yet.
+    pub(super) fn question(&mut self, token: Token, address: SocketAddr, fresh: u64) -> Option<u64> {
+        let new = || Question { address, id: fresh, is_answered: false };
+        let question = self.questions.entry(token).or_insert_with(new);
+        if question.address != address {
+            *question = new();
+        }
+        (!question.is_answered).then_some(question.id)
+    }
+
+    /// The node that was told `token` needs not say any more where it is.
+    pub(super) fn settle(&mut self, token: Token) {
+        self.questions.remove(&token);
     }
 
     /// Begins to listen for the mirror at `host`.

@@ -1,7 +1,7 @@
 //! What a gateway relays: whole datagrams of QUIC between two nodes that it introduced. Pure.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
@@ -39,6 +39,8 @@ struct Channel {
 pub(super) struct End {
     pub(super) node: NodeId,
     pub(super) address: SocketAddr,
+    /// The gateway's own address in that link, if it has several.
+    pub(super) via: Option<IpAddr>,
 }
 
 impl Relay {
@@ -69,7 +71,7 @@ impl Relay {
         from: SocketAddr,
         bytes: usize,
         now: Instant,
-    ) -> Option<SocketAddr> {
+    ) -> Option<End> {
         let channel = self.channels.get_mut(&token)?;
         let to = match channel.ends {
             [a, b] if a.address == from => b,
@@ -83,7 +85,7 @@ impl Relay {
         }
         channel.bytes += bytes as u64;
         self.relayed_bytes += bytes as u64;
-        Some(to.address)
+        Some(to)
     }
 
     /// The link to a node has another address now.
@@ -127,7 +129,7 @@ mod tests {
     use super::*;
 
     fn end(number: u8) -> End {
-        End { node: NodeId([number; 32]), address: SocketAddr::from(([10, 0, 0, number], 1)) }
+        End { node: NodeId([number; 32]), address: SocketAddr::from(([10, 0, 0, number], 1)), via: None }
     }
 
     #[test]
@@ -136,12 +138,13 @@ mod tests {
         let mut relay = Relay::new(1 << 20, now);
         let token = Token([1; 16]);
         assert!(relay.open(token, [end(1), end(2)], now));
-        assert_eq!(relay.forward(token, end(1).address, 1217, now), Some(end(2).address));
-        assert_eq!(relay.forward(token, end(2).address, 1217, now), Some(end(1).address));
+        assert_eq!(relay.forward(token, end(1).address, 1217, now), Some(end(2)));
+        assert_eq!(relay.forward(token, end(2).address, 1217, now), Some(end(1)));
         assert_eq!(relay.forward(token, end(3).address, 1217, now), None);
         assert_eq!(relay.forward(Token([2; 16]), end(1).address, 1217, now), None);
         relay.moved(end(2).node, end(9).address);
-        assert_eq!(relay.forward(token, end(1).address, 100, now), Some(end(9).address));
+        let to = relay.forward(token, end(1).address, 100, now);
+        assert_eq!(to.map(|to| to.address), Some(end(9).address));
         let status = relay.status(now);
         assert_eq!((status.relayed_bytes, status.pairs.len()), (2534, 1));
         assert_eq!(status.pairs[0].nodes, [end(1).node, end(2).node]);

@@ -14,23 +14,18 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::bucket::Bucket;
 use super::client::is_private;
 use super::note::{MAX_CANDIDATES, Meet, Note, Refusal};
-use super::packet::{Packet, Token};
+use super::packet::{Packet, Token, random_id};
 use super::paths::is_virtual;
 use super::relay::End;
 use super::socket::canonical;
 use super::{Filtering, MAX_NOTES, Mapping, Nat, read_note, send_note};
 use crate::NodeId;
-use crate::peer::fill_random;
 
 /// Introductions a second that a node may ask for, and at once: a route's worth.
 const ASKS_PER_S: f64 = 1.0;
 const ASKS_AT_ONCE: f64 = 16.0;
 /// How often a link is looked at for another address.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long a link has to come from another host until that is believed. QUIC follows a peer at once and returns
-/// when the new path does not answer within three probe timeouts, 3 s: who can forge a sender's address must not have
-/// something relayed there.
-const BELIEVED: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_millis(250);
 /// When the mirror sends what nobody asked it for, after the node was told of it.
 const PINGS: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(250)];
@@ -49,10 +44,10 @@ pub(super) struct Server {
 #[derive(Debug)]
 struct Member {
     connection: Connection,
-    /// Where it is, as its answers have shown.
+    /// Where it is, as it has shown by what it received there.
     address: SocketAddr,
-    /// Where it seems to be since then.
-    moving: Option<(SocketAddr, Instant)>,
+    /// What it is asked under where it is.
+    whereabouts: Token,
     local: Vec<SocketAddr>,
     mapping: Mapping,
     filtering: Filtering,
@@ -87,11 +82,6 @@ impl Server {
         Some(self.lock().get(&node)?.address)
     }
 
-    #[cfg(test)]
-    pub(super) fn moves(&self, node: NodeId, address: SocketAddr, now: Instant) -> bool {
-        self.lock().get_mut(&node).is_some_and(|member| member.moves(address, now))
-    }
-
     /// What is to be said to whom when `from` asks for `peer`.
     fn introduce(&self, nat: &Nat, from: NodeId, request: u32, peer: NodeId) -> Vec<(Connection, Note)> {
         let now = Instant::now();
@@ -102,12 +92,10 @@ impl Server {
         if !asking.asks.take(1.0, now) {
             return refuse(asking, Refusal::TooOften);
         }
-        let mut token = [0; 16];
-        let (Some([a, b]), Ok(())) = (pair(&members, from, peer), fill_random(&mut token)) else {
+        let (Some([a, b]), Ok(token)) = (pair(&members, from, peer), Token::random()) else {
             return members.get(&from).map(|asking| refuse(asking, Refusal::Unknown)).unwrap_or_default();
         };
-        let token = Token(token);
-        let ends = [End { node: from, address: a.address }, End { node: peer, address: b.address }];
+        let ends = [a.end(from), b.end(peer)];
         let relay = nat.socket.relay().is_some_and(|mut relay| relay.open(token, ends, now));
         let meet = |request, peer, of: &Member, by: &Member| {
             Note::Meet(Meet {
@@ -136,14 +124,25 @@ impl Server {
         }
     }
 
-    /// Notes where a link is now, and says so if that is new.
+    /// Notes where a link is now, and says so if that is new. QUIC follows a peer at once, and for seconds also one
+    /// that is not there: who forges a sender's address must not have something relayed there. So the node is asked
+    /// at the new address, and has to answer from there.
     fn look(&self, nat: &Nat, id: NodeId, connection: &Connection) -> Option<SocketAddr> {
         let address = canonical(connection.remote_address());
         let mut members = self.lock();
         let member = members.get_mut(&id).filter(|member| member.is(connection))?;
-        if !member.moves(address, Instant::now()) {
+        let token = member.whereabouts;
+        if address == member.address {
+            nat.socket.paths().settle(token);
             return None;
         }
+        let question = nat.socket.paths().question(token, address, random_id().ok()?);
+        if let Some(id) = question {
+            nat.socket.send_from(connection.local_ip(), address, &Packet::Probe { token, id }.encode());
+            return None;
+        }
+        nat.socket.paths().settle(token);
+        member.address = address;
         if let Some(mut relay) = nat.socket.relay() {
             relay.moved(id, address);
         }
@@ -162,23 +161,8 @@ impl Member {
         self.connection.stable_id() == connection.stable_id()
     }
 
-    /// Whether it has moved to `address`, where its packets come from.
-    fn moves(&mut self, address: SocketAddr, now: Instant) -> bool {
-        if address == self.address {
-            self.moving = None;
-            return false;
-        }
-        let since = match self.moving {
-            Some((moving, since)) if moving == address => since,
-            _ => now,
-        };
-        self.moving = Some((address, since));
-        // Another port of the same host is a router's new mapping.
-        let moved = address.ip() == self.address.ip() || now.saturating_duration_since(since) >= BELIEVED;
-        if moved {
-            (self.address, self.moving) = (address, None);
-        }
-        moved
+    fn end(&self, node: NodeId) -> End {
+        End { node, address: self.address, via: self.connection.local_ip() }
     }
 
     /// Where this node may be tried from where `by` is.
@@ -206,10 +190,10 @@ fn hopeless(a: &Member, b: &Member) -> bool {
     [(a, b), (b, a)].iter().any(|(one, other)| one.mapping == Mapping::Dependent && strict(other))
 }
 
-/// Serves a node for as long as its link lasts.
-pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
+/// Serves a node, which is at `address`, for as long as its link lasts.
+pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection, address: SocketAddr) {
     let Some(server) = nat.server.get() else { return };
-    let address = canonical(connection.remote_address());
+    let Ok(whereabouts) = Token::random() else { return };
     if is_virtual(address.ip()) {
         return;
     }
@@ -217,7 +201,7 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
     let member = Member {
         connection: connection.clone(),
         address,
-        moving: None,
+        whereabouts,
         local: Vec::new(),
         mapping: Mapping::default(),
         filtering: Filtering::default(),
@@ -233,7 +217,8 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
     if let Some(mut relay) = nat.socket.relay() {
         relay.moved(id, address);
     }
-    converse(&nat, server, (id, &connection), address).await;
+    converse(&nat, server, (id, &connection), (address, whereabouts)).await;
+    nat.socket.paths().settle(whereabouts);
     let mut members = server.lock();
     if members.get(&id).is_some_and(|member| member.is(&connection)) {
         members.remove(&id);
@@ -243,7 +228,12 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
     }
 }
 
-async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connection), address: SocketAddr) {
+async fn converse(
+    nat: &Nat,
+    server: &Server,
+    (id, connection): (NodeId, &Connection),
+    (address, whereabouts): (SocketAddr, Token),
+) {
     // They end with this one.
     let mut tasks = JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
@@ -254,7 +244,7 @@ async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connec
             let to = nat.socket.native(address);
             tasks.spawn(observe(
                 connection.clone(),
-                address,
+                (address, whereabouts),
                 (to, server.mirror.clone(), server.mirror_port),
             ));
         }
@@ -285,16 +275,12 @@ async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connec
 /// Tells a node where it is seen, and shows whether something it has not asked for gets through to it.
 async fn observe(
     connection: Connection,
-    address: SocketAddr,
+    (address, whereabouts): (SocketAddr, Token),
     (to, mirror, port): (SocketAddr, Arc<UdpSocket>, u16),
 ) {
-    let mut token = [0; 16];
-    if fill_random(&mut token).is_err() {
-        return;
-    }
-    let token = Token(token);
+    let Ok(token) = Token::random() else { return };
     let begun = tokio::time::Instant::now();
-    send_note(connection, Note::Observed { address, mirror: port, token }).await;
+    send_note(connection, Note::Observed { address, mirror: port, token, whereabouts }).await;
     for after in PINGS {
         tokio::time::sleep_until(begun + after).await;
         // What is lost is lost.
