@@ -107,10 +107,11 @@ impl Endpoint {
     ) -> Result<Reached, ConnectError> {
         let found = Arc::new(OnceLock::new());
         let address_error = |error: String| ConnectError::Address(error);
-        // There is no fabric between nodes that are not in one network.
+        // There is no fabric between nodes that are not in one network. Gateways say on a QUIC connection what is to
+        // be said of addresses.
         let protocols = match path {
-            PathKind::Direct => self.host.protocols(),
-            PathKind::Punched | PathKind::Relayed => vec![tls::ALPN.to_vec()],
+            PathKind::Direct if !self.host.nat.is_guide(peer) => self.host.protocols(),
+            _ => vec![tls::ALPN.to_vec()],
         };
         let tls = tls::client_config(self.key.clone(), peer, found.clone(), protocols)
             .map_err(|error| address_error(error.to_string()))?;

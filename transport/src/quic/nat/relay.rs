@@ -9,10 +9,11 @@ use super::packet::Token;
 use super::{RelayStatus, RelayedPair};
 use crate::NodeId;
 
-/// Pairs that may be relayed at once, all together and of one node.
+/// Introductions whose token is relayed at once, all together and of one node.
 const MAX_CHANNELS: usize = 512;
 const MAX_CHANNELS_OF_A_NODE: usize = 64;
-/// How long nothing has to pass until a pair is forgotten. A link is never silent for so long.
+/// How long nothing has to pass until one is forgotten. A link is never silent for so long: see
+/// [`crate::quic::MAX_KEEP_ALIVE`].
 const IDLE: Duration = Duration::from_secs(15);
 /// What may pass at once: what the limit lets through in this time, and at least some packets.
 const BURST: Duration = Duration::from_millis(250);
@@ -51,9 +52,9 @@ impl Relay {
         Self { bytes_per_s, bucket, channels: HashMap::new(), relayed_bytes: 0, dropped_bytes: 0 }
     }
 
-    /// Relays between two nodes from now on, if there is room for one pair more.
+    /// Relays between two nodes from now on, if there is room for one introduction more.
     pub(super) fn open(&mut self, token: Token, ends: [End; 2], now: Instant) -> bool {
-        self.channels.retain(|_, channel| now.saturating_duration_since(channel.used) < IDLE);
+        self.channels.retain(|_, channel| channel.is_alive(now));
         let of = |node: NodeId| self.channels.values().filter(|channel| channel.has(node)).count();
         let room = self.channels.len() < MAX_CHANNELS
             && ends.iter().all(|end| of(end.node) < MAX_CHANNELS_OF_A_NODE);
@@ -72,17 +73,17 @@ impl Relay {
         bytes: usize,
         now: Instant,
     ) -> Option<End> {
-        let channel = self.channels.get_mut(&token)?;
+        let channel = self.channels.get_mut(&token).filter(|channel| channel.is_alive(now))?;
         let to = match channel.ends {
             [a, b] if a.address == from => b,
             [a, b] if b.address == from => a,
             _ => return None,
         };
-        channel.used = now;
         if !self.bucket.take(bytes as f64, now) {
             self.dropped_bytes += bytes as u64;
             return None;
         }
+        channel.used = now;
         channel.bytes += bytes as u64;
         self.relayed_bytes += bytes as u64;
         Some(to)
@@ -119,6 +120,10 @@ impl Relay {
 }
 
 impl Channel {
+    fn is_alive(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.used) < IDLE
+    }
+
     fn has(&self, node: NodeId) -> bool {
         self.ends.iter().any(|end| end.node == node)
     }
@@ -181,6 +186,8 @@ mod tests {
             |relay: &mut Relay, number: u8, now| relay.open(Token([number; 16]), [end(0), end(1)], now);
         let opened = (0..=255).filter(|number| open(&mut relay, *number, now)).count();
         assert_eq!(opened, MAX_CHANNELS_OF_A_NODE);
+        let idle = relay.forward(Token([0; 16]), end(0).address, 1, now + IDLE);
+        assert_eq!(idle, None, "also while nobody asks for another");
         assert!(open(&mut relay, 255, now + IDLE), "pairs that nothing passes between are forgotten");
     }
 }

@@ -1,6 +1,6 @@
 //! A gateway's side: it tells nodes where it sees them, introduces them to each other, and may relay between them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -11,19 +11,16 @@ use quinn::{Connection, VarInt};
 use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::bucket::Bucket;
 use super::client::is_private;
 use super::note::{MAX_CANDIDATES, Meet, Note, Refusal};
 use super::packet::{Packet, Token, random_id};
 use super::paths::is_virtual;
+use super::quota::Quotas;
 use super::relay::End;
 use super::socket::canonical;
 use super::{Filtering, MAX_NOTES, Mapping, Nat, read_note, send_note};
 use crate::NodeId;
 
-/// Introductions a second that a node may ask for, and at once: a route's worth.
-const ASKS_PER_S: f64 = 1.0;
-const ASKS_AT_ONCE: f64 = 16.0;
 /// How often a link is looked at for another address.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
 /// When the mirror sends what nobody asked it for, after the node was told of it.
@@ -33,9 +30,11 @@ const PINGS: [Duration; 3] =
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Server {
+    /// Whom it serves; all if there is no list.
+    allow: Option<HashSet<NodeId>>,
     members: Mutex<HashMap<NodeId, Member>>,
+    quotas: Mutex<Quotas>,
     /// Beside the endpoint's: what a node sends to both shows whether its mapping depends on where to.
-    mirror: Arc<UdpSocket>,
     mirror_port: u16,
     answering: AbortHandle,
 }
@@ -51,20 +50,25 @@ struct Member {
     local: Vec<SocketAddr>,
     mapping: Mapping,
     filtering: Filtering,
-    asks: Bucket,
 }
 
 impl Server {
     /// Listens on a second port: the next after the endpoint's, or one that the system chooses.
-    pub(super) fn start(local: SocketAddr) -> io::Result<Self> {
+    pub(super) fn start(local: SocketAddr, allow: Option<HashSet<NodeId>>) -> io::Result<Self> {
         let next = SocketAddr::new(local.ip(), local.port().wrapping_add(1));
         let socket = std::net::UdpSocket::bind(next)
             .or_else(|_| std::net::UdpSocket::bind(SocketAddr::new(local.ip(), 0)))?;
         socket.set_nonblocking(true)?;
-        let mirror = Arc::new(UdpSocket::from_std(socket)?);
+        let mirror = UdpSocket::from_std(socket)?;
         let mirror_port = mirror.local_addr()?.port();
-        let answering = tokio::spawn(reflect(mirror.clone())).abort_handle();
-        Ok(Self { members: Mutex::default(), mirror, mirror_port, answering })
+        let answering = tokio::spawn(reflect(mirror)).abort_handle();
+        let (members, quotas) = Default::default();
+        Ok(Self { allow, members, quotas, mirror_port, answering })
+    }
+
+    /// Whether a node is served.
+    pub(super) fn allows(&self, node: NodeId) -> bool {
+        self.allow.as_ref().is_none_or(|allow| allow.contains(&node))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Member>> {
@@ -85,16 +89,19 @@ impl Server {
     /// What is to be said to whom when `from` asks for `peer`.
     fn introduce(&self, nat: &Nat, from: NodeId, request: u32, peer: NodeId) -> Vec<(Connection, Note)> {
         let now = Instant::now();
-        let mut members = self.lock();
-        let Some(asking) = members.get_mut(&from) else { return Vec::new() };
-        let refused = |reason| Note::Refused { request, reason };
-        let refuse = |asking: &Member, reason| vec![(asking.connection.clone(), refused(reason))];
-        if !asking.asks.take(1.0, now) {
-            return refuse(asking, Refusal::TooOften);
+        let members = self.lock();
+        let mut quotas = self.quotas.lock().expect("nothing panics while it is locked");
+        let Some(asking) = members.get(&from) else { return Vec::new() };
+        let refuse = |reason| vec![(asking.connection.clone(), Note::Refused { request, reason })];
+        if !quotas.may_ask(from, now) {
+            return refuse(Refusal::TooOften);
         }
         let (Some([a, b]), Ok(token)) = (pair(&members, from, peer), Token::random()) else {
-            return members.get(&from).map(|asking| refuse(asking, Refusal::Unknown)).unwrap_or_default();
+            return refuse(Refusal::Unknown);
         };
+        if !quotas.may_be_asked_for(peer, now) {
+            return refuse(Refusal::TooOften);
+        }
         let ends = [a.end(from), b.end(peer)];
         let relay = nat.socket.relay().is_some_and(|mut relay| relay.open(token, ends, now));
         let meet = |request, peer, of: &Member, by: &Member| {
@@ -205,15 +212,8 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection, addr
         local: Vec::new(),
         mapping: Mapping::default(),
         filtering: Filtering::default(),
-        asks: Bucket::new(ASKS_PER_S, ASKS_AT_ONCE, Instant::now()),
     };
-    {
-        let mut members = server.lock();
-        let asks = members.get(&id).map(|before| before.asks.clone());
-        // Dialling anew does not buy more introductions.
-        let asks = asks.unwrap_or_else(|| member.asks.clone());
-        members.insert(id, Member { asks, ..member });
-    }
+    server.lock().insert(id, member);
     if let Some(mut relay) = nat.socket.relay() {
         relay.moved(id, address);
     }
@@ -241,12 +241,7 @@ async fn converse(
     let mut reading = pin!(read_note(connection));
     loop {
         if let Some(address) = address.take() {
-            let to = nat.socket.native(address);
-            tasks.spawn(observe(
-                connection.clone(),
-                (address, whereabouts),
-                (to, server.mirror.clone(), server.mirror_port),
-            ));
+            tasks.spawn(observe(connection.clone(), (address, whereabouts), server.mirror_port));
         }
         tokio::select! {
             note = &mut reading, if tasks.len() < MAX_NOTES as usize => {
@@ -273,23 +268,26 @@ async fn converse(
 }
 
 /// Tells a node where it is seen, and shows whether something it has not asked for gets through to it.
-async fn observe(
-    connection: Connection,
-    (address, whereabouts): (SocketAddr, Token),
-    (to, mirror, port): (SocketAddr, Arc<UdpSocket>, u16),
-) {
+async fn observe(connection: Connection, (address, whereabouts): (SocketAddr, Token), mirror: u16) {
     let Ok(token) = Token::random() else { return };
+    // From a port of its own: the node's router may still let in what comes from one that was sent to before.
+    let unspecified = if address.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
+    let from = connection.local_ip().map_or(unspecified, |ip| ip.to_canonical());
+    let unasked = UdpSocket::bind((from, 0)).await.ok();
+    // Without, what the mirror shows would be taken for more than it is.
+    let mirror = unasked.as_ref().map_or(0, |_| mirror);
     let begun = tokio::time::Instant::now();
-    send_note(connection, Note::Observed { address, mirror: port, token, whereabouts }).await;
+    send_note(connection, Note::Observed { address, mirror, token, whereabouts }).await;
+    let Some(unasked) = unasked else { return };
     for after in PINGS {
         tokio::time::sleep_until(begun + after).await;
         // What is lost is lost.
-        let _ = mirror.send_to(&Packet::MirrorPing { token }.encode(), to).await;
+        let _ = unasked.send_to(&Packet::MirrorPing { token }.encode(), address).await;
     }
 }
 
 /// Answers who asks with the address that it asks from; no answer is longer than its question.
-async fn reflect(mirror: Arc<UdpSocket>) {
+async fn reflect(mirror: UdpSocket) {
     let mut buffer = [0; 64];
     loop {
         match mirror.recv_from(&mut buffer).await {

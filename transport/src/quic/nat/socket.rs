@@ -48,7 +48,7 @@ impl Socket {
         self.paths.lock().expect("paths do not panic while they are locked")
     }
 
-    /// Relays from now on. Only the first call counts.
+    /// Relays from now on. Only the first call counts: there is one [`super::server::Server`].
     pub(super) fn set_relay(&self, relay: Relay) {
         let _ = self.relay.set(Mutex::new(relay));
     }

@@ -23,7 +23,7 @@ fn identity() -> Identity {
 
 fn gateway(relay_bytes_per_s: u64) -> Endpoint {
     let gateway = Endpoint::bind(&identity(), "127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
-    gateway.introduce_peers(relay_bytes_per_s).unwrap();
+    gateway.introduce_peers(relay_bytes_per_s, None).unwrap();
     gateway
 }
 
@@ -219,6 +219,32 @@ async fn strangers_are_not_introduced() {
     assert!(matches!(a.endpoint.connect(&peer).await, Err(ConnectError::Address(_))));
 }
 
+/// Who is not on the gateway's list is neither told anything nor introduced, and nobody is to it.
+#[tokio::test]
+async fn those_that_are_not_listed_are_not_introduced() {
+    let gateway = Endpoint::bind(&identity(), "127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
+    let (listed, other) = (identity(), identity());
+    gateway.introduce_peers(RELAY_BYTES_PER_S, Some(HashSet::from([listed.id()]))).unwrap();
+    let again = gateway.introduce_peers(0, None).unwrap_err();
+    assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    let to = address(&gateway);
+    let join = async |identity: &Identity| {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let node = Endpoint::bind(identity, any, Limits::default()).unwrap();
+        node.meet_through([gateway.id()]);
+        let (dialled, accepted) = tokio::join!(node.connect(&to), gateway.accept());
+        let links = [dialled.unwrap(), accepted.unwrap().unwrap()];
+        (node, links)
+    };
+    let (other, _others) = join(&other).await;
+    let (listed, _links) = join(&listed).await;
+    until_at(&gateway, listed.id(), listed.local_address()).await;
+    assert!(gateway.host.nat.server.get().unwrap().connection(other.id()).is_none());
+    assert!(listed.host.nat.ask(gateway.id(), other.id()).await.is_none());
+    assert!(other.host.nat.ask(gateway.id(), listed.id()).await.is_none());
+    assert_eq!(other.nat().reachability().observed, None);
+}
+
 /// A node that asks again and again has others sent little.
 #[tokio::test]
 async fn introductions_are_rationed() {
@@ -229,6 +255,19 @@ async fn introductions_are_rationed() {
     let begun = Instant::now();
     for _ in 0..60 {
         introduced += u64::from(nat.ask(gateway.id(), b.endpoint.id()).await.is_some());
+    }
+    let Node { endpoint, _gateway: links, .. } = a;
+    drop(links);
+    let server = gateway.host.nat.server.get().unwrap();
+    while server.connection(endpoint.id()).is_some() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // A new link does not buy more.
+    let to = address(&gateway);
+    let (dialled, accepted) = tokio::join!(endpoint.connect(&to), gateway.accept());
+    let _links = [dialled.unwrap(), accepted.unwrap().unwrap()];
+    for _ in 0..20 {
+        introduced += u64::from(endpoint.host.nat.ask(gateway.id(), b.endpoint.id()).await.is_some());
     }
     let most = 16 + 1 + begun.elapsed().as_secs();
     assert!((16..=most).contains(&introduced), "{introduced}");
