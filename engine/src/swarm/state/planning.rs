@@ -231,13 +231,14 @@ impl State {
         self.admit();
     }
 
-    /// A node says how near others are.
+    /// A node says how near the members are that it has links to; what it said before is over.
     pub(super) fn near(&mut self, peer: NodeId, near: &[Neighbour]) {
         let planning = &mut self.planning;
-        for neighbour in near {
-            if planning.links.len() >= MAX_LINKS {
-                break;
-            }
+        planning.links.retain(|(from, _), _| *from != peer);
+        let room = MAX_LINKS - planning.links.len();
+        let members = &self.members;
+        let to = |neighbour: &&Neighbour| members.contains_key(&NodeId(neighbour.node));
+        for neighbour in near.iter().filter(to).take(room) {
             let rtt = Duration::from_micros(u64::from(neighbour.rtt_us));
             let measured = Measured { rtt, path: neighbour.path };
             planning.links.insert((peer, NodeId(neighbour.node)), measured);
