@@ -89,11 +89,11 @@ impl Relay {
         Some(to)
     }
 
-    /// The link to a node has another address now.
-    pub(super) fn moved(&mut self, node: NodeId, address: SocketAddr) {
+    /// The link to a node is another now, or has another address.
+    pub(super) fn moved(&mut self, to: End) {
         for end in self.channels.values_mut().flat_map(|channel| &mut channel.ends) {
-            if end.node == node {
-                end.address = address;
+            if end.node == to.node {
+                *end = to;
             }
         }
     }
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(relay.forward(token, end(2).address, 1217, now), Some(end(1)));
         assert_eq!(relay.forward(token, end(3).address, 1217, now), None);
         assert_eq!(relay.forward(Token([2; 16]), end(1).address, 1217, now), None);
-        relay.moved(end(2).node, end(9).address);
+        relay.moved(End { node: end(2).node, ..end(9) });
         let to = relay.forward(token, end(1).address, 100, now);
         assert_eq!(to.map(|to| to.address), Some(end(9).address));
         let status = relay.status(now);

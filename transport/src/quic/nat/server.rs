@@ -151,7 +151,7 @@ impl Server {
         nat.socket.paths().settle(token);
         member.address = address;
         if let Some(mut relay) = nat.socket.relay() {
-            relay.moved(id, address);
+            relay.moved(member.end(id));
         }
         Some(address)
     }
@@ -213,9 +213,12 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection, addr
         mapping: Mapping::default(),
         filtering: Filtering::default(),
     };
-    server.lock().insert(id, member);
-    if let Some(mut relay) = nat.socket.relay() {
-        relay.moved(id, address);
+    {
+        let mut members = server.lock();
+        if let Some(mut relay) = nat.socket.relay() {
+            relay.moved(member.end(id));
+        }
+        members.insert(id, member);
     }
     converse(&nat, server, (id, &connection), (address, whereabouts)).await;
     nat.socket.paths().settle(whereabouts);
