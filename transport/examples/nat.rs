@@ -36,7 +36,7 @@ async fn main() -> Outcome<()> {
 
 async fn gateway(address: &str, relay_bytes_per_s: u64) -> Outcome<()> {
     let endpoint = Endpoint::bind(&Identity::from_secret([255; 32]), address.parse()?, Limits::default())?;
-    endpoint.introduce_peers(relay_bytes_per_s)?;
+    endpoint.introduce_peers(relay_bytes_per_s, None)?;
     println!("{}", PeerAddress { id: endpoint.id(), address: endpoint.local_address() });
     let view = endpoint.nat();
     let mut links = Vec::new();

@@ -91,9 +91,6 @@ impl Serve {
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, self.link.limits())
             .with_context(|| format!("--swarm {}", self.swarm))?;
-        endpoint
-            .introduce_peers(self.relay_bandwidth.as_u64())
-            .with_context(|| format!("--swarm {}: no second port", self.swarm))?;
         config.gateway.nat = Some(endpoint.nat());
         let bound = endpoint.local_address();
         let address = self.advertise.clone().unwrap_or_else(|| reachable(bound, None).to_string());
@@ -103,6 +100,9 @@ impl Serve {
             config.private_ends = Some(ends.ids());
             config.allow = config.allow.map(|allow| allow.into_iter().chain(ends.ids()).collect());
         }
+        endpoint
+            .introduce_peers(self.relay_bandwidth.as_u64(), config.allow.clone())
+            .with_context(|| format!("--swarm {}: no second port", self.swarm))?;
         let draft = self.gateway.draft()?;
         // Once for both: a card compiles its kernels when it is opened.
         let device = (draft.is_some() || ends.is_some()).then(|| self.stage.device()).transpose()?;

@@ -64,8 +64,9 @@ impl Acceptor {
         let peer = peer_id(&connection).ok_or_else(|| failed("the peer showed no node key".into()))?;
         let streams = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
         let ends = (self.closing.clone(), slot);
-        let path = self.host.nat.kind(peer, connection.remote_address());
-        let opening = self.host.start((Side::Acceptor, path), peer, connection, streams, ends).await;
+        // Since the handshake was over a packet with a forged sender may have moved the connection elsewhere.
+        let path = self.host.nat.kind(peer, from);
+        let opening = self.host.start((Side::Acceptor, path, from), peer, connection, streams, ends).await;
         let opening = opening.map_err(|error| AcceptError::Link { from, error })?;
         opening.opened().await.map_err(|error| AcceptError::Link { from, error })
     }

@@ -17,9 +17,9 @@ const HEAD_START: Duration = Duration::from_millis(150);
 const PUNCHED_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A connection to a peer that has proven its id.
-struct Reached {
-    connection: Connection,
-    streams: (SendStream, RecvStream),
+pub(super) struct Reached {
+    pub(super) connection: Connection,
+    pub(super) streams: (SendStream, RecvStream),
     path: PathKind,
 }
 
@@ -31,7 +31,8 @@ impl Endpoint {
         let slot = self.host.slots.clone().try_acquire_owned().map_err(|_| ConnectError::TooManyLinks)?;
         let Reached { connection, streams, path } = self.reach(peer).await?;
         let ends = (self.closing.subscribe(), slot);
-        let opening = self.host.start((Side::Dialler, path), peer.id, connection, streams, ends).await?;
+        let start = (Side::Dialler, path, connection.remote_address());
+        let opening = self.host.start(start, peer.id, connection, streams, ends).await?;
         opening.opened().await.map_err(|error| match error {
             // The peer judges our key after our side of the TLS handshake is over.
             LinkError::PeerLost(cause) => ConnectError::Refused(cause),
@@ -98,7 +99,7 @@ impl Endpoint {
         None
     }
 
-    async fn shake_hands(
+    pub(super) async fn shake_hands(
         &self,
         peer: NodeId,
         address: SocketAddr,
@@ -106,10 +107,11 @@ impl Endpoint {
     ) -> Result<Reached, ConnectError> {
         let found = Arc::new(OnceLock::new());
         let address_error = |error: String| ConnectError::Address(error);
-        // There is no fabric between nodes that are not in one network.
+        // There is no fabric between nodes that are not in one network. Gateways say on a QUIC connection what is to
+        // be said of addresses.
         let protocols = match path {
-            PathKind::Direct => self.host.protocols(),
-            PathKind::Punched | PathKind::Relayed => vec![tls::ALPN.to_vec()],
+            PathKind::Direct if !self.host.nat.is_guide(peer) => self.host.protocols(),
+            _ => vec![tls::ALPN.to_vec()],
         };
         let tls = tls::client_config(self.key.clone(), peer, found.clone(), protocols)
             .map_err(|error| address_error(error.to_string()))?;

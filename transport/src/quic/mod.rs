@@ -8,6 +8,7 @@ pub(crate) mod stream;
 mod tests;
 pub(crate) mod tls;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Once};
@@ -33,6 +34,8 @@ use stream::{Connection, GONE, Incoming, Outgoing};
 const INITIAL_CONGESTION_BYTES: u64 = 128 << 10;
 /// Packets that one acknowledgement answers, as each costs both sides about as much as a packet of data.
 const ACK_PACKETS: u32 = 10;
+/// However long a peer may be silent: relays and routers forget paths on which nothing passes.
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Socket buffers asked of the kernel, which may give less; small ones lose bursts.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Required by the API of QUIC; ids, not names, are verified, and it is not sent.
@@ -79,10 +82,10 @@ impl Host {
 }
 
 impl Host {
-    /// Starts a link on the best carrier that both ends have.
+    /// Starts a link on the best carrier that both ends have. `address` is where the peer shook hands.
     async fn start(
         &self,
-        (side, path): (Side, PathKind),
+        (side, path, address): (Side, PathKind, SocketAddr),
         peer: NodeId,
         connection: quinn::Connection,
         (mut send, mut recv): (SendStream, RecvStream),
@@ -98,7 +101,7 @@ impl Host {
             }
         }
         let streams = (Incoming(recv), Outgoing(send));
-        self.nat.attach(side, peer, &connection);
+        self.nat.attach((side, address), peer, &connection);
         let carrier = Connection { quinn: connection, path };
         Ok(link::start(peer, &self.limits, streams, carrier, closing, slot))
     }
@@ -207,10 +210,11 @@ impl Endpoint {
     }
 
     /// Tells peers from now on where it sees them, introduces them to each other on request, and relays up to
-    /// `relay_bytes_per_s` between those that find no other way; 0 turns that off. It listens on a second port,
-    /// the next if that is free.
-    pub fn introduce_peers(&self, relay_bytes_per_s: u64) -> io::Result<()> {
-        self.host.nat.introduce(relay_bytes_per_s)
+    /// `relay_bytes_per_s` between those that find no other way; 0 turns that off. Peers that are not in `allow`, if
+    /// that is given, get nothing of it. It listens on a second port, the next if that is free; an error if there is
+    /// none, or when it is called again.
+    pub fn introduce_peers(&self, relay_bytes_per_s: u64, allow: Option<HashSet<NodeId>>) -> io::Result<()> {
+        self.host.nat.introduce(relay_bytes_per_s, allow)
     }
 
     /// Its place in the network, now and later.
@@ -309,7 +313,7 @@ pub(crate) fn transport_config(limits: &Limits, streams: u8) -> TransportConfig 
     };
     // The idle timer restarts with the first packet sent after the last one received, which a
     // silent link sends a keep-alive later: both together are the dead-peer timeout.
-    let keep_alive = limits.dead_peer_timeout / 4;
+    let keep_alive = (limits.dead_peer_timeout / 4).min(MAX_KEEP_ALIVE);
     let idle_ms = (limits.dead_peer_timeout - keep_alive).as_millis();
     let idle = VarInt::from_u32(u32::try_from(idle_ms).unwrap_or(u32::MAX));
     let window = VarInt::from_u32(limits.path_window_bytes());

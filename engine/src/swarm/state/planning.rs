@@ -134,6 +134,18 @@ impl Planning {
         self.stale = true;
     }
 
+    /// A node's links to members are these; what it said before is over.
+    fn measured(&mut self, peer: NodeId, near: &[Neighbour], is_member: impl Fn(NodeId) -> bool) {
+        self.links.retain(|(from, _), _| *from != peer);
+        let room = MAX_LINKS - self.links.len();
+        let near = near.iter().map(|neighbour| (NodeId(neighbour.node), neighbour));
+        for (to, neighbour) in near.filter(|(to, _)| is_member(*to)).take(room) {
+            let rtt = Duration::from_micros(u64::from(neighbour.rtt_us));
+            self.links.insert((peer, to), Measured { rtt, path: neighbour.path });
+        }
+        self.stale = true;
+    }
+
     /// When the next plan is due.
     fn due(&self) -> Option<Instant> {
         let rested = self.last.map(|last| last + if self.stale { PAUSE } else { INTERVAL });
@@ -233,16 +245,8 @@ impl State {
 
     /// A node says how near others are.
     pub(super) fn near(&mut self, peer: NodeId, near: &[Neighbour]) {
-        let planning = &mut self.planning;
-        for neighbour in near {
-            if planning.links.len() >= MAX_LINKS {
-                break;
-            }
-            let rtt = Duration::from_micros(u64::from(neighbour.rtt_us));
-            let measured = Measured { rtt, path: neighbour.path };
-            planning.links.insert((peer, NodeId(neighbour.node)), measured);
-        }
-        planning.stale = true;
+        let members = &self.members;
+        self.planning.measured(peer, near, |node| members.contains_key(&node));
         self.members_changed = true;
     }
 
@@ -472,5 +476,39 @@ impl State {
             hops.push(end(|shard| shard.head, last)?);
         }
         Some(hops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_are_gone_and_nodes_that_never_were_are_not_kept() {
+        let mut planning = Planning::new(&SwarmConfig {
+            fingerprint: [0; 32],
+            model: shard_planner::Model::uniform("m", 4, 1, 1, 1),
+            positions: 64,
+            running: 1,
+            waiting: 1,
+            allow: None,
+            private_ends: None,
+            speculation: true,
+            payer: None,
+            replan: true,
+            receipts: None,
+        });
+        let id = |byte: u8| NodeId([byte; 32]);
+        let mut say = |from: u8, to: &[u8]| {
+            let near = |to: &u8| Neighbour { node: [*to; 32], rtt_us: 100, path: Path::Direct };
+            planning.measured(id(from), &to.iter().map(near).collect::<Vec<_>>(), |node| node.0[0] < 4);
+            let mut ends: Vec<[u8; 2]> = planning.links.keys().map(|(a, b)| [a.0[0], b.0[0]]).collect();
+            ends.sort_unstable();
+            ends
+        };
+        assert_eq!(say(1, &[2, 3, 9]), [[1, 2], [1, 3]]);
+        assert_eq!(say(2, &[1]), [[1, 2], [1, 3], [2, 1]]);
+        assert_eq!(say(1, &[3]), [[1, 3], [2, 1]]);
+        assert_eq!(say(1, &[]), [[2, 1]]);
     }
 }

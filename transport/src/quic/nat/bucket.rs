@@ -16,6 +16,12 @@ impl Bucket {
         Self { rate, burst, level: burst, at: now }
     }
 
+    /// Whether as much may pass as through a new one.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.level + passed * self.rate >= self.burst
+    }
+
     /// Whether `units` more may pass now.
     pub(super) fn take(&mut self, units: f64, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();

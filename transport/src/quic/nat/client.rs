@@ -193,34 +193,42 @@ pub(super) async fn follow(nat: Arc<Nat>, id: NodeId, connection: Connection) {
         state.guides.push(guide);
     }
     // They end with this one.
-    let mut tasks = JoinSet::new();
+    let (mut tasks, mut measuring) = (JoinSet::new(), JoinSet::new());
     let mut reading = pin!(read_note(&connection));
     loop {
         tokio::select! {
             note = &mut reading => {
                 match note {
-                    Ok(Some(note)) => heed(&nat, (id, &connection), note, &mut tasks),
+                    Ok(Some(note)) => heed(&nat, (id, &connection), note, (&mut tasks, &mut measuring)),
                     Ok(None) => tracing::debug!(gateway = %id.short(), "a note that is none"),
                     Err(_) => break,
                 }
                 reading.set(read_note(&connection));
             }
             Some(_) = tasks.join_next() => {}
+            Some(_) = measuring.join_next() => {}
         }
     }
     let number = connection.stable_id();
+    nat.socket.paths().distrust(number);
     nat.client.lock().guides.retain(|guide| guide.connection.stable_id() != number);
 }
 
-fn heed(nat: &Arc<Nat>, (id, connection): (NodeId, &Connection), note: Note, tasks: &mut JoinSet<()>) {
+fn heed(
+    nat: &Arc<Nat>,
+    (id, connection): (NodeId, &Connection),
+    note: Note,
+    (tasks, measuring): (&mut JoinSet<()>, &mut JoinSet<()>),
+) {
     match note {
-        Note::Observed { address, mirror, token } => {
+        Note::Observed { address, mirror, token, whereabouts } => {
             nat.client.observed(id, address);
+            let guide = canonical(connection.remote_address());
+            nat.socket.paths().trust(connection.stable_id(), guide, whereabouts);
             tracing::debug!(gateway = %id.short(), %address, "observed");
-            // An address that changes often does not make for more of these than notes that may be read.
-            if tasks.len() < MAX_NOTES as usize {
-                tasks.spawn(measure(nat.clone(), (id, connection.clone()), address, (mirror, token)));
-            }
+            // What was found out of another address does not matter any more.
+            measuring.abort_all();
+            measuring.spawn(measure(nat.clone(), (id, connection.clone()), address, (mirror, token)));
         }
         Note::Meet(meet) => meet_peer(nat, (id, connection), meet, tasks),
         Note::Refused { request, reason } => {
@@ -242,19 +250,18 @@ fn meet_peer(nat: &Arc<Nat>, (id, connection): (NodeId, &Connection), meet: Meet
     }
     let waiting = {
         let mut state = nat.client.lock();
-        if !state.invitations.take(1.0, now) {
-            return tracing::debug!(gateway = %id.short(), "introduced too often");
-        }
         let asked = |waiting: &Waiting| waiting.guide == id && waiting.peer == meet.peer;
         match meet.request {
-            0 => None,
+            0 if state.invitations.take(1.0, now) => None,
+            0 => return tracing::debug!(gateway = %id.short(), "introduced too often"),
             request if state.waiting.get(&request).is_some_and(asked) => state.waiting.remove(&request),
             _ => return,
         }
     };
     let (token, peer, relay) = (meet.token, meet.peer, meet.relay);
     let guide = canonical(connection.remote_address());
-    let session = NewSession { token, peer, guide, relay, candidates: &meet.candidates };
+    let session =
+        NewSession { token, peer, guide, relay, candidates: &meet.candidates, is_asked: waiting.is_some() };
     let Some((relayed, heard)) = nat.socket.paths().insert(&session, now) else { return };
     let mut introduction = Introduction { meet, relayed, heard };
     match waiting {

@@ -16,12 +16,14 @@ mod note;
 mod packet;
 mod paths;
 mod punch;
+mod quota;
 mod relay;
 mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -151,12 +153,11 @@ impl Nat {
         self.client.want(guides);
     }
 
-    /// Introduces peers to each other from now on, and relays between them.
-    pub(super) fn introduce(&self, relay_bytes_per_s: u64) -> io::Result<()> {
+    /// Introduces peers to each other from now on, and relays between them: those of `allow`, or all.
+    pub(super) fn introduce(&self, relay_bytes_per_s: u64, allow: Option<HashSet<NodeId>>) -> io::Result<()> {
+        let again = |_| io::Error::new(io::ErrorKind::AlreadyExists, "it introduces peers already");
+        self.server.set(Server::start(self.local_address, allow)?).map_err(again)?;
         self.socket.set_relay(Relay::new(relay_bytes_per_s, Instant::now()));
-        let server = Server::start(self.local_address)?;
-        // A second call changes nothing.
-        let _ = self.server.set(server);
         Ok(())
     }
 
@@ -166,17 +167,28 @@ impl Nat {
     }
 
     /// Sees to what is to be said on the connection of a new link.
-    pub(super) fn attach(self: &Arc<Self>, side: Side, peer: NodeId, connection: &Connection) {
+    /// `address` is where the peer shook hands, which it has thereby shown.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        (side, address): (Side, SocketAddr),
+        peer: NodeId,
+        connection: &Connection,
+    ) {
         let (nat, connection) = (self.clone(), connection.clone());
         match side {
             Side::Dialler if self.client.wants(peer) => {
                 drop(tokio::spawn(client::follow(nat, peer, connection)))
             }
-            Side::Acceptor if self.server.get().is_some() => {
-                drop(tokio::spawn(server::host(nat, peer, connection)));
+            Side::Acceptor if self.server.get().is_some_and(|server| server.allows(peer)) => {
+                drop(tokio::spawn(server::host(nat, peer, connection, canonical(address))));
             }
             _ => {}
         }
+    }
+
+    /// Whether `peer` is to introduce.
+    pub(super) fn is_guide(&self, peer: NodeId) -> bool {
+        self.client.wants(peer)
     }
 
     /// Who can introduce `peer`.

@@ -14,13 +14,14 @@ use crate::NodeId;
 pub(super) const MAX_NOTE_BYTES: usize = 512;
 /// Most addresses at which a node may be tried.
 pub(super) const MAX_CANDIDATES: usize = 4;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Note {
     /// Gateway to node: where it sees you, and where its mirror is (port 0: nowhere), which answers to this token.
-    Observed { address: SocketAddr, mirror: u16, token: Token },
+    /// Under the other it asks where you are.
+    Observed { address: SocketAddr, mirror: u16, token: Token, whereabouts: Token },
     /// Node to gateway: where else I am, and what I found out about what is between us.
     About { local: Vec<SocketAddr>, mapping: Mapping, filtering: Filtering },
     /// Node to gateway: introduce me to this node.
@@ -59,11 +60,12 @@ impl Note {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         match self {
-            Self::Observed { address, mirror, token } => {
+            Self::Observed { address, mirror, token, whereabouts } => {
                 bytes.push(1);
                 put_address(&mut bytes, *address);
                 bytes.extend_from_slice(&mirror.to_be_bytes());
                 bytes.extend_from_slice(&token.0);
+                bytes.extend_from_slice(&whereabouts.0);
             }
             Self::About { local, mapping, filtering } => {
                 bytes.extend_from_slice(&[2, mapping.code(), filtering.code()]);
@@ -106,6 +108,7 @@ impl Note {
                 address: take_address(rest)?,
                 mirror: u16::from_be_bytes(take(rest)?),
                 token: Token(take(rest)?),
+                whereabouts: Token(take(rest)?),
             },
             2 => {
                 let [mapping, filtering] = take(rest)?;
@@ -176,11 +179,14 @@ mod tests {
         let addresses = prop::collection::vec(address.clone(), 0..=MAX_CANDIDATES);
         let (token, peer) = (any::<[u8; 16]>().prop_map(Token), any::<[u8; 32]>().prop_map(NodeId));
         prop_oneof![
-            (address, any::<u16>(), token.clone()).prop_map(|(address, mirror, token)| Note::Observed {
-                address,
-                mirror,
-                token
-            }),
+            (address, any::<u16>(), token.clone(), token.clone()).prop_map(
+                |(address, mirror, token, whereabouts)| Note::Observed {
+                    address,
+                    mirror,
+                    token,
+                    whereabouts
+                }
+            ),
             (addresses.clone(), 0u8..3, 0u8..3).prop_map(|(local, mapping, filtering)| Note::About {
                 local,
                 mapping: Mapping::of_code(mapping).unwrap(),
@@ -222,7 +228,7 @@ mod tests {
     #[test]
     fn another_version_and_too_many_addresses_are_refused() {
         let mut bytes = Note::Ask { request: 1, peer: NodeId([1; 32]) }.encode();
-        bytes[0] = 2;
+        bytes[0] = VERSION + 1;
         assert_eq!(Note::decode(&bytes), None);
         let mut bytes = vec![VERSION, 2, 0, 0, 5];
         (0..5).for_each(|_| put_address(&mut bytes, "10.0.0.1:1".parse().unwrap()));

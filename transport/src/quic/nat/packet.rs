@@ -5,7 +5,7 @@
 //!
 //! | byte | | then |
 //! |---|---|---|
-//! | 0x01 | probe | token, id |
+//! | 0x01 | probe | token, id of 8 bytes |
 //! | 0x02 | answer to a probe | token, id |
 //! | 0x03 | relayed | token, a datagram of QUIC |
 //! | 0x04 | question of the mirror | token, 19 zeros: it is as long as its answer |
@@ -13,6 +13,8 @@
 //! | 0x06 | unasked for, from the mirror | token |
 
 use std::net::{IpAddr, SocketAddr};
+
+use crate::peer::{IdentityError, fill_random};
 
 /// Bytes that a relayed datagram has more than on a direct path.
 pub(super) const RELAY_HEADER_BYTES: usize = 1 + TOKEN_BYTES;
@@ -33,11 +35,26 @@ const MIRROR_PING: u8 = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Token(pub(super) [u8; TOKEN_BYTES]);
 
+impl Token {
+    pub(super) fn random() -> Result<Self, IdentityError> {
+        let mut bytes = [0; TOKEN_BYTES];
+        fill_random(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// The id of a probe.
+pub(super) fn random_id() -> Result<u64, IdentityError> {
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes)?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packet<'a> {
-    Probe { token: Token, id: u8 },
-    Answer { token: Token, id: u8 },
+    Probe { token: Token, id: u64 },
+    Answer { token: Token, id: u64 },
     Relayed { token: Token, datagram: &'a [u8] },
     MirrorAsk { token: Token },
     MirrorAnswer { token: Token, seen: SocketAddr },
@@ -57,7 +74,7 @@ impl<'a> Packet<'a> {
         let token = Token(*token);
         let packet = match kind {
             PROBE | ANSWER => {
-                let &[id] = rest else { return None };
+                let id = u64::from_be_bytes(rest.try_into().ok()?);
                 if kind == PROBE { Self::Probe { token, id } } else { Self::Answer { token, id } }
             }
             RELAYED if !rest.is_empty() => Self::Relayed { token, datagram: rest },
@@ -86,7 +103,7 @@ impl<'a> Packet<'a> {
         let mut bytes = vec![kind];
         bytes.extend_from_slice(&token.0);
         match self {
-            Self::Probe { id, .. } | Self::Answer { id, .. } => bytes.push(*id),
+            Self::Probe { id, .. } | Self::Answer { id, .. } => bytes.extend_from_slice(&id.to_be_bytes()),
             Self::Relayed { datagram, .. } => bytes.extend_from_slice(datagram),
             Self::MirrorAsk { .. } => bytes.extend_from_slice(&[0; ADDRESS_BYTES]),
             Self::MirrorAnswer { seen, .. } => put_address(&mut bytes, *seen),
@@ -139,7 +156,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_round_trip(token: [u8; 16], id: u8, datagram in prop::collection::vec(any::<u8>(), 1..200),
+        fn packets_round_trip(token: [u8; 16], id: u64, datagram in prop::collection::vec(any::<u8>(), 1..200),
                               port in 1u16.., last in 1u8..) {
             let token = Token(token);
             for seen in [SocketAddr::from(([10, 0, 0, last], port)), SocketAddr::from(([1u16; 8], port))] {

@@ -14,10 +14,12 @@ use crate::{NodeId, PathKind};
 
 /// Most introductions that are remembered.
 const MAX_SESSIONS: usize = 256;
-/// How long one is, after it was last used.
+/// Those of them that this node did not ask for.
+const MAX_UNASKED: usize = 128;
+/// How long one is, after something was last relayed under it.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 /// Probes that are answered under one token.
-const MAX_ANSWERS: u8 = 64;
+const MAX_ANSWERS: u8 = 32;
 /// Addresses of the peer that are remembered under one token.
 const MAX_HEARD: usize = 8;
 /// What is heard and not yet taken by whoever tries the path.
@@ -33,6 +35,18 @@ pub(super) struct Paths {
     tokens: HashMap<u32, Token>,
     next: u32,
     mirrors: HashMap<Token, Mirrored>,
+    /// Gateways that may ask where this node is, and under which token, by link.
+    guides: HashMap<usize, (SocketAddr, Token)>,
+    /// What nodes are asked that seem to be elsewhere, by the token of each.
+    questions: HashMap<Token, Question>,
+}
+
+/// Whether a node is where its packets seem to come from: it shows that by the id that was sent there.
+#[derive(Debug)]
+struct Question {
+    address: SocketAddr,
+    id: u64,
+    is_answered: bool,
 }
 
 /// One introduction.
@@ -42,6 +56,7 @@ struct Session {
     /// The gateway that introduced, which relays what carries the token if it said so.
     guide: SocketAddr,
     relay: bool,
+    is_asked: bool,
     number: u32,
     /// Where the peer may be; nothing is sent anywhere else.
     hosts: Vec<IpAddr>,
@@ -57,7 +72,7 @@ pub(super) enum Heard {
     /// The peer's probe arrived from there.
     Probe(SocketAddr),
     /// The peer answers the probe with this id, from there.
-    Answer { id: u8, from: SocketAddr },
+    Answer { id: u64, from: SocketAddr },
 }
 
 /// What the mirror of a gateway showed.
@@ -77,6 +92,8 @@ pub(super) struct NewSession<'a> {
     pub(super) guide: SocketAddr,
     pub(super) relay: bool,
     pub(super) candidates: &'a [SocketAddr],
+    /// Whether this node asked for it.
+    pub(super) is_asked: bool,
 }
 
 /// Whether an address stands for a relayed path.
@@ -88,6 +105,12 @@ fn virtual_address(number: u32) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::from_bits(VIRTUAL_NET | number), VIRTUAL_PORT))
 }
 
+impl Session {
+    fn is_alive(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.used) < FORGOTTEN
+    }
+}
+
 impl Paths {
     /// Remembers an introduction: the address that stands for its relayed path, and what will be heard. `None`
     /// when there are too many, or it is known already.
@@ -97,7 +120,9 @@ impl Paths {
         now: Instant,
     ) -> Option<(SocketAddr, mpsc::Receiver<Heard>)> {
         self.forget(now);
-        if self.sessions.len() >= MAX_SESSIONS || self.sessions.contains_key(&new.token) {
+        let unasked = self.sessions.values().filter(|session| !session.is_asked).count();
+        let room = self.sessions.len() < MAX_SESSIONS && (new.is_asked || unasked < MAX_UNASKED);
+        if !room || self.sessions.contains_key(&new.token) {
             return None;
         }
         // Fewer are alive than there are numbers.
@@ -113,6 +138,7 @@ impl Paths {
             peer: new.peer,
             guide: new.guide,
             relay: new.relay,
+            is_asked: new.is_asked,
             number,
             hosts: new.candidates.iter().map(SocketAddr::ip).collect(),
             answers_left: MAX_ANSWERS,
@@ -126,7 +152,7 @@ impl Paths {
     }
 
     fn forget(&mut self, now: Instant) {
-        self.sessions.retain(|_, session| now.saturating_duration_since(session.used) < FORGOTTEN);
+        self.sessions.retain(|_, session| session.is_alive(now));
         let sessions = &self.sessions;
         self.tokens.retain(|_, token| sessions.contains_key(token));
     }
@@ -135,14 +161,15 @@ impl Paths {
     pub(super) fn way(&mut self, address: SocketAddr, now: Instant) -> Option<(SocketAddr, Token)> {
         let IpAddr::V4(ip) = address.ip() else { return None };
         let token = *self.tokens.get(&(ip.to_bits() & !VIRTUAL_NET))?;
-        let session = self.sessions.get_mut(&token).filter(|session| session.relay)?;
+        let usable = |session: &&mut Session| session.relay && session.is_alive(now);
+        let session = self.sessions.get_mut(&token).filter(usable)?;
         session.used = now;
         Some((session.guide, token))
     }
 
     /// The address of the path on which a relayed datagram came.
     pub(super) fn relayed(&mut self, token: Token, from: SocketAddr, now: Instant) -> Option<SocketAddr> {
-        let known = |session: &&mut Session| session.relay && session.guide == from;
+        let known = |session: &&mut Session| session.relay && session.guide == from && session.is_alive(now);
         let session = self.sessions.get_mut(&token).filter(known)?;
         session.used = now;
         Some(virtual_address(session.number))
@@ -150,12 +177,15 @@ impl Paths {
 
     /// Whether a probe is to be answered.
     pub(super) fn probed(&mut self, token: Token, from: SocketAddr, now: Instant) -> bool {
+        if self.guides.values().any(|guide| *guide == (from, token)) {
+            return true;
+        }
         let Some(session) = self.sessions.get_mut(&token) else { return false };
-        if session.answers_left == 0 || !session.hosts.contains(&from.ip()) {
+        let may_answer = session.answers_left > 0 && session.is_alive(now);
+        if !may_answer || !session.hosts.contains(&from.ip()) {
             return false;
         }
         session.answers_left -= 1;
-        session.used = now;
         if !session.heard.contains(&from) && session.heard.len() < MAX_HEARD {
             session.heard.push(from);
         }
@@ -165,7 +195,10 @@ impl Paths {
     }
 
     /// Notes an answer to a probe.
-    pub(super) fn answered(&mut self, token: Token, id: u8, from: SocketAddr) {
+    pub(super) fn answered(&mut self, token: Token, id: u64, from: SocketAddr) {
+        if let Some(question) = self.questions.get_mut(&token) {
+            question.is_answered |= (question.address, question.id) == (from, id);
+        }
         if let Some(session) = self.sessions.get_mut(&token) {
             let _ = session.events.try_send(Heard::Answer { id, from });
         }
@@ -178,6 +211,31 @@ impl Paths {
         }
         let came = |session: &Session| session.peer == peer && session.heard.contains(&from);
         if self.sessions.values().any(came) { PathKind::Punched } else { PathKind::Direct }
+    }
+
+    /// Lets a gateway ask where this node is, under `token`, until its `link` is over.
+    pub(super) fn trust(&mut self, link: usize, guide: SocketAddr, token: Token) {
+        self.guides.insert(link, (guide, token));
+    }
+
+    pub(super) fn distrust(&mut self, link: usize) {
+        self.guides.remove(&link);
+    }
+
+    /// The id to be sent to `address`, to see whether the node that was told `token` is there; `None` once it has
+    /// sent that back from there. `fresh` is taken if it was not asked yet.
+    pub(super) fn question(&mut self, token: Token, address: SocketAddr, fresh: u64) -> Option<u64> {
+        let new = || Question { address, id: fresh, is_answered: false };
+        let question = self.questions.entry(token).or_insert_with(new);
+        if question.address != address {
+            *question = new();
+        }
+        (!question.is_answered).then_some(question.id)
+    }
+
+    /// The node that was told `token` needs not say any more where it is.
+    pub(super) fn settle(&mut self, token: Token) {
+        self.questions.remove(&token);
     }
 
     /// Begins to listen for the mirror at `host`.
@@ -215,8 +273,9 @@ mod tests {
     fn session(paths: &mut Paths, token: u8, now: Instant) -> (SocketAddr, mpsc::Receiver<Heard>) {
         let candidates = [address("192.0.2.7:7")];
         let guide = address("192.0.2.1:7700");
+        let token = Token([token; 16]);
         let new =
-            NewSession { token: Token([token; 16]), peer: PEER, guide, relay: true, candidates: &candidates };
+            NewSession { token, peer: PEER, guide, relay: true, candidates: &candidates, is_asked: true };
         paths.insert(&new, now).expect("there is room")
     }
 
@@ -255,24 +314,25 @@ mod tests {
     fn introductions_are_bounded_and_forgotten() {
         let (mut paths, now) = (Paths::default(), Instant::now());
         let candidates = [address("192.0.2.7:7")];
-        let insert = |paths: &mut Paths, token: u16, now| {
+        let insert = |paths: &mut Paths, token: u16, is_asked, now| {
             let mut bytes = [0; 16];
             bytes[..2].copy_from_slice(&token.to_be_bytes());
             let guide = address("192.0.2.1:7700");
-            let new =
-                NewSession { token: Token(bytes), peer: PEER, guide, relay: true, candidates: &candidates };
+            let token = Token(bytes);
+            let new = NewSession { token, peer: PEER, guide, relay: true, candidates: &candidates, is_asked };
             paths.insert(&new, now).map(|(address, _)| address)
         };
-        let first = insert(&mut paths, 0, now).unwrap();
-        assert_eq!(insert(&mut paths, 0, now), None, "the same twice");
-        for token in 1..MAX_SESSIONS as u16 {
-            assert!(insert(&mut paths, token, now).is_some());
-        }
-        assert_eq!(insert(&mut paths, 1000, now), None);
+        let first = insert(&mut paths, 0, false, now).unwrap();
+        assert_eq!(insert(&mut paths, 0, false, now), None, "the same twice");
+        let more = (1..1000).filter(|token| insert(&mut paths, *token, false, now).is_some()).count();
+        assert_eq!(more + 1, MAX_UNASKED);
+        let more = (1000..2000).filter(|token| insert(&mut paths, *token, true, now).is_some()).count();
+        assert_eq!(more, MAX_SESSIONS - MAX_UNASKED, "what the node asks for has a place");
         // The first is in use.
         assert!(paths.way(first, now + FORGOTTEN / 2).is_some());
         let later = now + FORGOTTEN;
-        assert!(insert(&mut paths, 1000, later).is_some());
+        assert!(!paths.probed(Token([0; 16]), address("192.0.2.7:7"), now + FORGOTTEN * 3 / 2), "it is over");
+        assert!(insert(&mut paths, 1000, false, later).is_some());
         assert_eq!(paths.sessions.len(), 2);
         assert!(paths.way(first, later).is_some());
     }

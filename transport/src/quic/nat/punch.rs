@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::note::MAX_CANDIDATES;
-use super::packet::{Packet, Token};
+use super::packet::{Packet, Token, random_id};
 use super::paths::Heard;
 use super::socket::Socket;
 
@@ -31,7 +31,7 @@ pub(super) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Finds an address of the peer that a packet reached and an answer came back from. It sends at most
-    /// `ROUNDS * MAX_TARGETS` packets of 18 bytes.
+    /// `ROUNDS * MAX_TARGETS` packets of 25 bytes.
     pub(super) async fn run(&self, heard: &mut mpsc::Receiver<Heard>) -> Option<SocketAddr> {
         let hosts: HashSet<IpAddr> = self.candidates.iter().map(SocketAddr::ip).collect();
         let mut targets = self.candidates.to_vec();
@@ -59,8 +59,9 @@ impl Attempt<'_> {
         None
     }
 
-    fn probe(&self, target: SocketAddr, sent: &mut HashMap<u8, SocketAddr>) {
-        let Ok(id) = u8::try_from(sent.len()) else { return };
+    fn probe(&self, target: SocketAddr, sent: &mut HashMap<u64, SocketAddr>) {
+        // At random: only who receives it can answer.
+        let Ok(id) = random_id() else { return };
         sent.insert(id, target);
         self.socket.send(target, &Packet::Probe { token: self.token, id }.encode());
     }

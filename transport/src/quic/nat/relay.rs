@@ -1,7 +1,7 @@
 //! What a gateway relays: whole datagrams of QUIC between two nodes that it introduced. Pure.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
@@ -9,10 +9,11 @@ use super::packet::Token;
 use super::{RelayStatus, RelayedPair};
 use crate::NodeId;
 
-/// Pairs that may be relayed at once, all together and of one node.
+/// Introductions whose token is relayed at once, all together and of one node.
 const MAX_CHANNELS: usize = 512;
 const MAX_CHANNELS_OF_A_NODE: usize = 64;
-/// How long nothing has to pass until a pair is forgotten. A link is never silent for so long.
+/// How long nothing has to pass until one is forgotten. A link is never silent for so long: see
+/// [`crate::quic::MAX_KEEP_ALIVE`].
 const IDLE: Duration = Duration::from_secs(15);
 /// What may pass at once: what the limit lets through in this time, and at least some packets.
 const BURST: Duration = Duration::from_millis(250);
@@ -39,6 +40,8 @@ struct Channel {
 pub(super) struct End {
     pub(super) node: NodeId,
     pub(super) address: SocketAddr,
+    /// The gateway's own address in that link, if it has several.
+    pub(super) via: Option<IpAddr>,
 }
 
 impl Relay {
@@ -49,9 +52,9 @@ impl Relay {
         Self { bytes_per_s, bucket, channels: HashMap::new(), relayed_bytes: 0, dropped_bytes: 0 }
     }
 
-    /// Relays between two nodes from now on, if there is room for one pair more.
+    /// Relays between two nodes from now on, if there is room for one introduction more.
     pub(super) fn open(&mut self, token: Token, ends: [End; 2], now: Instant) -> bool {
-        self.channels.retain(|_, channel| now.saturating_duration_since(channel.used) < IDLE);
+        self.channels.retain(|_, channel| channel.is_alive(now));
         let of = |node: NodeId| self.channels.values().filter(|channel| channel.has(node)).count();
         let room = self.channels.len() < MAX_CHANNELS
             && ends.iter().all(|end| of(end.node) < MAX_CHANNELS_OF_A_NODE);
@@ -69,28 +72,28 @@ impl Relay {
         from: SocketAddr,
         bytes: usize,
         now: Instant,
-    ) -> Option<SocketAddr> {
-        let channel = self.channels.get_mut(&token)?;
+    ) -> Option<End> {
+        let channel = self.channels.get_mut(&token).filter(|channel| channel.is_alive(now))?;
         let to = match channel.ends {
             [a, b] if a.address == from => b,
             [a, b] if b.address == from => a,
             _ => return None,
         };
-        channel.used = now;
         if !self.bucket.take(bytes as f64, now) {
             self.dropped_bytes += bytes as u64;
             return None;
         }
+        channel.used = now;
         channel.bytes += bytes as u64;
         self.relayed_bytes += bytes as u64;
-        Some(to.address)
+        Some(to)
     }
 
-    /// The link to a node has another address now.
-    pub(super) fn moved(&mut self, node: NodeId, address: SocketAddr) {
+    /// The link to a node is another now, or has another address.
+    pub(super) fn moved(&mut self, to: End) {
         for end in self.channels.values_mut().flat_map(|channel| &mut channel.ends) {
-            if end.node == node {
-                end.address = address;
+            if end.node == to.node {
+                *end = to;
             }
         }
     }
@@ -117,6 +120,10 @@ impl Relay {
 }
 
 impl Channel {
+    fn is_alive(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.used) < IDLE
+    }
+
     fn has(&self, node: NodeId) -> bool {
         self.ends.iter().any(|end| end.node == node)
     }
@@ -127,7 +134,7 @@ mod tests {
     use super::*;
 
     fn end(number: u8) -> End {
-        End { node: NodeId([number; 32]), address: SocketAddr::from(([10, 0, 0, number], 1)) }
+        End { node: NodeId([number; 32]), address: SocketAddr::from(([10, 0, 0, number], 1)), via: None }
     }
 
     #[test]
@@ -136,12 +143,13 @@ mod tests {
         let mut relay = Relay::new(1 << 20, now);
         let token = Token([1; 16]);
         assert!(relay.open(token, [end(1), end(2)], now));
-        assert_eq!(relay.forward(token, end(1).address, 1217, now), Some(end(2).address));
-        assert_eq!(relay.forward(token, end(2).address, 1217, now), Some(end(1).address));
+        assert_eq!(relay.forward(token, end(1).address, 1217, now), Some(end(2)));
+        assert_eq!(relay.forward(token, end(2).address, 1217, now), Some(end(1)));
         assert_eq!(relay.forward(token, end(3).address, 1217, now), None);
         assert_eq!(relay.forward(Token([2; 16]), end(1).address, 1217, now), None);
-        relay.moved(end(2).node, end(9).address);
-        assert_eq!(relay.forward(token, end(1).address, 100, now), Some(end(9).address));
+        relay.moved(End { node: end(2).node, ..end(9) });
+        let to = relay.forward(token, end(1).address, 100, now);
+        assert_eq!(to.map(|to| to.address), Some(end(9).address));
         let status = relay.status(now);
         assert_eq!((status.relayed_bytes, status.pairs.len()), (2534, 1));
         assert_eq!(status.pairs[0].nodes, [end(1).node, end(2).node]);
@@ -178,6 +186,8 @@ mod tests {
             |relay: &mut Relay, number: u8, now| relay.open(Token([number; 16]), [end(0), end(1)], now);
         let opened = (0..=255).filter(|number| open(&mut relay, *number, now)).count();
         assert_eq!(opened, MAX_CHANNELS_OF_A_NODE);
+        let idle = relay.forward(Token([0; 16]), end(0).address, 1, now + IDLE);
+        assert_eq!(idle, None, "also while nobody asks for another");
         assert!(open(&mut relay, 255, now + IDLE), "pairs that nothing passes between are forgotten");
     }
 }

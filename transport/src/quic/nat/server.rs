@@ -1,6 +1,6 @@
 //! A gateway's side: it tells nodes where it sees them, introduces them to each other, and may relay between them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -11,26 +11,18 @@ use quinn::{Connection, VarInt};
 use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::bucket::Bucket;
 use super::client::is_private;
 use super::note::{MAX_CANDIDATES, Meet, Note, Refusal};
-use super::packet::{Packet, Token};
+use super::packet::{Packet, Token, random_id};
 use super::paths::is_virtual;
+use super::quota::Quotas;
 use super::relay::End;
 use super::socket::canonical;
 use super::{Filtering, MAX_NOTES, Mapping, Nat, read_note, send_note};
 use crate::NodeId;
-use crate::peer::fill_random;
 
-/// Introductions a second that a node may ask for, and at once: a route's worth.
-const ASKS_PER_S: f64 = 1.0;
-const ASKS_AT_ONCE: f64 = 16.0;
 /// How often a link is looked at for another address.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long a link has to come from another host until that is believed. QUIC follows a peer at once and returns
-/// when the new path does not answer within three probe timeouts, 3 s: who can forge a sender's address must not have
-/// something relayed there.
-const BELIEVED: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_millis(250);
 /// When the mirror sends what nobody asked it for, after the node was told of it.
 const PINGS: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(250)];
@@ -38,9 +30,11 @@ const PINGS: [Duration; 3] =
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Server {
+    /// Whom it serves; all if there is no list.
+    allow: Option<HashSet<NodeId>>,
     members: Mutex<HashMap<NodeId, Member>>,
+    quotas: Mutex<Quotas>,
     /// Beside the endpoint's: what a node sends to both shows whether its mapping depends on where to.
-    mirror: Arc<UdpSocket>,
     mirror_port: u16,
     answering: AbortHandle,
 }
@@ -49,27 +43,32 @@ pub(super) struct Server {
 #[derive(Debug)]
 struct Member {
     connection: Connection,
-    /// Where it is, as its answers have shown.
+    /// Where it is, as it has shown by what it received there.
     address: SocketAddr,
-    /// Where it seems to be since then.
-    moving: Option<(SocketAddr, Instant)>,
+    /// What it is asked under where it is.
+    whereabouts: Token,
     local: Vec<SocketAddr>,
     mapping: Mapping,
     filtering: Filtering,
-    asks: Bucket,
 }
 
 impl Server {
     /// Listens on a second port: the next after the endpoint's, or one that the system chooses.
-    pub(super) fn start(local: SocketAddr) -> io::Result<Self> {
+    pub(super) fn start(local: SocketAddr, allow: Option<HashSet<NodeId>>) -> io::Result<Self> {
         let next = SocketAddr::new(local.ip(), local.port().wrapping_add(1));
         let socket = std::net::UdpSocket::bind(next)
             .or_else(|_| std::net::UdpSocket::bind(SocketAddr::new(local.ip(), 0)))?;
         socket.set_nonblocking(true)?;
-        let mirror = Arc::new(UdpSocket::from_std(socket)?);
+        let mirror = UdpSocket::from_std(socket)?;
         let mirror_port = mirror.local_addr()?.port();
-        let answering = tokio::spawn(reflect(mirror.clone())).abort_handle();
-        Ok(Self { members: Mutex::default(), mirror, mirror_port, answering })
+        let answering = tokio::spawn(reflect(mirror)).abort_handle();
+        let (members, quotas) = Default::default();
+        Ok(Self { allow, members, quotas, mirror_port, answering })
+    }
+
+    /// Whether a node is served.
+    pub(super) fn allows(&self, node: NodeId) -> bool {
+        self.allow.as_ref().is_none_or(|allow| allow.contains(&node))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Member>> {
@@ -87,27 +86,23 @@ impl Server {
         Some(self.lock().get(&node)?.address)
     }
 
-    #[cfg(test)]
-    pub(super) fn moves(&self, node: NodeId, address: SocketAddr, now: Instant) -> bool {
-        self.lock().get_mut(&node).is_some_and(|member| member.moves(address, now))
-    }
-
     /// What is to be said to whom when `from` asks for `peer`.
     fn introduce(&self, nat: &Nat, from: NodeId, request: u32, peer: NodeId) -> Vec<(Connection, Note)> {
         let now = Instant::now();
-        let mut members = self.lock();
-        let Some(asking) = members.get_mut(&from) else { return Vec::new() };
-        let refused = |reason| Note::Refused { request, reason };
-        let refuse = |asking: &Member, reason| vec![(asking.connection.clone(), refused(reason))];
-        if !asking.asks.take(1.0, now) {
-            return refuse(asking, Refusal::TooOften);
+        let members = self.lock();
+        let mut quotas = self.quotas.lock().expect("nothing panics while it is locked");
+        let Some(asking) = members.get(&from) else { return Vec::new() };
+        let refuse = |reason| vec![(asking.connection.clone(), Note::Refused { request, reason })];
+        if !quotas.may_ask(from, now) {
+            return refuse(Refusal::TooOften);
         }
-        let mut token = [0; 16];
-        let (Some([a, b]), Ok(())) = (pair(&members, from, peer), fill_random(&mut token)) else {
-            return members.get(&from).map(|asking| refuse(asking, Refusal::Unknown)).unwrap_or_default();
+        let (Some([a, b]), Ok(token)) = (pair(&members, from, peer), Token::random()) else {
+            return refuse(Refusal::Unknown);
         };
-        let token = Token(token);
-        let ends = [End { node: from, address: a.address }, End { node: peer, address: b.address }];
+        if !quotas.may_be_asked_for(peer, now) {
+            return refuse(Refusal::TooOften);
+        }
+        let ends = [a.end(from), b.end(peer)];
         let relay = nat.socket.relay().is_some_and(|mut relay| relay.open(token, ends, now));
         let meet = |request, peer, of: &Member, by: &Member| {
             Note::Meet(Meet {
@@ -136,16 +131,27 @@ impl Server {
         }
     }
 
-    /// Notes where a link is now, and says so if that is new.
+    /// Notes where a link is now, and says so if that is new. QUIC follows a peer at once, and for seconds also one
+    /// that is not there: who forges a sender's address must not have something relayed there. So the node is asked
+    /// at the new address, and has to answer from there.
     fn look(&self, nat: &Nat, id: NodeId, connection: &Connection) -> Option<SocketAddr> {
         let address = canonical(connection.remote_address());
         let mut members = self.lock();
         let member = members.get_mut(&id).filter(|member| member.is(connection))?;
-        if !member.moves(address, Instant::now()) {
+        let token = member.whereabouts;
+        if address == member.address {
+            nat.socket.paths().settle(token);
             return None;
         }
+        let question = nat.socket.paths().question(token, address, random_id().ok()?);
+        if let Some(id) = question {
+            nat.socket.send_from(connection.local_ip(), address, &Packet::Probe { token, id }.encode());
+            return None;
+        }
+        nat.socket.paths().settle(token);
+        member.address = address;
         if let Some(mut relay) = nat.socket.relay() {
-            relay.moved(id, address);
+            relay.moved(member.end(id));
         }
         Some(address)
     }
@@ -162,23 +168,8 @@ impl Member {
         self.connection.stable_id() == connection.stable_id()
     }
 
-    /// Whether it has moved to `address`, where its packets come from.
-    fn moves(&mut self, address: SocketAddr, now: Instant) -> bool {
-        if address == self.address {
-            self.moving = None;
-            return false;
-        }
-        let since = match self.moving {
-            Some((moving, since)) if moving == address => since,
-            _ => now,
-        };
-        self.moving = Some((address, since));
-        // Another port of the same host is a router's new mapping.
-        let moved = address.ip() == self.address.ip() || now.saturating_duration_since(since) >= BELIEVED;
-        if moved {
-            (self.address, self.moving) = (address, None);
-        }
-        moved
+    fn end(&self, node: NodeId) -> End {
+        End { node, address: self.address, via: self.connection.local_ip() }
     }
 
     /// Where this node may be tried from where `by` is.
@@ -206,10 +197,10 @@ fn hopeless(a: &Member, b: &Member) -> bool {
     [(a, b), (b, a)].iter().any(|(one, other)| one.mapping == Mapping::Dependent && strict(other))
 }
 
-/// Serves a node for as long as its link lasts.
-pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
+/// Serves a node, which is at `address`, for as long as its link lasts.
+pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection, address: SocketAddr) {
     let Some(server) = nat.server.get() else { return };
-    let address = canonical(connection.remote_address());
+    let Ok(whereabouts) = Token::random() else { return };
     if is_virtual(address.ip()) {
         return;
     }
@@ -217,23 +208,20 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
     let member = Member {
         connection: connection.clone(),
         address,
-        moving: None,
+        whereabouts,
         local: Vec::new(),
         mapping: Mapping::default(),
         filtering: Filtering::default(),
-        asks: Bucket::new(ASKS_PER_S, ASKS_AT_ONCE, Instant::now()),
     };
     {
         let mut members = server.lock();
-        let asks = members.get(&id).map(|before| before.asks.clone());
-        // Dialling anew does not buy more introductions.
-        let asks = asks.unwrap_or_else(|| member.asks.clone());
-        members.insert(id, Member { asks, ..member });
+        if let Some(mut relay) = nat.socket.relay() {
+            relay.moved(member.end(id));
+        }
+        members.insert(id, member);
     }
-    if let Some(mut relay) = nat.socket.relay() {
-        relay.moved(id, address);
-    }
-    converse(&nat, server, (id, &connection), address).await;
+    converse(&nat, server, (id, &connection), (address, whereabouts)).await;
+    nat.socket.paths().settle(whereabouts);
     let mut members = server.lock();
     if members.get(&id).is_some_and(|member| member.is(&connection)) {
         members.remove(&id);
@@ -243,7 +231,12 @@ pub(super) async fn host(nat: Arc<Nat>, id: NodeId, connection: Connection) {
     }
 }
 
-async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connection), address: SocketAddr) {
+async fn converse(
+    nat: &Nat,
+    server: &Server,
+    (id, connection): (NodeId, &Connection),
+    (address, whereabouts): (SocketAddr, Token),
+) {
     // They end with this one.
     let mut tasks = JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
@@ -251,12 +244,7 @@ async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connec
     let mut reading = pin!(read_note(connection));
     loop {
         if let Some(address) = address.take() {
-            let to = nat.socket.native(address);
-            tasks.spawn(observe(
-                connection.clone(),
-                address,
-                (to, server.mirror.clone(), server.mirror_port),
-            ));
+            tasks.spawn(observe(connection.clone(), (address, whereabouts), server.mirror_port));
         }
         tokio::select! {
             note = &mut reading, if tasks.len() < MAX_NOTES as usize => {
@@ -283,27 +271,26 @@ async fn converse(nat: &Nat, server: &Server, (id, connection): (NodeId, &Connec
 }
 
 /// Tells a node where it is seen, and shows whether something it has not asked for gets through to it.
-async fn observe(
-    connection: Connection,
-    address: SocketAddr,
-    (to, mirror, port): (SocketAddr, Arc<UdpSocket>, u16),
-) {
-    let mut token = [0; 16];
-    if fill_random(&mut token).is_err() {
-        return;
-    }
-    let token = Token(token);
+async fn observe(connection: Connection, (address, whereabouts): (SocketAddr, Token), mirror: u16) {
+    let Ok(token) = Token::random() else { return };
+    // From a port of its own: the node's router may still let in what comes from one that was sent to before.
+    let unspecified = if address.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
+    let from = connection.local_ip().map_or(unspecified, |ip| ip.to_canonical());
+    let unasked = UdpSocket::bind((from, 0)).await.ok();
+    // Without, what the mirror shows would be taken for more than it is.
+    let mirror = unasked.as_ref().map_or(0, |_| mirror);
     let begun = tokio::time::Instant::now();
-    send_note(connection, Note::Observed { address, mirror: port, token }).await;
+    send_note(connection, Note::Observed { address, mirror, token, whereabouts }).await;
+    let Some(unasked) = unasked else { return };
     for after in PINGS {
         tokio::time::sleep_until(begun + after).await;
         // What is lost is lost.
-        let _ = mirror.send_to(&Packet::MirrorPing { token }.encode(), to).await;
+        let _ = unasked.send_to(&Packet::MirrorPing { token }.encode(), address).await;
     }
 }
 
 /// Answers who asks with the address that it asks from; no answer is longer than its question.
-async fn reflect(mirror: Arc<UdpSocket>) {
+async fn reflect(mirror: UdpSocket) {
     let mut buffer = [0; 64];
     loop {
         match mirror.recv_from(&mut buffer).await {

@@ -48,7 +48,7 @@ impl Socket {
         self.paths.lock().expect("paths do not panic while they are locked")
     }
 
-    /// Relays from now on. Only the first call counts.
+    /// Relays from now on. Only the first call counts: there is one [`super::server::Server`].
     pub(super) fn set_relay(&self, relay: Relay) {
         let _ = self.relay.set(Mutex::new(relay));
     }
@@ -59,12 +59,22 @@ impl Socket {
 
     /// Sends a datagram now or not at all, as networks do.
     pub(super) fn send(&self, to: SocketAddr, datagram: &[u8]) {
-        let _ = self.transmit(to, None, datagram);
+        self.send_from(None, to, datagram);
     }
 
-    fn transmit(&self, to: SocketAddr, ecn: Option<EcnCodepoint>, contents: &[u8]) -> io::Result<()> {
+    /// The same from one of this host's addresses.
+    pub(super) fn send_from(&self, src_ip: Option<IpAddr>, to: SocketAddr, datagram: &[u8]) {
+        let _ = self.transmit((src_ip, to), None, datagram);
+    }
+
+    fn transmit(
+        &self,
+        (src_ip, to): (Option<IpAddr>, SocketAddr),
+        ecn: Option<EcnCodepoint>,
+        contents: &[u8],
+    ) -> io::Result<()> {
         let destination = self.native(to);
-        self.inner.try_send(&Transmit { destination, ecn, contents, segment_size: None, src_ip: None })
+        self.inner.try_send(&Transmit { destination, ecn, contents, segment_size: None, src_ip })
     }
 
     /// An address as sockets of this family, and QUIC over them, write it.
@@ -122,7 +132,7 @@ impl Socket {
                     self.relay().and_then(|mut relay| relay.forward(token, from, datagram.len(), now))
                 {
                     // What the system does not take is lost, as on any path.
-                    let _ = self.transmit(to, ecn, datagram);
+                    let _ = self.transmit((to.via, to.address), ecn, datagram);
                 }
             }
             Some(Packet::MirrorAnswer { token, seen }) => self.paths().mirrored(token, from, Some(seen)),
@@ -176,7 +186,7 @@ impl AsyncUdpSocket for Socket {
         for datagram in transmit.contents.chunks(segment) {
             let relayed = Packet::Relayed { token, datagram }.encode();
             debug_assert_eq!(relayed.len(), RELAY_HEADER_BYTES + datagram.len());
-            match self.transmit(relay, transmit.ecn, &relayed) {
+            match self.transmit((None, relay), transmit.ecn, &relayed) {
                 // QUIC comes again with all of it.
                 Err(error) if first && error.kind() == ErrorKind::WouldBlock => return Err(error),
                 _ => first = false,

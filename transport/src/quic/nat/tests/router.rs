@@ -47,6 +47,8 @@ struct Port {
     /// The only destination of a symmetric NAT's port.
     towards: Option<SocketAddr>,
     contacted: HashSet<SocketAddr>,
+    /// What is sent from here has a forged sender: nothing that comes here reaches the endpoint.
+    is_forged: bool,
 }
 
 impl Router {
@@ -61,6 +63,23 @@ impl Router {
             ports.open.push(port);
         }
         Arc::new(Self { kind, host, inside, ports: Mutex::new(ports) })
+    }
+
+    /// From now on the endpoint's packets seem to come from another host, which does not hear what is sent there
+    /// until [`Router::moved`]; its address.
+    pub(super) fn forge(&self, number: u8) -> SocketAddr {
+        assert_eq!(self.kind, Kind::Open);
+        let port = Port { is_forged: true, ..Port::new(Ipv4Addr::new(127, 0, 2, number), None) };
+        let address = port.socket.local_addr().unwrap();
+        let mut ports = self.ports.lock().unwrap();
+        ports.open.insert(0, port);
+        ports.reader.take().into_iter().for_each(Waker::wake);
+        address
+    }
+
+    /// The endpoint is where its packets come from.
+    pub(super) fn moved(&self) {
+        self.ports.lock().unwrap().open.iter_mut().for_each(|port| port.is_forged = false);
     }
 
     fn send(&self, to: SocketAddr, datagram: &[u8]) {
@@ -84,6 +103,7 @@ impl Router {
 
     fn lets_in(&self, port: &Port, from: SocketAddr) -> bool {
         match self.kind {
+            _ if port.is_forged => false,
             Kind::Open | Kind::FullCone => true,
             Kind::AddressRestricted => port.contacted.iter().any(|to| to.ip() == from.ip()),
             Kind::PortRestricted | Kind::Symmetric => port.contacted.contains(&from),
@@ -96,7 +116,8 @@ impl Port {
         let socket = std::net::UdpSocket::bind((host, 0)).unwrap();
         socket.set_nonblocking(true).unwrap();
         let sender = socket.try_clone().unwrap();
-        Self { socket: UdpSocket::from_std(socket).unwrap(), sender, towards, contacted: HashSet::new() }
+        let socket = UdpSocket::from_std(socket).unwrap();
+        Self { socket, sender, towards, contacted: HashSet::new(), is_forged: false }
     }
 }
 
