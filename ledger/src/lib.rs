@@ -10,6 +10,7 @@ pub mod account;
 pub mod audit;
 pub mod beacon;
 pub mod client;
+pub mod dispute;
 pub mod draw;
 pub mod eip712;
 pub mod embedded;

@@ -30,17 +30,18 @@ impl Model {
             self.tokenizer,
             self.rope,
             word(self.layers.len() as u128),
-            merkle::root(&self.leaves())?,
+            merkle::root(&self.layer_leaves())?,
         ];
         Some(keccak(parts.as_flattened()))
     }
 
     /// What proves root number `index` of the weights to be the model's; `None` if there is no such root.
     pub fn layer_proof(&self, index: usize) -> Option<Vec<[u8; 32]>> {
-        merkle::proof(&self.leaves(), index)
+        merkle::proof(&self.layer_leaves(), index)
     }
 
-    fn leaves(&self) -> Vec<[u8; 32]> {
+    /// What the root over the roots of weights is taken over.
+    pub fn layer_leaves(&self) -> Vec<[u8; 32]> {
         let roots = self.layers.iter().enumerate();
         roots.map(|(index, root)| merkle::leaf(&[word(index as u128), *root])).collect()
     }

@@ -15,6 +15,7 @@ pub mod recorder;
 pub mod retain;
 pub mod rows;
 pub mod store;
+pub mod trace;
 pub mod verify;
 
 pub use ledger::draw;

@@ -129,8 +129,14 @@ impl Plan {
         })
     }
 
-    /// The plan's hash. Every field has a length that is fixed or told, so no two plans have the same bytes.
+    /// The plan's hash.
     pub fn hash(&self) -> Digest {
+        Digest(keccak(&self.bytes()))
+    }
+
+    /// What the hash is taken over. Every field has a length that is fixed or told, so no two plans have the same
+    /// bytes.
+    pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = PLAN_DOMAIN.to_vec();
         let mut put = |part: &[u8]| bytes.extend_from_slice(part);
         put(&(self.session.len() as u32).to_be_bytes());
@@ -157,7 +163,7 @@ impl Plan {
             put(&stage.to.to_be_bytes());
             put(&[stage.embedding.into(), stage.head.into()]);
         }
-        Digest(keccak(&bytes))
+        bytes
     }
 }
 

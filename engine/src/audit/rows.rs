@@ -16,6 +16,11 @@ const TOKEN_DOMAIN: &[u8] = b"dolphin/token/1";
 
 /// The root over the pieces of a row, as it travels: little-endian, the last piece filled with zeros.
 pub fn row_root(row: &[u8]) -> [u8; 32] {
+    merkle::root(&piece_leaves(row)).unwrap_or_default()
+}
+
+/// The leaves of these pieces.
+pub fn piece_leaves(row: &[u8]) -> Vec<[u8; 32]> {
     let mut leaf = [0; 4 + PIECE_BYTES];
     let pieces = row.chunks(PIECE_BYTES).enumerate().map(|(index, piece)| {
         leaf[..4].copy_from_slice(&(index as u32).to_be_bytes());
@@ -23,8 +28,7 @@ pub fn row_root(row: &[u8]) -> [u8; 32] {
         leaf[4 + piece.len()..].fill(0);
         keccak(&leaf)
     });
-    let pieces: Vec<[u8; 32]> = pieces.collect();
-    merkle::root(&pieces).unwrap_or_default()
+    pieces.collect()
 }
 
 /// A place that rows pass, of one model.

@@ -28,7 +28,7 @@ use crate::tokenizer::TokenizerError;
 /// [`super::NUMERICS`] as the chain numbers it.
 const NUMERICS_VERSION: u32 = 1;
 /// Positions whose rotations stand for the position encoding.
-const ROPE_POSITIONS: usize = 4096;
+const ROPE_POSITIONS: usize = 1 << 17;
 
 /// The hash of a model at a quantisation, and what it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,18 +86,19 @@ impl Model {
         let total = stored.0 + stored.1.iter().sum::<u64>() + stored.2;
         let mut hashing = Hashing { model: self, quantisation, progress, done: 0, total };
         let embedding = hashing.unit(Unit::Embedding)?;
-        let mut layers = vec![unit_root(&self.describe(Part::Embedding, quantisation), &embedding)];
+        let describe = |part| self.describe(part, quantisation);
+        let mut layers = vec![unit_root(&describe(Part::Embedding), &embedding)];
         for layer in 0..config.layers {
             let tensors = hashing.unit(Unit::Layer(layer))?;
-            layers.push(unit_root(&self.describe(Part::Layer(layer), quantisation), &tensors));
+            layers.push(unit_root(&describe(Part::Layer(layer)), &tensors));
         }
         let mut head = hashing.unit(Unit::FinalNorm)?;
         head.extend(if config.tied { embedding } else { hashing.unit(Unit::Head)? });
-        layers.push(unit_root(&self.describe(Part::Head, quantisation), &head));
+        layers.push(unit_root(&describe(Part::Head), &head));
         let contents = Contents {
             numerics: NUMERICS_VERSION,
             tokenizer: self.tokenizer_hash()?,
-            rope: self.rope_hash()?,
+            rope: root(&self.rope_leaves()?),
             layers,
         };
         let hash = contents.hash().expect("a model has an embedding and a head at least");
@@ -105,7 +106,7 @@ impl Model {
     }
 
     /// Everything in the configuration that enters the arithmetic of a part.
-    fn describe(&self, part: Part, quantisation: Quantisation) -> [u8; 32] {
+    pub(super) fn describe(&self, part: Part, quantisation: Quantisation) -> Vec<u8> {
         let config = self.config();
         let mut fields = Fields(b"dolphin/unit/1".to_vec());
         fields.number(match quantisation.profile() {
@@ -138,7 +139,7 @@ impl Model {
                 fields.number(config.norm_eps.to_bits().into());
             }
         }
-        keccak(&fields.0)
+        fields.0
     }
 
     /// Over the bytes of every token, in the order of the ids: what the ids mean, whatever file says so.
@@ -158,25 +159,32 @@ impl Model {
         Ok(keccak(&bytes.0))
     }
 
-    /// Over the rotations themselves: a scaling may be written in more than one way.
-    fn rope_hash(&self) -> Result<[u8; 32], ModelError> {
+    /// What the position encoding's hash is the root over: what is rotated, and the rotations themselves,
+    /// since a scaling may be written in more than one way.
+    pub(super) fn rope_leaves(&self) -> Result<Vec<[u8; 32]>, ModelError> {
         let config = self.config();
         let positions = ROPE_POSITIONS.min(config.max_positions as usize).max(1);
         let table = RopeTable::new(&config.rope, positions)
             .map_err(|error| ModelError::malformed("the position encoding", error.to_string()))?;
-        let mut fields = Fields(b"dolphin/rope/1".to_vec());
-        fields.size(config.rope.dimensions);
-        fields.number(config.max_positions.into());
-        for position in 0..positions {
-            let (cos, sin) = table.at(position);
-            fields.0.extend(cos.iter().chain(sin).flat_map(|value| value.to_le_bytes()));
-        }
-        Ok(keccak(&fields.0))
+        let reach = config.max_positions as usize;
+        let mut leaves = vec![merkle::leaf(&[number(config.rope.dimensions), number(reach)])];
+        leaves.extend((0..positions).map(|position| keccak(&rotations(&table, position))));
+        Ok(leaves)
     }
 }
 
+/// The leaf of a position: its number, cosines, sines.
+pub(super) fn rotations(table: &RopeTable, position: usize) -> Vec<u8> {
+    let (cos, sin) = table.at(position);
+    let mut leaf = vec![0];
+    leaf.extend_from_slice(&(position as u32).to_be_bytes());
+    leaf.extend(cos.iter().chain(sin).flat_map(|value| value.to_le_bytes()));
+    leaf
+}
+
+/// What is described and hashed as one.
 #[derive(Clone, Copy)]
-enum Part {
+pub(super) enum Part {
     Embedding,
     Layer(usize),
     Head,
@@ -226,27 +234,35 @@ impl Hashing<'_> {
     }
 }
 
-/// The root over a description and the leaves of tensors, in the order of the plan.
-fn unit_root(description: &[u8; 32], tensors: &[[u8; 32]]) -> [u8; 32] {
-    let numbered = tensors.iter().enumerate();
-    let mut leaves = vec![merkle::leaf(&[[0; 32], *description])];
-    leaves.extend(numbered.map(|(index, tensor)| merkle::leaf(&[number(index + 1), *tensor])));
-    root(&leaves)
+fn unit_root(description: &[u8], tensors: &[[u8; 32]]) -> [u8; 32] {
+    root(&unit_leaves(description, tensors))
 }
 
-fn tensor_leaf(item: &Item, tensor: &Loaded) -> [u8; 32] {
+/// What the root of a unit is taken over: its description and its tensors in the order of the plan.
+pub(super) fn unit_leaves(description: &[u8], tensors: &[[u8; 32]]) -> Vec<[u8; 32]> {
+    let numbered = tensors.iter().enumerate();
+    let mut leaves = vec![merkle::leaf(&[[0; 32], keccak(description)])];
+    leaves.extend(numbered.map(|(index, tensor)| merkle::leaf(&[number(index + 1), *tensor])));
+    leaves
+}
+
+pub(super) fn tensor_leaf(item: &Item, tensor: &Loaded) -> [u8; 32] {
     let (format, root) = match tensor {
-        Loaded::Matrix(matrix) => (matrix.format(), matrix_root(matrix)),
-        Loaded::Vector(values) => {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            (Format::F32, row_root(0, &bytes, Format::F32.row_bytes(SEGMENT)))
-        }
+        Loaded::Matrix(matrix) => (matrix.format(), root(&matrix_rows(matrix))),
+        Loaded::Vector(values) => (Format::F32, root(&row_leaves(0, &vector_bytes(values), VECTOR_SEGMENT))),
     };
     merkle::leaf(&[keccak(format.name().as_bytes()), number(item.rows()), number(item.columns()), root])
 }
 
-/// The root over a matrix's rows, which are hashed on all cores.
-fn matrix_root(matrix: &WeightMatrix) -> [u8; 32] {
+/// Bytes of a segment of a vector.
+pub(super) const VECTOR_SEGMENT: usize = Format::F32.row_bytes(SEGMENT);
+
+pub(super) fn vector_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Roots of a matrix's rows, which are hashed on all cores.
+pub(super) fn matrix_rows(matrix: &WeightMatrix) -> Vec<[u8; 32]> {
     let segment = matrix.format().row_bytes(SEGMENT.max(GROUP));
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let share = matrix.rows().div_ceil(cores).max(1);
@@ -255,16 +271,16 @@ fn matrix_root(matrix: &WeightMatrix) -> [u8; 32] {
         for (index, roots) in rows.chunks_mut(share).enumerate() {
             scope.spawn(move || {
                 for (row, root) in (index * share..).zip(roots) {
-                    *root = row_root(row, matrix.row(row), segment);
+                    *root = self::root(&row_leaves(row, matrix.row(row), segment));
                 }
             });
         }
     });
-    root(&rows)
+    rows
 }
 
-/// The root over the segments of a row. A leaf is never as long as an inner node: its number makes it odd.
-fn row_root(row: usize, bytes: &[u8], segment_bytes: usize) -> [u8; 32] {
+/// The segments of a row. A leaf is never as long as an inner node: its number makes it odd.
+pub(super) fn row_leaves(row: usize, bytes: &[u8], segment_bytes: usize) -> Vec<[u8; 32]> {
     let leaf = |(index, segment): (usize, &[u8])| {
         let mut leaf = Vec::with_capacity(9 + segment.len());
         leaf.push(0);
@@ -273,8 +289,7 @@ fn row_root(row: usize, bytes: &[u8], segment_bytes: usize) -> [u8; 32] {
         leaf.extend_from_slice(segment);
         keccak(&leaf)
     };
-    let leaves: Vec<[u8; 32]> = bytes.chunks(segment_bytes).enumerate().map(leaf).collect();
-    root(&leaves)
+    bytes.chunks(segment_bytes).enumerate().map(leaf).collect()
 }
 
 fn root(leaves: &[[u8; 32]]) -> [u8; 32] {
@@ -372,7 +387,7 @@ mod tests {
         let progress = std::cell::Cell::new(Progress { done: 0, total: 1 });
         let found = model.hash(Quantisation::Q8, &|now| progress.set(now)).expect("hashes");
         assert_eq!(progress.get().done, progress.get().total);
-        let expected = "9a47c1d2a9c1e3ade3b3052bd231d4e0054d5e408a4071328a3ddeb46ff5d9c4";
+        let expected = "ac476aa7a61662b12c3f131bb3aa8a69c334a30b06239b587b42009a72f7f9f3";
         assert_eq!(hex::encode(found.hash), expected);
     }
 }

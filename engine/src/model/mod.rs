@@ -17,6 +17,7 @@ mod family;
 mod fingerprint;
 mod hash;
 mod open;
+mod opening;
 pub(crate) mod partial;
 mod plan;
 mod read;
@@ -40,6 +41,7 @@ pub use self::{
     error::{ModelError, TensorFault},
     hash::{HashReport, ModelHash},
     open::{Model, NUMERICS, Progress},
+    opening::{OpenUnit, OpenedSegment},
     table::{Dtype, TensorInfo, TensorTable},
 };
 use serde::{Deserialize, Serialize};

@@ -97,7 +97,7 @@ fn the_model_hash_is_printed() {
     let home = tempfile::tempdir().unwrap();
     let output = command(home.path(), &["inspect", "--hash", "--json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["hash"], "9a47c1d2a9c1e3ade3b3052bd231d4e0054d5e408a4071328a3ddeb46ff5d9c4");
+    assert_eq!(report["hash"], "ac476aa7a61662b12c3f131bb3aa8a69c334a30b06239b587b42009a72f7f9f3");
     let text = command(home.path(), &["inspect", "--hash"]).output().unwrap();
     assert!(String::from_utf8(text.stdout).unwrap().contains("norm, head"));
 }

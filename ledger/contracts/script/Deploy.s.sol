@@ -36,6 +36,7 @@ contract Deploy is Deployment {
         emit Deployed("RewardDistributor", address(s.rewards));
         emit Deployed("Beacon", address(s.beacon));
         emit Deployed("AuditorSet", address(s.auditors));
+        emit Deployed("DisputeGame", address(s.game));
         emit Deployed("AuditManager", address(s.audits));
     }
 
@@ -90,6 +91,7 @@ contract Deploy is Deployment {
         a.minNodeStake = uint128(_uint(json, ".audits.minNodeStake", 128));
         a.minAuditorStake = uint128(_uint(json, ".audits.minAuditorStake", 128));
         a.disputeBond = uint128(_uint(json, ".audits.disputeBond", 128));
+        a.disputeClock = uint40(_uint(json, ".audits.disputeClock", 40));
         a.silentBps = uint16(_uint(json, ".audits.silentBps", 16));
         a.withheldBps = uint16(_uint(json, ".audits.withheldBps", 16));
         a.repeatBps = uint16(_uint(json, ".audits.repeatBps", 16));

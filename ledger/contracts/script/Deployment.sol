@@ -9,7 +9,8 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {AuditManager} from "../src/AuditManager.sol";
 import {AuditorSet} from "../src/AuditorSet.sol";
 import {Beacon} from "../src/Beacon.sol";
-import {IDisputeGame} from "../src/IDisputeGame.sol";
+import {DisputeGame} from "../src/DisputeGame.sol";
+import {Int8Referee} from "../src/Int8Referee.sol";
 import {ModelRegistry} from "../src/ModelRegistry.sol";
 import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {PODToken} from "../src/PODToken.sol";
@@ -17,6 +18,7 @@ import {PodGovernor} from "../src/PodGovernor.sol";
 import {RewardDistributor} from "../src/RewardDistributor.sol";
 import {SessionEscrow} from "../src/SessionEscrow.sol";
 import {StakeManager} from "../src/StakeManager.sol";
+import {TraceJudge} from "../src/TraceJudge.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
 import {Roles} from "../src/lib/Roles.sol";
 
@@ -71,6 +73,7 @@ abstract contract Deployment {
         uint128 minNodeStake;
         uint128 minAuditorStake;
         uint128 disputeBond;
+        uint40 disputeClock;
         uint16 silentBps;
         uint16 withheldBps;
         uint16 repeatBps;
@@ -93,6 +96,7 @@ abstract contract Deployment {
         RewardDistributor rewards;
         Beacon beacon;
         AuditorSet auditors;
+        DisputeGame game;
         AuditManager audits;
     }
 
@@ -142,11 +146,12 @@ abstract contract Deployment {
 
     function _deployAudits(System memory s, Audits memory a) private {
         s.auditors = new AuditorSet(s.stake, a.epochLength, a.minAuditorStake);
+        s.game = new DisputeGame(new TraceJudge(new Int8Referee()), a.disputeClock);
         s.audits = new AuditManager(
             AuditManager.Config({
                 auditors: s.auditors,
                 beacon: s.beacon,
-                game: IDisputeGame(address(0)),
+                game: s.game,
                 beaconDelay: a.beaconDelay,
                 drawWindow: a.drawWindow,
                 openWindow: a.openWindow,

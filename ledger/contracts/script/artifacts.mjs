@@ -9,14 +9,18 @@ const CONTRACTS = [
     'AuditManager',
     'AuditorSet',
     'Beacon',
+    'DisputeGame',
+    'Int8Referee',
     'ModelRegistry',
     'NodeRegistry',
     'PODToken',
     'PodGovernor',
     'RewardDistributor',
     'SessionEscrow',
+    'SoftFloatHarness',
     'StakeManager',
     'TimelockController',
+    'TraceJudge',
     'VoucherCollector',
 ];
 

@@ -82,6 +82,7 @@ abstract contract Base {
             minNodeStake: 1e22,
             minAuditorStake: 5e22,
             disputeBond: 1e21,
+            disputeClock: 2 days,
             silentBps: 1000,
             withheldBps: 100,
             repeatBps: 1000,

@@ -36,6 +36,8 @@ contract DeployTest is Base {
         vm.assertEq(s.beacon.period(), 3);
         vm.assertEq(address(s.audits.beacon()), address(s.beacon));
         vm.assertEq(s.audits.epochLength(), 1 hours);
+        vm.assertEq(address(s.audits.game()), address(s.game));
+        vm.assertEq(s.game.longest(), 4 days);
         vm.assertEq(s.audits.replyRate(), uint256(type(uint32).max) * 5 / 100);
     }
 

@@ -2,6 +2,8 @@
 pragma solidity 0.8.37;
 
 import {vm} from "../script/Vm.sol";
+import {Kind, Leaf} from "../src/IReferee.sol";
+import {Int8Referee} from "../src/Int8Referee.sol";
 import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {Chunk} from "../src/IDisputeGame.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
@@ -9,6 +11,7 @@ import {Auditor} from "../src/lib/Draw.sol";
 import {Roles} from "../src/lib/Roles.sol";
 import {AuditBase} from "./AuditBase.sol";
 import {Base} from "./Base.sol";
+import {DisputeVectors} from "./DisputeVectors.sol";
 
 /// Gas of whole transactions, kept in snapshots/gas.json. Only meaningful with `forge test --isolate`.
 contract GasTest is Base {
@@ -95,6 +98,96 @@ contract GasTest is Base {
         vm.prank(delegator);
         s.stake.withdraw(id);
         record("withdraw", 80_000);
+    }
+
+    /// The longest leaf of each kind, with inputs around 1.
+    function test_referee() public {
+        Int8Referee referee = new Int8Referee();
+        leaf(referee, "Segment, q8", Kind.Segment, 74, [uint32(0), 8, 1, 1], 272);
+        leaf(referee, "Segment, q4", Kind.Segment, 74, [uint32(1), 8, 1, 1], 144);
+        leaf(referee, "Segment, bf16", Kind.Segment, 258, [uint32(2), 256, 1, 1], 512);
+        leaf(referee, "Segment, f32", Kind.Segment, 258, [uint32(3), 256, 1, 1], 1024);
+        leaf(referee, "Segment, q4_k", Kind.Segment, 67, [uint32(4), 1, 1, 1], 144);
+        leaf(referee, "Segment, q6_k", Kind.Segment, 67, [uint32(5), 1, 1, 1], 210);
+        leaf(referee, "Chain", Kind.Chain, 129, [uint32(64), 1, 0, 0], 0);
+        leaf(referee, "Tree", Kind.Tree, 64, [uint32(0), 0, 0, 0], 0);
+        leaf(referee, "Max", Kind.Max, 64, [uint32(0), 0, 0, 0], 0);
+        leaf(referee, "Fold", Kind.Fold, 5, [uint32(0), 0, 0, 0], 0);
+        leaf(referee, "Rms", Kind.Rms, 1, [uint32(4096), 0x3586_37bd, 0, 0], 0);
+        leaf(referee, "Gate", Kind.Gate, 2, [uint32(0), 0, 0, 0], 0);
+        leaf(referee, "Query", Kind.Query, 4, [uint32(0), 0x3db5_04f3, 0, 0], 0);
+        leaf(referee, "GroupScale", Kind.GroupScale, 32, [uint32(0), 0, 0, 0], 0);
+        leaf(referee, "GroupQuants", Kind.GroupQuants, 5, [uint32(0), 0, 0, 0], 0);
+        leaf(referee, "Embed, q8", Kind.Embed, 0, [uint32(0), 255, 1, 0x4280_0000], 272);
+    }
+
+    function leaf(
+        Int8Referee referee,
+        string memory name,
+        Kind kind,
+        uint256 inputs,
+        uint32[4] memory numbers,
+        uint256 bytes_
+    ) internal {
+        Leaf memory made = Leaf(kind, new uint32[](inputs), numbers, new bytes(bytes_));
+        for (uint256 i = 0; i < inputs; ++i) {
+            uint256 bits = uint256(keccak256(abi.encode(i)));
+            made.inputs[i] = uint32(bits & 0x807f_ffff | (125 + (bits >> 32) % 4) << 23);
+        }
+        for (uint256 i = 0; i < bytes_; ++i) {
+            made.weight[i] = bytes1(uint8(uint256(keccak256(abi.encode(i, kind)))) & 0xbf);
+        }
+        referee.recompute(made);
+        record(string.concat("referee, ", name), 1_000_000);
+    }
+}
+
+/// Whole disputes, move after move.
+contract DisputeGasTest is DisputeVectors {
+    bool public constant IS_TEST = true;
+
+    function setUp() public {
+        setUpGame();
+        json = vm.readFile("../vectors/disputes.json");
+    }
+
+    function record(string memory name, uint256 used, uint256 most) internal {
+        vm.snapshotValue("gas", name, used);
+        vm.assertLe(used, most, name);
+    }
+
+    /// Plays a dispute; what all of it took, and the last move.
+    function whole(uint256 index) internal returns (uint256 all, uint256 last) {
+        open(index);
+        all = openGas;
+        uint256 count = moves(index);
+        for (uint256 move = 0; move < count; ++move) {
+            play(index, move);
+            last = vm.lastCallGas().gasTotalUsed;
+            all += last;
+        }
+    }
+
+    function test_disputes() public {
+        (uint256 all, uint256 last) = whole(0);
+        record("dispute over a product, whole", all, 4_000_000);
+        record("dispute, prove a segment", last, 1_000_000);
+        (all, last) = whole(1);
+        record("dispute over a score, whole", all, 4_000_000);
+        record("dispute, prove a chain", last, 1_000_000);
+        (all,) = whole(8);
+        record("dispute over rows as sent, whole", all, 4_000_000);
+    }
+
+    function test_disputeMoves() public {
+        open(0);
+        record("dispute, open", openGas, 400_000);
+        play(0, 0);
+        record("dispute, commit", vm.lastCallGas().gasTotalUsed, 800_000);
+        play(0, 1);
+        record("dispute, choose", vm.lastCallGas().gasTotalUsed, 100_000);
+        play(0, 2);
+        record("dispute, reveal", vm.lastCallGas().gasTotalUsed, 100_000);
     }
 }
 

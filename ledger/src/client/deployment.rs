@@ -110,6 +110,8 @@ pub struct AuditParameters {
     pub min_auditor_stake: Pod,
     /// What each side of a dispute puts up.
     pub dispute_bond: Pod,
+    /// Time that each side of a dispute has for all of its moves.
+    pub dispute_clock: u64,
     /// Taken of a node that does not open a drawn leaf.
     pub silent_bps: u16,
     /// Taken of a node that two auditors got no rows from.
@@ -162,12 +164,15 @@ pub struct Deployment {
     /// `RewardDistributor`.
     #[serde(with = "address")]
     pub rewards: Address,
-    /// `Beacon`; zero, as the next two, in files of deployments that have no audits.
+    /// `Beacon`; zero, as the next three, in files of deployments that have no audits.
     #[serde(with = "address", default)]
     pub beacon: Address,
     /// `AuditorSet`.
     #[serde(with = "address", default)]
     pub auditors: Address,
+    /// `DisputeGame`.
+    #[serde(with = "address", default)]
+    pub game: Address,
     /// `AuditManager`.
     #[serde(with = "address", default)]
     pub audits: Address,
@@ -241,12 +246,13 @@ mod tests {
             rewards: [0xab; 20],
             beacon: [11; 20],
             auditors: [12; 20],
+            game: [14; 20],
             audits: [13; 20],
         };
         let json = serde_json::to_string(&deployment).unwrap();
         assert_eq!(serde_json::from_str::<Deployment>(&json).unwrap(), deployment);
         let mut older: serde_json::Value = serde_json::from_str(&json).unwrap();
-        for name in ["beacon", "auditors", "audits"] {
+        for name in ["beacon", "auditors", "game", "audits"] {
             older.as_object_mut().unwrap().remove(name);
         }
         let older: Deployment = serde_json::from_value(older).unwrap();

@@ -43,7 +43,7 @@ pub use self::{
     deployment::{AuditParameters, BeaconParameters, Deployment, Parameters},
     error::{Error, Refusal},
     event::{Cursor, Event, EventId, Logged, News},
-    evm::{Client, Config, Node, Rpc, RpcFault},
+    evm::{Client, Config, Node, Rpc, RpcFault, dispute_call},
     key::{BadKey, Key, recover},
     keystore::{KeystoreError, Passphrase, Work, read_address, read_key, write_key},
     state::{Balances, Head, Lock, Position, Proposal, ProposalState, Rewards, Stake, StakeThaw},

@@ -140,7 +140,7 @@ async fn audited(net: Net) {
     let me = key(3).address();
     staked(&net, &holder, &node, NODE_ROLE, "10000").await;
     let terms = node.audit_terms().await.expect("terms");
-    assert_eq!((terms.epoch_s, terms.dispute_bond, terms.game), (3600, pod("1000"), None));
+    assert_eq!((terms.epoch_s, terms.dispute_bond, terms.game), (3600, pod("1000"), Some(deployment.game)));
 
     // The stakes of one epoch, the commitments of the next, the beacon after it.
     let listed = listed(&net, &holder, [&one, &two], terms.epoch_s).await;
@@ -224,7 +224,7 @@ async fn fails(net: &Net, node: &Client, court: &Court<'_>, opened: AuditAction)
     let verdict = Some(CaseVerdict::Faulty);
     assert!(matches!(&events[..], [_, AuditEvent::Decided { verdict: found, .. }] if *found == verdict));
     let bond = pod("1000");
-    refused(node, AuditAction::Dispute { case, bond: pod("0") }, "NoDispute").await;
+    refused(first, AuditAction::Dispute { case, bond: pod("0") }, "NotYours").await;
     refused(first, AuditAction::MatchBond { case, chunk: chunk(1), bond: pod("0") }, "WrongStage").await;
     assert_eq!(bond, node.audit_terms().await.expect("terms").dispute_bond);
     case

@@ -301,7 +301,7 @@ fn forget_hashes(value: &mut Value) {
     }
 }
 
-fn creation_code(name: &str) -> Vec<u8> {
+pub(crate) fn creation_code(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("artifacts/{name}.json"));
     let text = fs::read_to_string(path).expect("the artefacts are there");
     let artefact: Value = serde_json::from_str(&text).expect("they are JSON");

@@ -97,7 +97,10 @@ impl Deployer<'_> {
         let a = &p.audits;
         let arguments = (to_h160(&stake), a.epoch_length, a.min_auditor_stake.0);
         let auditors = self.create(&b::AUDITORSET_BYTECODE, arguments).await?;
-        let audits = self.audits(a, &auditors, &beacon).await?;
+        let referee = self.create(&b::INT8REFEREE_BYTECODE, ()).await?;
+        let judge = self.create(&b::TRACEJUDGE_BYTECODE, to_h160(&referee)).await?;
+        let game = self.create(&b::DISPUTEGAME_BYTECODE, (to_h160(&judge), a.dispute_clock)).await?;
+        let audits = self.audits(a, &auditors, &beacon, &game).await?;
         Ok(Deployment {
             chain_id,
             block: 0,
@@ -113,6 +116,7 @@ impl Deployer<'_> {
             rewards,
             beacon,
             auditors,
+            game,
             audits,
         })
     }
@@ -122,11 +126,12 @@ impl Deployer<'_> {
         a: &AuditParameters,
         auditors: &Address,
         beacon: &Address,
+        game: &Address,
     ) -> Result<Address, Error> {
         let config = b::audit_manager::Config {
             auditors: to_h160(auditors),
             beacon: to_h160(beacon),
-            game: H160::zero(),
+            game: to_h160(game),
             beacon_delay: a.beacon_delay,
             draw_window: a.draw_window,
             open_window: a.open_window,

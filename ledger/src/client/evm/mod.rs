@@ -5,6 +5,7 @@ mod bindings;
 mod calls;
 mod convert;
 mod deploy;
+mod disputes;
 mod events;
 mod fees;
 mod http;
@@ -21,7 +22,6 @@ use ethers_core::types::{TransactionReceipt, U256};
 use serde_json::json;
 use tokio::sync::Mutex;
 
-pub use self::rpc::{Rpc, RpcFault};
 use self::{
     calls::{Order, Plan},
     convert::{to_u64, to_u128},
@@ -30,6 +30,10 @@ use self::{
     reads::Reader,
     rpc::Wire,
     sender::{Manner, Sender, Until},
+};
+pub use self::{
+    disputes::dispute_call,
+    rpc::{Rpc, RpcFault},
 };
 use super::{
     Action, AuditLeaf, AuditRound, AuditTerms, Balances, Case, Cursor, Deployment, Error, Estimate, Head,
