@@ -81,7 +81,7 @@ contract DisputeGameTest {
         pieces[1] = keccak256(bytes.concat(bytes4(uint32(1)), new bytes(512)));
     }
 
-    function leaf(uint256 position, bytes32 row) internal view returns (bytes32) {
+    function rowLeaf(uint256 position, bytes32 row) internal view returns (bytes32) {
         return keccak256(
             bytes.concat("dolphin/row/1", stage.model, bytes4(uint32(1)), bytes4(uint32(position)), row)
         );
@@ -97,7 +97,7 @@ contract DisputeGameTest {
 
     function chunkRoot() internal view returns (bytes32) {
         bytes32[] memory leaves = new bytes32[](2);
-        (leaves[0], leaves[1]) = (leaf(0, rows()[0]), leaf(1, rows()[1]));
+        (leaves[0], leaves[1]) = (rowLeaf(0, rows()[0]), rowLeaf(1, rows()[1]));
         return Merkle.root(leaves);
     }
 
@@ -301,7 +301,7 @@ contract DisputeGameTest {
 
     function inChunk() internal view returns (bytes32[] memory list) {
         list = new bytes32[](1);
-        list[0] = leaf(1, rows()[1]);
+        list[0] = rowLeaf(1, rows()[1]);
     }
 
     /// Roots that the accused has sealed are as many as there are chunks: one more, which nobody could find, is
@@ -353,11 +353,11 @@ contract DisputeGameTest {
         game.revealPieces(id, pieces);
         vm.prank(ACCUSER);
         game.choosePiece(id, 0);
-        bytes32[] memory path = new bytes32[](2);
-        (path[0], path[1]) = (sibling, pieces[1]);
+        bytes32[] memory siblings = new bytes32[](2);
+        (siblings[0], siblings[1]) = (sibling, pieces[1]);
         vm.startPrank(ACCUSED);
         vm.expectRevert(DisputeGame.Mismatch.selector);
-        game.revealPiece(id, new bytes(512), path);
+        game.revealPiece(id, new bytes(512), siblings);
         vm.expectRevert(DisputeGame.Mismatch.selector);
         game.revealPiece(id, new bytes(512), pieces);
         vm.stopPrank();
