@@ -13,6 +13,8 @@ contract Outcome is IDisputeOutcome {
     uint256 public told;
     bytes32 public caseId;
     bool public accusedWon;
+    uint256 public abandonedTimes;
+    bytes32 public abandonedCase;
 
     function open(DisputeGame game, bytes32 id, address accused, address accuser, Chunk calldata chunk)
         external
@@ -23,6 +25,11 @@ contract Outcome is IDisputeOutcome {
     function resolved(bytes32 id, bool won) external {
         ++told;
         (caseId, accusedWon) = (id, won);
+    }
+
+    function abandoned(bytes32 id) external {
+        ++abandonedTimes;
+        abandonedCase = id;
     }
 }
 
