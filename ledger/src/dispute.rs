@@ -105,6 +105,8 @@ pub enum Move {
         unit: Unit,
         /// Nodes below the root.
         nodes: Vec<Hash>,
+        /// Roots of the rows that were sent, chunk by chunk.
+        roots: Vec<Hash>,
     },
     /// The accuser chooses one of the nodes that were revealed.
     Choose {
@@ -124,15 +126,13 @@ pub enum Move {
     ChooseRows {
         /// Number of the chunk.
         chunk: u32,
-    },
-    /// The accused shows the rows of a chunk as they were signed.
-    RevealRows {
-        /// Roots of all chunks.
+        /// Roots of all chunks, as the accused showed them.
         roots: Vec<Hash>,
-        /// Roots of the chunk's rows.
+    },
+    /// The accused shows the roots of the chunk's rows.
+    RevealRows {
+        /// The roots.
         rows: Vec<Hash>,
-        /// Tokens that were drawn from them.
-        tokens: Vec<u32>,
     },
     /// The accuser chooses one of them.
     ChooseRow {
@@ -140,8 +140,6 @@ pub enum Move {
         position: u32,
         /// Its root.
         row: Hash,
-        /// The token that was drawn from it.
-        token: u32,
         /// From the row to the chunk's root.
         in_chunk: Vec<Hash>,
     },
@@ -159,8 +157,8 @@ pub enum Move {
     RevealPiece {
         /// Its 512 bytes.
         piece: Vec<u8>,
-        /// From it to the row's root.
-        in_row: Vec<Hash>,
+        /// Of a row that was sent, the leaves of its pieces as they were shown.
+        pieces: Vec<Hash>,
     },
     /// The accuser names the word and opens what it follows from.
     Prove {

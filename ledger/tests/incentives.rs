@@ -20,6 +20,46 @@ const LONGEST: f64 = 128.0;
 /// How much faster prompts are computed than replies: 428 and 41.9 tokens/s in `docs/results/2026-11-22-speed.md`.
 const PREFILL: f64 = 428.0 / 41.9;
 
+/// What an auditor shows.
+#[derive(Clone, Copy, PartialEq)]
+enum Answer {
+    /// The node's result.
+    Same,
+    /// Another result.
+    Other,
+    /// That it got no rows.
+    NoRows,
+    /// Nothing, in all of its time.
+    Nothing,
+}
+
+impl Answer {
+    const ALL: [Self; 4] = [Self::Same, Self::Other, Self::NoRows, Self::Nothing];
+}
+
+/// Whether a node that has cheated pays for it, as `AuditManager` takes the answers of both seats. An honest auditor
+/// with another result disputes what the other one confirms.
+fn convicts(first: Answer, second: Answer) -> bool {
+    let answers = [first, second];
+    answers.contains(&Answer::Other) || answers == [Answer::NoRows; 2]
+}
+
+/// Share of audits of a cheat that convict it, where honest auditors say `truth`, and those that stand by the node
+/// what suits it best.
+fn seen(truth: Answer) -> f64 {
+    let mean = |honest: f64, others: f64| (1.0 - COLLUDING) * honest + COLLUDING * others;
+    let least = |shares: [f64; 4]| shares.into_iter().fold(1.0, f64::min);
+    let after = |first: Answer| match first {
+        // Nobody else is asked.
+        Answer::Same => 0.0,
+        _ => {
+            let share = |second| if convicts(first, second) { 1.0 } else { 0.0 };
+            mean(share(truth), least(Answer::ALL.map(share)))
+        }
+    };
+    mean(after(truth), least(Answer::ALL.map(after)))
+}
+
 struct Game {
     /// Least stakes.
     node: f64,
@@ -101,11 +141,8 @@ impl Game {
 
     /// What is wrong with the parameters, by name.
     fn faults(&self) -> Vec<&'static str> {
-        let honest = 1.0 - COLLUDING;
-        // The first auditor suffices: should the second stand by the node, it goes to dispute.
-        let found = self.gain(honest);
-        // Who withholds rows is found by two honest ones alone.
-        let withheld = self.gain(honest * honest);
+        let found = self.gain(seen(Answer::Other));
+        let withheld = self.gain(seen(Answer::NoRows));
         let audit = self.pay() * LONGEST / PREFILL;
         let checks = [
             ("a second mismatch costs more than two have gained", 2.0 * found < self.loss(2)),
@@ -133,7 +170,7 @@ impl Game {
 
     /// Chunks cheated in after which a cheat is found with 99%: 1 - (1 - p)^n.
     fn chunks_until_found(&self, rate: f64) -> f64 {
-        0.01f64.ln() / (1.0 - rate * (1.0 - COLLUDING)).ln()
+        0.01f64.ln() / (1.0 - rate * seen(Answer::Other)).ln()
     }
 }
 
@@ -146,6 +183,19 @@ fn cheating_does_not_pay() {
     let found = [game.fresh, game.floor].map(|rate| game.chunks_until_found(rate).ceil());
     println!("found with 99% after {found:?} chunks");
     assert_eq!(found, [136.0, 1380.0], "docs/incentives.md says so");
+}
+
+/// An honest auditor convicts from either seat, whatever the other one says or does not say: what a share `s` of
+/// them can do for a node is to confirm as the first. Rows withheld take two honest ones.
+#[test]
+fn a_second_auditor_erases_nothing() {
+    for other in Answer::ALL {
+        assert!(convicts(Answer::Other, other) && convicts(other, Answer::Other));
+        assert_eq!(convicts(Answer::NoRows, other), convicts(other, Answer::NoRows));
+    }
+    let honest = 1.0 - COLLUDING;
+    assert!((seen(Answer::Other) - honest).abs() < 1e-12);
+    assert!((seen(Answer::NoRows) - honest * honest).abs() < 1e-12);
 }
 
 fn breaks(name: &str, change: impl Fn(&mut Game)) {

@@ -113,7 +113,7 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         Faulty,
         /// The node had planted a fault, and shown it.
         Planted,
-        /// Nobody answered for long enough.
+        /// Nobody answered for long enough, or the game could not decide.
         Undecided
     }
 
@@ -272,7 +272,8 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
     event LeafDrawn(bytes32 indexed id, address indexed account, uint32 epoch, uint32 index, uint40 deadline);
     /// @notice A drawn leaf was opened.
     event LeafOpened(bytes32 indexed id, address indexed account, Chunk chunk);
-    /// @notice An auditor was drawn, and has to commit to its answer.
+    /// @notice An auditor was drawn, and has to commit to its answer. Zero where nobody is left to draw: then the
+    /// first auditor, whose result is another than the node's, has to show it.
     event AuditorDrawn(bytes32 indexed id, address indexed auditor, uint40 deadline);
     /// @notice An auditor has committed to its answer.
     event AnswerCommitted(bytes32 indexed id, address indexed auditor, bytes32 answer);
@@ -450,10 +451,7 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         _at(c, Stage.Drawing);
         if (keccak256(abi.encode(list)) != auditors.snapshots(c.epoch - 1)) revert WrongList(c.epoch - 1);
         address auditor = Draw.auditorOf(_beaconOf(c.epoch), id, list, c.account, c.draws);
-        if (auditor == address(0)) {
-            _close(id, c, Verdict.Undecided);
-            return;
-        }
+        if (auditor == address(0)) return _endDrawing(id, c);
         ++c.draws;
         c.answers[_turn(c)] = Answer(auditor, Step.Drawn, 0);
         _enter(c, Stage.Committing, answerWindow);
@@ -522,7 +520,7 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         if (stage_ == Stage.Opening) _silent(id, c);
         else if (stage_ == Stage.Drawing) _close(id, c, Verdict.Undecided);
         else if (stage_ == Stage.Committing || stage_ == Stage.Answering) _lapse(id, c);
-        else if (stage_ == Stage.Revealing) _unrevealed(id, c);
+        else if (stage_ == Stage.Revealing) _decide(id, c);
         else if (stage_ == Stage.Deciding) _conclude(id, c);
         else if (stage_ == Stage.Matching) _settle(id, c, c.challenger == c.account, false);
         else _abandon(id, c);
@@ -547,10 +545,7 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         // What an audit of a planted fault has passed says nothing.
         if (isOver && histories[c.account].passed != 0) --histories[c.account].passed;
         _close(id, c, Verdict.Planted);
-        for (uint256 i = 0; i < 2; ++i) {
-            if (c.answers[i].step != Step.Confirmed) continue;
-            _slash(id, c.answers[i].auditor, Roles.AUDITOR, missBps, c.account);
-        }
+        _slashAuditors(id, c, Step.Confirmed, Step.Confirmed, missBps, c.account);
     }
 
     // Disputes
@@ -568,8 +563,10 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         emit DisputeAsked(id, msg.sender, c.deadline);
         uint40 until = c.deadline + longestGame + GAME_MARGIN;
         stake.hold(c.account, Roles.NODE, until);
-        stake.hold(c.answers[0].auditor, Roles.AUDITOR, until);
-        stake.hold(c.answers[1].auditor, Roles.AUDITOR, until);
+        for (uint256 i = 0; i < 2; ++i) {
+            address auditor = c.answers[i].auditor;
+            if (auditor != address(0)) stake.hold(auditor, Roles.AUDITOR, until);
+        }
         token.take(msg.sender, disputeBond);
     }
 
@@ -598,10 +595,12 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
 
     /// @inheritdoc IDisputeOutcome
     function resolved(bytes32 caseId, bool accusedWon) external {
-        if (msg.sender != address(game)) revert NotYours(msg.sender);
-        Case storage c = _cases[caseId];
-        if (c.stage != Stage.Disputed) revert WrongStage(c.stage);
-        _settle(caseId, c, accusedWon, true);
+        _settle(caseId, _ended(caseId), accusedWon, true);
+    }
+
+    /// @inheritdoc IDisputeOutcome
+    function abandoned(bytes32 caseId) external {
+        _abandon(caseId, _ended(caseId));
     }
 
     /// @notice Pays out the caller's bonds and rewards.
@@ -702,39 +701,40 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         Answer storage own = c.answers[_turn(c)];
         address auditor = own.auditor;
         (own.auditor, own.step, own.value) = (address(0), Step.None, 0);
-        if (c.draws == MAX_DRAWS) _close(id, c, Verdict.Undecided);
+        if (c.draws == MAX_DRAWS) _endDrawing(id, c);
         else _enter(c, Stage.Drawing, answerWindow);
         _slash(id, auditor, Roles.AUDITOR, lapseBps, address(0));
     }
 
-    function _unrevealed(bytes32 id, Case storage c) private {
-        bool isConfirmed = c.answers[0].step == Step.Confirmed || c.answers[1].step == Step.Confirmed;
-        if (isConfirmed) _pass(id, c);
-        else _close(id, c, Verdict.Undecided);
-        for (uint256 i = 0; i < 2; ++i) {
-            if (c.answers[i].step > Step.Differs) continue;
-            _slash(id, c.answers[i].auditor, Roles.AUDITOR, lapseBps, address(0));
-        }
+    /// Nobody is left to draw. What a first auditor has found is shown all the same: silence of all others does
+    /// not make it unsaid.
+    function _endDrawing(bytes32 id, Case storage c) private {
+        if (c.answers[0].step != Step.Differs) return _close(id, c, Verdict.Undecided);
+        _enter(c, Stage.Revealing, answerWindow);
+        emit AuditorDrawn(id, address(0), c.deadline);
     }
 
-    /// Both auditors have shown what they have.
+    /// Both auditors have shown what they have, or their time is over. Another result than the node's stands,
+    /// whatever comes of the other auditor.
     function _decide(bytes32 id, Case storage c) private {
         (Step first, Step second) = (c.answers[0].step, c.answers[1].step);
-        bool isOpposed = first == Step.Opposed || second == Step.Opposed;
-        if (first == Step.Confirmed || second == Step.Confirmed) {
-            if (!isOpposed) return _pass(id, c);
-            c.verdict = Verdict.Passed;
-        } else if (first == Step.Unserved || second == Step.Unserved) {
+        bool isConfirmed = first == Step.Confirmed || second == Step.Confirmed;
+        if (first == Step.Opposed || second == Step.Opposed) {
+            c.verdict = isConfirmed ? Verdict.Passed : Verdict.Faulty;
+            _enter(c, Stage.Deciding, disputeWindow);
+            emit Decided(id, c.verdict, c.deadline);
+        } else if (isConfirmed) {
+            _pass(id, c);
+        } else if (first == Step.Unserved && second == Step.Unserved) {
             histories[c.account].passed = 0;
             _close(id, c, Verdict.Withheld);
             emit PayForfeited(id, c.account);
             // Nobody gains by saying so, since nobody can prove it.
-            return _slash(id, c.account, Roles.NODE, withheldBps, address(0));
+            _slash(id, c.account, Roles.NODE, withheldBps, address(0));
         } else {
-            c.verdict = Verdict.Faulty;
+            _close(id, c, Verdict.Undecided);
         }
-        _enter(c, Stage.Deciding, disputeWindow);
-        emit Decided(id, c.verdict, c.deadline);
+        _slashAuditors(id, c, Step.Committed, Step.Differs, lapseBps, address(0));
     }
 
     /// Nobody has disputed the verdict.
@@ -743,7 +743,8 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         if (c.verdict == Verdict.Faulty) {
             uint32 strikes = _fail(id, c);
             uint16 bps = strikes == 1 ? 0 : strikes == 2 ? repeatBps : systematicBps;
-            if (isDisputable && bps != 0) _slash(id, c.account, Roles.NODE, bps, c.answers[0].auditor);
+            address accuser = c.answers[c.answers[0].step == Step.Opposed ? 0 : 1].auditor;
+            if (isDisputable && bps != 0) _slash(id, c.account, Roles.NODE, bps, accuser);
         } else {
             _pass(id, c);
             if (isDisputable) _slashOpposed(id, c);
@@ -771,7 +772,7 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
         }
     }
 
-    /// The game has not ended when it must have: everybody gets back what they put up.
+    /// The game cannot decide, or has not when it must have: everybody gets back what they put up.
     function _abandon(bytes32 id, Case storage c) private {
         claimable[c.account] += disputeBond;
         claimable[c.answers[0].auditor] += disputeBond;
@@ -789,9 +790,16 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
     }
 
     function _slashOpposed(bytes32 id, Case storage c) private {
+        _slashAuditors(id, c, Step.Opposed, Step.Opposed, lapseBps, address(0));
+    }
+
+    /// Takes of the auditors that have come so far with their answers, and not further.
+    function _slashAuditors(bytes32 id, Case storage c, Step from, Step to, uint16 bps, address reporter)
+        private
+    {
         for (uint256 i = 0; i < 2; ++i) {
-            if (c.answers[i].step != Step.Opposed) continue;
-            _slash(id, c.answers[i].auditor, Roles.AUDITOR, lapseBps, address(0));
+            Answer storage own = c.answers[i];
+            if (own.step >= from && own.step <= to) _slash(id, own.auditor, Roles.AUDITOR, bps, reporter);
         }
     }
 
@@ -813,6 +821,13 @@ contract AuditManager is IDisputeOutcome, ReentrancyGuardTransient {
     function _at(Case storage c, Stage stage_) private view {
         if (c.stage != stage_) revert WrongStage(c.stage);
         if (block.timestamp > c.deadline) revert TooLate(c.deadline);
+    }
+
+    /// The case whose game says that it is over.
+    function _ended(bytes32 id) private view returns (Case storage c) {
+        if (msg.sender != address(game)) revert NotYours(msg.sender);
+        c = _cases[id];
+        if (c.stage != Stage.Disputed) revert WrongStage(c.stage);
     }
 
     function _check(Case storage c, Chunk calldata chunk) private view {

@@ -4,7 +4,7 @@ pragma solidity 0.8.37;
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 
 import {Chunk, IDisputeGame, IDisputeOutcome} from "./IDisputeGame.sol";
-import {ITraceJudge, Opening, Place, Stage, Unit} from "./ITraceJudge.sol";
+import {Gap, ITraceJudge, Opening, Place, Stage, Unit} from "./ITraceJudge.sol";
 import {Merkle} from "./lib/Merkle.sol";
 import {TraceTree} from "./lib/TraceTree.sol";
 
@@ -69,7 +69,6 @@ contract DisputeGame is IDisputeGame {
     uint256 private constant OPERATION_OUT = 46;
     uint32 private constant SENT = 1 << 31;
     bytes private constant ROW_DOMAIN = "dolphin/row/1";
-    bytes private constant DRAWN_DOMAIN = "dolphin/drawn/1";
 
     /// @notice Who says what words should be.
     ITraceJudge public immutable JUDGE;
@@ -89,14 +88,16 @@ contract DisputeGame is IDisputeGame {
     event TraceCommitted(bytes32 indexed id, Stage stage);
     /// @notice The accused showed what is below the node in question.
     event Revealed(bytes32 indexed id, bytes32[] nodes);
-    /// @notice The accused showed roots of the rows it sent for a chunk, and tokens.
-    event RowsRevealed(bytes32 indexed id, bytes32[] rows, uint32[] tokens);
+    /// @notice The accused showed the roots of the rows it sent, chunk by chunk.
+    event RootsRevealed(bytes32 indexed id, bytes32[] roots);
     /// @notice The accused showed a piece.
     event PieceRevealed(bytes32 indexed id, bytes piece);
     /// @notice The accuser chose a node, row or piece, or a chunk.
     event Chosen(bytes32 indexed id, Turn next, uint256 level, uint256 index, bytes32 node);
     /// @notice A dispute is over.
     event DisputeResolved(bytes32 indexed id, bool accusedWon, bool silence);
+    /// @notice A dispute cannot be decided.
+    event DisputeAbandoned(bytes32 indexed id);
 
     /// @notice There is such a dispute already.
     error Exists(bytes32 id);
@@ -110,6 +111,8 @@ contract DisputeGame is IDisputeGame {
     error Mismatch();
     /// @notice There is no such chunk, row, piece or node.
     error OutOfRange();
+    /// @notice Nothing shows that there is no trace.
+    error Traceable(bytes32 id);
     /// @notice A clock that is too long or does not run at all.
     error BadClock(uint40 clock);
 
@@ -168,17 +171,26 @@ contract DisputeGame is IDisputeGame {
     /// @param plan The bytes of the session's plan.
     /// @param unit The stage's first layer: it says how deep the tree is.
     /// @param nodes Nodes of the trace's tree `STRIDE` levels below its root.
-    function commit(bytes32 id, bytes calldata plan, Unit calldata unit, bytes32[] calldata nodes) external {
+    /// @param roots Roots of the rows that were sent, chunk by chunk.
+    function commit(
+        bytes32 id,
+        bytes calldata plan,
+        Unit calldata unit,
+        bytes32[] calldata nodes,
+        bytes32[] calldata roots
+    ) external {
         Game storage game = _accused(id, Turn.Commit);
         Stage storage stage = _stages[id];
-        if (keccak256(plan) != game.plan) revert Mismatch();
-        if (nodes.length != 1 << STRIDE) revert OutOfRange();
+        if (keccak256(plan) != game.plan || !_isSealed(game, roots)) revert Mismatch();
+        uint256 chunks = (uint256(stage.to) + CHUNK - 1) / CHUNK;
+        if (nodes.length != 1 << STRIDE || roots.length != chunks) revert OutOfRange();
         Stage memory described = JUDGE.describe(plan, game.number, stage.to, unit);
         if (described.model != stage.model) revert Mismatch();
         (described.inRoots, described.root) = (stage.inRoots, TraceTree.top(nodes));
         _stages[id] = described;
         (game.turn, game.node, game.level) = (Turn.Choose, described.root, uint32(TraceTree.depth(described)));
         emit TraceCommitted(id, described);
+        emit RootsRevealed(id, roots);
         emit Revealed(id, nodes);
     }
 
@@ -218,52 +230,43 @@ contract DisputeGame is IDisputeGame {
     /// choice.
     /// @param id The dispute.
     /// @param chunk Number of the chunk.
-    function chooseRows(bytes32 id, uint256 chunk) external {
+    /// @param roots Roots of the rows that were sent, as the accused showed them.
+    function chooseRows(bytes32 id, uint256 chunk, bytes32[] calldata roots) external {
         Game storage game = _accuser(id, Turn.Choose);
-        Stage memory stage = _stages[id];
-        if (game.level != TraceTree.depth(stage) || chunk * CHUNK >= stage.to) revert OutOfRange();
-        (game.turn, game.index) = (Turn.Rows, uint64(chunk));
-        emit Chosen(id, Turn.Rows, 0, chunk, 0);
+        if (game.level != TraceTree.depth(_stages[id]) || chunk >= roots.length) revert OutOfRange();
+        if (!_isSealed(game, roots)) revert Mismatch();
+        (game.turn, game.index, game.node) = (Turn.Rows, uint64(chunk), roots[chunk]);
+        emit Chosen(id, Turn.Rows, 0, chunk, roots[chunk]);
     }
 
-    /// @notice Shows the roots of a chunk's rows as they were signed. For the accused.
+    /// @notice Shows the roots of the chunk's rows. For the accused.
     /// @param id The dispute.
-    /// @param roots Roots of all chunks of rows that were sent.
-    /// @param rows Roots of the chunk's rows.
-    /// @param tokens Tokens that were drawn from them; for stages that draw tokens.
-    function revealRows(
-        bytes32 id,
-        bytes32[] calldata roots,
-        bytes32[] calldata rows,
-        uint32[] calldata tokens
-    ) external {
+    /// @param rows The roots.
+    function revealRows(bytes32 id, bytes32[] calldata rows) external {
         Game storage game = _accused(id, Turn.Rows);
         Stage memory stage = _stages[id];
-        if (keccak256(bytes.concat(TraceTree.list(roots))) != game.sealedRoots) revert Mismatch();
         uint256 from = uint256(game.index) * CHUNK;
         uint256 count = stage.to - from < CHUNK ? stage.to - from : CHUNK;
-        if (rows.length != count || tokens.length != (stage.head ? count : 0)) revert OutOfRange();
+        if (rows.length != count) revert OutOfRange();
         bytes32[] memory leaves = new bytes32[](count);
         for (uint256 i = 0; i < count; ++i) {
-            leaves[i] = _row(stage, from + i, rows[i], stage.head ? tokens[i] : 0);
+            leaves[i] = _row(stage, from + i, rows[i]);
         }
-        if (Merkle.root(leaves) != roots[game.index]) revert Mismatch();
-        (game.turn, game.node) = (Turn.Row, roots[game.index]);
-        emit RowsRevealed(id, rows, tokens);
+        if (Merkle.root(leaves) != game.node) revert Mismatch();
+        game.turn = Turn.Row;
+        emit Revealed(id, rows);
     }
 
     /// @notice Chooses one of these rows. For the accuser.
     /// @param id The dispute.
     /// @param position Its position.
     /// @param row Its root.
-    /// @param token The token that was drawn from it, for stages that draw tokens.
     /// @param inChunk From the row to the chunk's root.
-    function chooseRow(bytes32 id, uint256 position, bytes32 row, uint32 token, bytes32[] calldata inChunk)
-        external
-    {
+    function chooseRow(bytes32 id, uint256 position, bytes32 row, bytes32[] calldata inChunk) external {
         Game storage game = _accuser(id, Turn.Row);
-        bytes32 leaf = _row(_stages[id], position, row, token);
-        if (!MerkleProof.verifyCalldata(inChunk, game.node, leaf)) revert Mismatch();
+        Stage memory stage = _stages[id];
+        if (position >= stage.to || position / CHUNK != game.index) revert OutOfRange();
+        if (!MerkleProof.verifyCalldata(inChunk, game.node, _row(stage, position, row))) revert Mismatch();
         (game.turn, game.index, game.node) = (Turn.Pieces, uint64(position), row);
         emit Chosen(id, Turn.Pieces, 0, position, row);
     }
@@ -276,14 +279,14 @@ contract DisputeGame is IDisputeGame {
         if (pieces.length != _pieces(_stages[id].hidden)) revert OutOfRange();
         bytes32[] memory leaves = pieces;
         if (Merkle.root(leaves) != game.node) revert Mismatch();
-        game.turn = Turn.ChoosePiece;
+        // What follows is about this list: the root could hide a leaf where none should be.
+        (game.turn, game.node) = (Turn.ChoosePiece, keccak256(abi.encodePacked(pieces)));
         emit Revealed(id, pieces);
     }
 
     /// @notice Chooses one of these pieces. For the accuser.
     /// @param id The dispute.
-    /// @param piece Its number. Their order is only known once one of them is shown, so an accuser names one
-    /// whose leaf is not among those that were revealed at all.
+    /// @param piece Its number.
     function choosePiece(bytes32 id, uint32 piece) external {
         Game storage game = _accuser(id, Turn.ChoosePiece);
         if (piece >= _pieces(_stages[id].hidden)) revert OutOfRange();
@@ -294,14 +297,15 @@ contract DisputeGame is IDisputeGame {
     /// @notice Shows the piece in question. For the accused.
     /// @param id The dispute.
     /// @param piece Its 512 bytes.
-    /// @param inRow From the piece to the row's root, for rows as sent.
-    function revealPiece(bytes32 id, bytes calldata piece, bytes32[] calldata inRow) external {
+    /// @param pieces For rows as sent, the leaves of the row's pieces as they were shown.
+    function revealPiece(bytes32 id, bytes calldata piece, bytes32[] calldata pieces) external {
         Game storage game = _accused(id, Turn.Piece);
         if (piece.length != TraceTree.PIECE_BYTES) revert OutOfRange();
         bytes32 hash = keccak256(piece);
         if (game.level >= SENT) {
-            bytes32 leaf = keccak256(bytes.concat(bytes4(game.level - SENT), piece));
-            if (!MerkleProof.verifyCalldata(inRow, game.node, leaf)) revert Mismatch();
+            if (keccak256(abi.encodePacked(pieces)) != game.node) revert Mismatch();
+            uint32 number = game.level - SENT;
+            if (keccak256(bytes.concat(bytes4(number), piece)) != pieces[number]) revert Mismatch();
         } else if (hash != game.node) {
             revert Mismatch();
         }
@@ -338,6 +342,20 @@ contract DisputeGame is IDisputeGame {
         _resolve(id, accusers, true);
     }
 
+    /// @notice Ends a dispute that nobody can win by its rules, because there is no trace of the stage. For anybody.
+    /// @param id The dispute.
+    /// @param plan The bytes of the session's plan.
+    /// @param gap What shows it.
+    function abandon(bytes32 id, bytes calldata plan, Gap calldata gap) external {
+        Game storage game = _games[id];
+        if (game.turn == Turn.None) revert NotYourTurn(id, Turn.None);
+        if (keccak256(plan) != game.plan) revert Mismatch();
+        if (!JUDGE.untraceable(plan, game.number, _stages[id].to, gap)) revert Traceable(id);
+        (address outcome, bytes32 caseId) = _end(id);
+        emit DisputeAbandoned(id);
+        IDisputeOutcome(outcome).abandoned(caseId);
+    }
+
     /// The word in question, and what the accused says it is.
     function _claimed(Game storage game, Stage memory stage, bytes calldata piece, uint256 offset)
         private
@@ -359,16 +377,15 @@ contract DisputeGame is IDisputeGame {
         if (piece.length != 0) claimed = TraceTree.word(piece, offset);
     }
 
+    /// Whether roots are those that the accused has sealed.
+    function _isSealed(Game storage game, bytes32[] calldata roots) private view returns (bool) {
+        return keccak256(bytes.concat(TraceTree.list(roots))) == game.sealedRoots;
+    }
+
     /// The leaf of a row that was sent.
-    function _row(Stage memory stage, uint256 position, bytes32 row, uint32 token)
-        private
-        pure
-        returns (bytes32)
-    {
+    function _row(Stage memory stage, uint256 position, bytes32 row) private pure returns (bytes32) {
         bytes4 layer = bytes4(stage.first + stage.layers);
-        bytes4 offset = bytes4(uint32(position));
-        if (!stage.head) return keccak256(bytes.concat(ROW_DOMAIN, stage.model, layer, offset, row));
-        return keccak256(bytes.concat(DRAWN_DOMAIN, stage.model, layer, offset, row, bytes4(token)));
+        return keccak256(bytes.concat(ROW_DOMAIN, stage.model, layer, bytes4(uint32(position)), row));
     }
 
     /// Pieces of a row that was sent.
@@ -407,11 +424,15 @@ contract DisputeGame is IDisputeGame {
     }
 
     function _resolve(bytes32 id, bool accusedWon, bool silence) private {
-        address outcome = _games[id].outcome;
-        bytes32 caseId = _games[id].caseId;
-        delete _games[id];
-        delete _stages[id];
+        (address outcome, bytes32 caseId) = _end(id);
         emit DisputeResolved(id, accusedWon, silence);
         IDisputeOutcome(outcome).resolved(caseId, accusedWon);
+    }
+
+    /// Forgets a dispute; who is told, and its number there.
+    function _end(bytes32 id) private returns (address outcome, bytes32 caseId) {
+        (outcome, caseId) = (_games[id].outcome, _games[id].caseId);
+        delete _games[id];
+        delete _stages[id];
     }
 }

@@ -26,8 +26,8 @@ struct Chunk {
 /// @notice Both parties have put up bonds with the caller of `open`, who pays them out when it is told the
 /// outcome; the game holds no money. Its clocks end it in bounded time, whatever the parties do.
 interface IDisputeGame {
-    /// @notice Begins a dispute. The caller is told the outcome, once, by `IDisputeOutcome.resolved`; a case is
-    /// the caller's, so the same number from two callers is two disputes.
+    /// @notice Begins a dispute. The caller is told the outcome, once, by `IDisputeOutcome.resolved` or
+    /// `abandoned`; a case is the caller's, so the same number from two callers is two disputes.
     /// @param caseId The caller's number for it.
     /// @param accused Who committed to `chunk.sealedRoots`. Its side shows `roots` with
     /// keccak256(roots) == chunk.sealedRoots, or loses by silence.
@@ -48,4 +48,9 @@ interface IDisputeOutcome {
     /// @param caseId As in `IDisputeGame.open`.
     /// @param accusedWon Whether the accused computed right, or the accuser fell silent.
     function resolved(bytes32 caseId, bool accusedWon) external;
+
+    /// @notice A dispute cannot be tried: what it is over is outside what the game can judge, so neither party is
+    /// right or wrong. Only from the game that it was opened in, once, in place of `resolved`.
+    /// @param caseId As in `IDisputeGame.open`.
+    function abandoned(bytes32 caseId) external;
 }

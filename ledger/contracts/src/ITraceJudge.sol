@@ -15,7 +15,6 @@ import {Weights} from "./lib/Weights.sol";
 /// @param positionBits Bits of a position.
 /// @param pieceBits Bits of a piece's number.
 /// @param embedding Whether tokens come in.
-/// @param head Whether tokens go out beside the rows.
 struct Stage {
     bytes32 model;
     bytes32 inRoots;
@@ -28,7 +27,6 @@ struct Stage {
     uint8 positionBits;
     uint8 pieceBits;
     bool embedding;
-    bool head;
 }
 
 /// @notice A word of a trace.
@@ -61,6 +59,18 @@ struct Unit {
     bytes description;
     bytes32[] inUnit;
     bytes32[] inModel;
+}
+
+/// @notice What shows that there is no trace of a stage.
+/// @param unit A layer of the stage, or its embedding.
+/// @param index Number of that unit in the model; the embedding is 0.
+/// @param tensor Number of a matrix in the unit.
+/// @param opened The first segment of its first row; nothing if the unit's description shows enough.
+struct Gap {
+    Unit unit;
+    uint256 index;
+    uint256 tensor;
+    Weights.Opened opened;
 }
 
 /// @notice A row, or a token, that was signed to have come in.
@@ -109,6 +119,18 @@ interface ITraceJudge {
         external
         view
         returns (Stage memory);
+
+    /// @notice Whether there can be no trace of a stage: it has no layers or too many positions, its arithmetic is of
+    /// another version or not quantised, or a matrix of it is in a format without tensors.
+    /// @param plan The plan's bytes.
+    /// @param stage Number of the stage.
+    /// @param to Number of positions.
+    /// @param gap What shows it. Of a stage without layers, or with too many positions, nothing.
+    /// @return Whether it is so; what is wrong with what is shown reverts.
+    function untraceable(bytes calldata plan, uint256 stage, uint32 to, Gap calldata gap)
+        external
+        view
+        returns (bool);
 
     /// @notice What a word should be, given the other words of the trace.
     /// @param stage What is in dispute.

@@ -4,7 +4,7 @@ pragma solidity 0.8.37;
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 
 import {IReferee, Kind, Leaf} from "./IReferee.sol";
-import {Entered, ITraceJudge, Opening, Piece, Place, Stage, Unit} from "./ITraceJudge.sol";
+import {Entered, Gap, ITraceJudge, Opening, Piece, Place, Stage, Unit} from "./ITraceJudge.sol";
 import {PlanBytes} from "./lib/PlanBytes.sol";
 import {TraceTree} from "./lib/TraceTree.sol";
 import {Weights} from "./lib/Weights.sol";
@@ -14,13 +14,16 @@ import {Wiring} from "./lib/Wiring.sol";
 /// @notice Finds which words, weights and rotations a word follows from, checks that what is opened is these, and
 /// has a referee compute the word. It has no state. docs/disputes.md defines traces.
 contract TraceJudge is ITraceJudge {
-    /// @notice Most positions that can be in dispute.
-    uint256 public constant MOST_POSITIONS = 1 << 24;
+    /// @notice Most positions that can be in dispute: those whose rotations are in a model's hash.
+    uint256 public constant MOST_POSITIONS = 1 << 17;
+    /// @notice Version of the arithmetic.
+    uint256 public constant NUMERICS = 1;
 
     bytes private constant ROW_DOMAIN = "dolphin/row/1";
     bytes private constant TOKEN_DOMAIN = "dolphin/token/1";
     uint256 private constant OPERATION_OUT = 46;
     uint256 private constant CHUNK = 64;
+    uint256 private constant FORMAT_F32 = 3;
 
     /// @notice Who computes words.
     IReferee public immutable REFEREE;
@@ -45,6 +48,7 @@ contract TraceJudge is ITraceJudge {
         if (part.from >= part.to || to == 0 || to > MOST_POSITIONS) revert Unsupported();
         Wiring.Dims memory dims = Wiring.parse(unit.description);
         if (Weights.hash(unit.contents) != part.model) revert BadOpening();
+        if (_isForeign(unit.contents, part)) revert Unsupported();
         _unitRoot(unit, uint256(part.from) + 1);
         described.model = part.model;
         described.first = part.from;
@@ -55,7 +59,27 @@ contract TraceJudge is ITraceJudge {
         described.positionBits = uint8(TraceTree.bits(to));
         described.pieceBits = uint8(TraceTree.bits((Wiring.widest(dims, to) + 127) / 128));
         described.embedding = part.embedding;
-        described.head = part.head;
+    }
+
+    /// @inheritdoc ITraceJudge
+    function untraceable(bytes calldata plan, uint256 stage, uint32 to, Gap calldata gap)
+        external
+        pure
+        returns (bool)
+    {
+        PlanBytes.Part memory part = PlanBytes.stage(plan, stage);
+        if (part.from >= part.to || to > MOST_POSITIONS) return true;
+        Unit calldata unit = gap.unit;
+        if (Weights.hash(unit.contents) != part.model) revert BadOpening();
+        if (_isForeign(unit.contents, part)) return true;
+        bool isLayer = gap.index > part.from && gap.index <= part.to;
+        if (!isLayer && (gap.index != 0 || !part.embedding)) revert BadOpening();
+        bytes32 root = _unitRoot(unit, gap.index);
+        if (Wiring.profile(unit.description) != 0) return true;
+        if (gap.opened.data.length == 0) return false;
+        uint32 format = Weights.segment(root, gap.tensor, 0, 0, gap.opened);
+        // Norms and biases are vectors of f32, which are one row.
+        return format > 1 && (format != FORMAT_F32 || gap.opened.rows > 1);
     }
 
     /// @inheritdoc ITraceJudge
@@ -245,6 +269,15 @@ contract TraceJudge is ITraceJudge {
         if (piece.words.length != TraceTree.PIECE_BYTES || piece.path.length != depth) revert BadOpening();
         uint256 index = TraceTree.index(stage, spot);
         if (TraceTree.climb(keccak256(piece.words), index, piece.path) != stage.root) revert BadOpening();
+    }
+
+    /// Whether a model is of another arithmetic, or has not the layers that a plan names and a head after them.
+    function _isForeign(Weights.Contents calldata contents, PlanBytes.Part memory part)
+        private
+        pure
+        returns (bool)
+    {
+        return contents.numerics != NUMERICS || uint256(part.to) + 2 > contents.layers;
     }
 
     /// Root of a unit of the stage's model.

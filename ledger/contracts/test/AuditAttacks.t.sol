@@ -216,6 +216,235 @@ contract AuditAttacksTest is AuditBase {
         reveal(id, second, chunk, WRONG);
     }
 
+    /// What one auditor has found stands until it is disputed, though the other does nothing but stand by the
+    /// node. `isFirst`: which of the two is honest.
+    function found(bool isFirst) internal returns (bytes32 id, Chunk memory chunk, address honest) {
+        chunk = chunkOf(1, seal(WRONG));
+        Auditor[] memory list;
+        (id, list) = opened(ALICE, chunk, "drawn");
+        address first = assigned(id, list);
+        commit(id, first, isFirst ? RIGHT : bytes32(0));
+        vm.prank(first);
+        audits.differ(id);
+        address second = assigned(id, list);
+        commit(id, second, isFirst ? bytes32(0) : RIGHT);
+        honest = isFirst ? first : second;
+        reveal(id, honest, chunk, RIGHT);
+    }
+
+    function stands(bytes32 id) internal view {
+        AuditManager.Case memory c = audits.caseOf(id);
+        vm.assertEq(uint256(c.stage), uint256(AuditManager.Stage.Deciding));
+        vm.assertEq(uint256(c.verdict), uint256(AuditManager.Verdict.Faulty));
+        vm.assertEq(c.deadline, block.timestamp + 1 days);
+    }
+
+    function otherOf(bytes32 id, address honest) internal view returns (address) {
+        AuditManager.Case memory c = audits.caseOf(id);
+        return c.answers[c.answers[0].auditor == honest ? 1 : 0].auditor;
+    }
+
+    /// The other one never shows its answer.
+    function test_erasure_bySilence_ofTheSecond() public {
+        silence(true);
+    }
+
+    function test_erasure_bySilence_ofTheFirst() public {
+        silence(false);
+    }
+
+    function silence(bool isFirst) internal {
+        (bytes32 id,, address honest) = found(isFirst);
+        address silent = otherOf(id, honest);
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        stands(id);
+        vm.assertEq(behind(silent, Roles.AUDITOR), STAKE - STAKE / 100);
+        vm.assertEq(behind(honest, Roles.AUDITOR), STAKE);
+        pass(1 days + 1);
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Faulty);
+        (, uint32 strikes,) = audits.histories(ALICE);
+        vm.assertEq(strikes, 1);
+        vm.assertEq(behind(silent, Roles.AUDITOR), STAKE - STAKE / 100);
+    }
+
+    /// The other one says that it got no rows, which would cost the node 1% and no strike.
+    function test_erasure_bySayingThatNothingWasServed_ofTheSecond() public {
+        unserved(true);
+    }
+
+    function test_erasure_bySayingThatNothingWasServed_ofTheFirst() public {
+        unserved(false);
+    }
+
+    function unserved(bool isFirst) internal {
+        (bytes32 id, Chunk memory chunk, address honest) = found(isFirst);
+        reveal(id, otherOf(id, honest), chunk, 0);
+        stands(id);
+        pass(1 days + 1);
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Faulty);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+    }
+
+    /// None of those that are drawn after it commits to anything, until nobody is left.
+    function test_erasure_bySilenceOfAllOthers() public {
+        (bytes32 id, Chunk memory chunk, address honest) = alone();
+        reveal(id, honest, chunk, RIGHT);
+        notYet(id);
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        stands(id);
+        // The node may still dispute that.
+        vm.prank(ALICE);
+        audits.dispute(id);
+        vm.prank(honest);
+        audits.matchBond(id, chunk);
+        game.tell(id, false);
+        assertClosed(id, AuditManager.Verdict.Faulty);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 5);
+        vm.assertEq(behind(honest, Roles.AUDITOR), STAKE);
+    }
+
+    function test_erasure_whoIsAloneAndSilentLapses() public {
+        (bytes32 id,, address alone_) = alone();
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Undecided);
+        vm.assertEq(behind(alone_, Roles.AUDITOR), STAKE - STAKE / 100);
+    }
+
+    function notYet(bytes32 id) internal {
+        vm.expectRevert(abi.encodeWithSelector(AuditManager.TooEarly.selector, audits.caseOf(id).deadline));
+        audits.timeOut(id);
+    }
+
+    /// The first of all auditors says that its result is another; the others say nothing.
+    function alone() internal returns (bytes32 id, Chunk memory chunk, address first) {
+        chunk = chunkOf(1, seal(WRONG));
+        Auditor[] memory list;
+        (id, list) = opened(ALICE, chunk, "drawn");
+        first = assigned(id, list);
+        commit(id, first, RIGHT);
+        vm.prank(first);
+        audits.differ(id);
+        for (uint256 i = 1; i < AUDITORS; ++i) {
+            assigned(id, list);
+            pass(4 hours + 1);
+            audits.timeOut(id);
+        }
+        uint40 deadline = uint40(block.timestamp + 4 hours);
+        vm.expectEmit(address(audits));
+        emit AuditManager.AuditorDrawn(id, address(0), deadline);
+        audits.assign(id, list);
+        AuditManager.Case memory c = audits.caseOf(id);
+        vm.assertEq(uint256(c.stage), uint256(AuditManager.Stage.Revealing));
+        vm.assertEq(c.answers[0].auditor, first);
+    }
+
+    /// As often as auditors are drawn at all.
+    function test_erasure_bySilenceOfAllThatMayBeDrawn() public {
+        for (uint160 i = 0; i < 4; ++i) {
+            provide(address(0xAE00 + i), Roles.AUDITOR);
+            vm.prank(address(0xAE00 + i));
+            set.join(address(0));
+        }
+        Chunk memory chunk = chunkOf(1, seal(WRONG));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address first = assigned(id, list);
+        commit(id, first, RIGHT);
+        vm.prank(first);
+        audits.differ(id);
+        for (uint256 i = 1; i < audits.MAX_DRAWS(); ++i) {
+            assigned(id, list);
+            pass(4 hours + 1);
+            audits.timeOut(id);
+        }
+        reveal(id, first, chunk, RIGHT);
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        stands(id);
+    }
+
+    /// The reward goes to who has found the fault, in whichever seat, not to who was silent about it.
+    function test_erasure_rewardsWhoHasFoundIt_first() public {
+        rewards(true);
+    }
+
+    function test_erasure_rewardsWhoHasFoundIt_second() public {
+        rewards(false);
+    }
+
+    function rewards(bool isFirst) internal {
+        (bytes32 strike,,) = found(true);
+        pass(4 hours + 1);
+        audits.timeOut(strike);
+        pass(1 days + 1);
+        audits.timeOut(strike);
+        Chunk memory chunk = chunkOf(2, seal(WRONG));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "again");
+        address first = assigned(id, list);
+        commit(id, first, RIGHT);
+        vm.prank(first);
+        audits.differ(id);
+        address second = assigned(id, list);
+        commit(id, second, RIGHT);
+        (address finder, address silent) = isFirst ? (first, second) : (second, first);
+        reveal(id, finder, chunk, RIGHT);
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        pass(1 days + 1);
+        audits.timeOut(id);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
+        vm.assertEq(stake.claimable(finder), STAKE / 100);
+        vm.assertEq(stake.claimable(silent), 0);
+    }
+
+    /// A liar beside a silent auditor gains nothing against a node that disputes.
+    function test_falseAccuser_besideASilentOne() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address liar = assigned(id, list);
+        commit(id, liar, WRONG);
+        vm.prank(liar);
+        audits.differ(id);
+        address silent = assigned(id, list);
+        commit(id, silent, RIGHT);
+        reveal(id, liar, chunk, WRONG);
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        stands(id);
+        vm.prank(ALICE);
+        audits.dispute(id);
+        pass(1 days + 1);
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Passed);
+        vm.assertEq(audits.claimable(ALICE), BOND);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+        vm.assertEq(behind(liar, Roles.AUDITOR), STAKE - STAKE / 100);
+        // Each of the two lapsed, once.
+        vm.assertEq(behind(silent, Roles.AUDITOR), STAKE - STAKE / 100);
+    }
+
+    /// "I got no rows" of one alone says nothing.
+    function test_falseAccuser_ofRowsThatWereServed_besideASilentOne() public {
+        Chunk memory chunk = chunkOf(1, seal(RIGHT));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        address liar = assigned(id, list);
+        commit(id, liar, 0);
+        vm.prank(liar);
+        audits.differ(id);
+        address silent = assigned(id, list);
+        commit(id, silent, RIGHT);
+        reveal(id, liar, chunk, 0);
+        pass(4 hours + 1);
+        audits.timeOut(id);
+        assertClosed(id, AuditManager.Verdict.Undecided);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+        vm.assertEq(behind(silent, Roles.AUDITOR), STAKE - STAKE / 100);
+    }
+
     function test_falseAccuser() public {
         Chunk memory chunk = chunkOf(1, seal(RIGHT));
         (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");

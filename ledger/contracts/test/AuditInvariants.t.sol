@@ -25,6 +25,8 @@ contract AuditHandler {
     address internal immutable honestNode;
     address internal immutable cheat;
     mapping(address auditor => bool) public isLiar;
+    /// One of the liars also says that it got no rows. Two that do could cost an honest node a little.
+    address internal unserved;
 
     bytes32[] public ids;
     /// Those that were not over when last looked at.
@@ -54,6 +56,7 @@ contract AuditHandler {
 
     function lie(address auditor) external {
         isLiar[auditor] = true;
+        unserved = auditor;
     }
 
     function allow(uint256 cases) external {
@@ -227,8 +230,9 @@ contract AuditHandler {
         } else if (c.stage == AuditManager.Stage.Disputed) {
             (, address accused,, bytes32 found,) = game.opened(id);
             vm.assertEq(accused, c.account);
+            if (seed % 3 == 0) game.abandon(id);
             // Neither may be right; then the accuser has nothing to show for it.
-            game.tell(id, claimed[id] == truth[id] || found != truth[id]);
+            else game.tell(id, claimed[id] == truth[id] || found != truth[id]);
         } else if (c.stage == AuditManager.Stage.Deciding) {
             if (c.verdict == AuditManager.Verdict.Faulty && c.account == cheat && seed % 2 == 0) {
                 ask(id, cheat);
@@ -254,6 +258,7 @@ contract AuditHandler {
                 if (!isLiar[c.answers[i].auditor] || seed % 4 == 0) continue;
                 // Either what the node says, which it was told, or something else.
                 bytes32 result = seed % 3 == 0 ? claimed[id] : keccak256(abi.encode("lie", seed % 2));
+                if (seed % 5 == 0 && c.answers[i].auditor == unserved) result = 0;
                 if (answer(id, c, i, result)) break;
             }
         }

@@ -297,6 +297,51 @@ contract AuditManagerTest is AuditBase {
         game.tell(id, true);
     }
 
+    /// The game cannot judge what the case is about: nobody is right, and nobody loses.
+    function test_aCaseThatCannotBeTriedCostsNobody() public {
+        (bytes32 id, Chunk memory chunk, address first, address second) = accused();
+        vm.prank(ALICE);
+        audits.dispute(id);
+        vm.prank(second);
+        audits.matchBond(id, chunk);
+        game.abandon(id);
+        abandonedBetween(id, second, first);
+        // Once.
+        wrongStage(AuditManager.Stage.Closed);
+        game.abandon(id);
+        wrongStage(AuditManager.Stage.Closed);
+        game.tell(id, true);
+        vm.prank(second);
+        vm.assertEq(audits.claim(), BOND);
+        vm.prank(ALICE);
+        vm.assertEq(audits.claim(), BOND);
+        vm.assertEq(pod.balanceOf(address(audits)), 0);
+    }
+
+    function test_aCaseThatCannotBeTriedCostsNobody_accused() public {
+        Chunk memory chunk = chunkOf(1, seal(WRONG));
+        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (address second, address first) = judged(id, list, chunk, WRONG, RIGHT);
+        vm.prank(first);
+        audits.dispute(id);
+        vm.prank(ALICE);
+        audits.matchBond(id, chunk);
+        game.abandon(id);
+        abandonedBetween(id, first, second);
+    }
+
+    function abandonedBetween(bytes32 id, address accuser, address other) internal view {
+        assertClosed(id, AuditManager.Verdict.Undecided);
+        vm.assertEq(audits.claimable(ALICE), BOND);
+        vm.assertEq(audits.claimable(accuser), BOND);
+        vm.assertEq(audits.claimable(other) + audits.claimable(TREASURY), 0);
+        vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
+        vm.assertEq(behind(accuser, Roles.AUDITOR), STAKE);
+        vm.assertEq(behind(other, Roles.AUDITOR), STAKE);
+        (uint32 passed, uint32 strikes,) = audits.histories(ALICE);
+        vm.assertEq(passed + strikes, 0);
+    }
+
     function test_onlyThePartiesAndTheGame() public {
         (bytes32 id, Chunk memory chunk, address first,) = accused();
         notYours(BOB);
@@ -318,6 +363,16 @@ contract AuditManagerTest is AuditBase {
         vm.prank(address(game));
         wrongStage(AuditManager.Stage.Matching);
         audits.resolved(id, true);
+        notYours(ALICE);
+        audits.abandoned(id);
+        vm.prank(address(game));
+        wrongStage(AuditManager.Stage.Matching);
+        audits.abandoned(id);
+        chunk.to = 128;
+        vm.prank(first);
+        audits.matchBond(id, chunk);
+        notYours(first);
+        audits.abandoned(id);
     }
 
     // Posting and drawing

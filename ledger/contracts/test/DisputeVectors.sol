@@ -13,6 +13,7 @@ contract Outcome is IDisputeOutcome {
     uint256 public told;
     bytes32 public caseId;
     bool public accusedWon;
+    bool public isAbandoned;
 
     function open(DisputeGame game, bytes32 id, address accused, address accuser, Chunk calldata chunk)
         external
@@ -23,6 +24,11 @@ contract Outcome is IDisputeOutcome {
     function resolved(bytes32 id, bool won) external {
         ++told;
         (caseId, accusedWon) = (id, won);
+    }
+
+    function abandoned(bytes32 id) external {
+        ++told;
+        (caseId, isAbandoned) = (id, true);
     }
 }
 

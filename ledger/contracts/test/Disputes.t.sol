@@ -71,6 +71,22 @@ contract DisputesTest is DisputeVectors {
         return string.concat(".cells[", vm.toString(index), "].", name);
     }
 
+    /// What fills the last piece of a row that was sent is zero, and convicts nobody.
+    function test_fillingOfRowsConvictsNobody() public {
+        uint256 rows = 8;
+        open(rows);
+        uint256 last = moves(rows) - 1;
+        for (uint256 move = 0; move < last; ++move) {
+            play(rows, move);
+        }
+        (, bytes memory data) = call(rows, last);
+        // The element: past the 96 that a row has.
+        data[4 + 3 * 32 - 1] = 0x70;
+        vm.prank(ACCUSER);
+        (bool done,) = address(game).call(data);
+        vm.assertTrue(done && OUTCOME.accusedWon());
+    }
+
     /// Clocks run for whoever's turn it is, and end the dispute against it.
     function test_silenceLosesOnEitherSide() public {
         uint256 count = moves(0);
@@ -262,6 +278,7 @@ contract ChangedProofTest is ChangedMove {
     }
 
     /// Whatever a false accuser opens, the accused does not lose by it.
+    /// forge-config: default.fuzz.runs = 200
     function testFuzz_noOpeningConvictsTheHonest(uint256 where, uint8 what) public {
         vm.assertTrue(!change(where, what) || OUTCOME.accusedWon());
     }
@@ -273,6 +290,7 @@ contract ChangedRevealTest is ChangedMove {
     }
 
     /// What is shown is what was committed to.
+    /// forge-config: default.fuzz.runs = 200
     function testFuzz_otherRevealsAreRefused(uint256 where, uint8 what) public {
         vm.assertFalse(change(where, what));
     }

@@ -181,7 +181,7 @@ pub enum CaseVerdict {
     Faulty,
     /// The node had planted a fault, and shown it.
     Planted,
-    /// Nobody answered for long enough.
+    /// Nobody answered for long enough, or the game could not decide.
     Undecided,
 }
 
@@ -244,8 +244,9 @@ pub enum AuditEvent {
     LeafDrawn { case: [u8; 32], leaf: LeafId, deadline: u64 },
     /// A drawn leaf was opened.
     LeafOpened { case: [u8; 32], account: Address, chunk: Box<Chunk> },
-    /// An auditor was drawn, and has to commit to its answer.
-    AuditorDrawn { case: [u8; 32], auditor: Address, deadline: u64 },
+    /// An auditor was drawn, and has to commit to its answer. `None` where nobody is left: then the first one,
+    /// whose result is another than the node's, has to show it.
+    AuditorDrawn { case: [u8; 32], auditor: Option<Address>, deadline: u64 },
     /// An auditor has committed to its answer.
     AnswerCommitted { case: [u8; 32], auditor: Address },
     /// The first auditor has another result.

@@ -36,7 +36,7 @@ fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
         Entered::Tokens(tokens) => {
             (0..).zip(tokens).map(|(position, &token)| token_leaf(&model, position, token)).collect()
         }
-        Entered::Rows(rows) => sent_leaves(Boundary { model, layer }, &roots_of(rows), None),
+        Entered::Rows(rows) => row_leaves(Boundary { model, layer }, &roots_of(rows), 0),
     }
 }
 
@@ -44,31 +44,19 @@ fn roots_of(rows: &[Vec<u8>]) -> Vec<Hash> {
     rows.iter().map(|row| row_root(row)).collect()
 }
 
-/// Leaves of rows, with the tokens drawn from them if the stage draws tokens.
-fn sent_leaves(at: Boundary, rows: &[Hash], tokens: Option<&[u32]>) -> Vec<Hash> {
-    let leaf = |(position, root): (u32, &Hash)| match tokens {
-        None => at.row(position, root),
-        Some(tokens) => at.drawn(position, root, tokens.get(position as usize).copied()),
-    };
-    (0..).zip(rows).map(leaf).collect()
+/// Leaves of rows from a position on; of those of the last stage, too, without the tokens drawn from them.
+fn row_leaves(at: Boundary, rows: &[Hash], from: u32) -> Vec<Hash> {
+    (from..).zip(rows).map(|(position, root)| at.row(position, root)).collect()
 }
 
 fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
     leaves.chunks(CHUNK as usize).map(|leaves| chunk_root(leaves).0).collect()
 }
 
-/// What both sides know.
-pub struct Facts<'a> {
-    /// The model.
-    pub hash: &'a ModelHash,
-    /// Whether the stage draws tokens; then those it said it drew, by the position of the row.
-    pub tokens: Option<Vec<u32>>,
-}
-
 /// One side, with its trace.
 pub struct Side<'a> {
     trace: Trace<'a>,
-    facts: Facts<'a>,
+    hash: &'a ModelHash,
     /// Rows as they were sent: of the accused those it signed, of the accuser those that are right.
     sent: Vec<Vec<u8>>,
     /// Nodes of the other's tree.
@@ -80,9 +68,9 @@ pub struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    /// A side with its trace and the rows that it says were sent.
-    pub fn new(trace: Trace<'a>, facts: Facts<'a>, sent: Vec<Vec<u8>>) -> Self {
-        Self { trace, facts, sent, known: BTreeMap::new(), shown: None, opened: None }
+    /// A side with its trace, the model's hash, and the rows that it says were sent.
+    pub fn new(trace: Trace<'a>, hash: &'a ModelHash, sent: Vec<Vec<u8>>) -> Self {
+        Self { trace, hash, sent, known: BTreeMap::new(), shown: None, opened: None }
     }
 
     /// Its trace.
@@ -96,18 +84,17 @@ impl<'a> Side<'a> {
     }
 
     fn model(&self) -> Digest {
-        Digest(self.facts.hash.hash)
+        Digest(self.hash.hash)
     }
 
-    fn leaves(&self) -> Vec<Hash> {
-        let layer = self.trace.layers().end as u32;
-        let at = Boundary { model: self.model(), layer };
-        sent_leaves(at, &roots_of(&self.sent), self.facts.tokens.as_deref())
+    /// The boundary that rows leave by.
+    fn boundary(&self) -> Boundary {
+        Boundary { model: self.model(), layer: self.trace.layers().end as u32 }
     }
 
     /// Roots of the rows that were sent, chunk by chunk.
     pub fn sent_roots(&self) -> Vec<Hash> {
-        chunk_roots(&self.leaves())
+        chunk_roots(&row_leaves(self.boundary(), &roots_of(&self.sent), 0))
     }
 
     /// Roots of what came in, chunk by chunk.
@@ -125,7 +112,7 @@ impl<'a> Side<'a> {
     pub fn commit(&mut self, plan: Vec<u8>) -> Result<Move, TraceError> {
         let layer = self.trace.layers().start;
         let nodes = self.trace.below(self.trace.depths().root())?;
-        Ok(Move::Commit { plan, unit: self.unit(Some(layer))?, nodes })
+        Ok(Move::Commit { plan, unit: self.unit(Some(layer))?, nodes, roots: self.sent_roots() })
     }
 
     /// Shows what is below a node.
@@ -143,22 +130,14 @@ impl<'a> Side<'a> {
     pub fn reveal_piece(&mut self, piece: u64) -> Result<Move, TraceError> {
         let place = self.trace.depths().place(piece);
         let piece = self.trace.piece(&place)?.ok_or(TraceError::Input("there"))?;
-        Ok(Move::RevealPiece { piece: piece.to_vec(), in_row: Vec::new() })
+        Ok(Move::RevealPiece { piece: piece.to_vec(), pieces: Vec::new() })
     }
 
     /// Shows the rows of a chunk that were sent.
     pub fn reveal_rows(&self, chunk: u32) -> Move {
         let from = (chunk * CHUNK) as usize;
         let to = chunk_end(chunk * CHUNK, self.sent.len() as u32) as usize;
-        let token = |position: usize| {
-            let drawn = self.facts.tokens.as_ref()?.get(position).copied();
-            Some(drawn.unwrap_or(u32::MAX))
-        };
-        Move::RevealRows {
-            roots: self.sent_roots(),
-            rows: roots_of(&self.sent[from..to]),
-            tokens: (from..to).filter_map(token).collect(),
-        }
+        Move::RevealRows { rows: roots_of(&self.sent[from..to]) }
     }
 
     /// Shows the leaves of the pieces of a row that was sent.
@@ -168,8 +147,8 @@ impl<'a> Side<'a> {
 
     /// Shows a piece of a row that was sent.
     pub fn reveal_sent(&self, position: u32, piece: u32) -> Move {
-        let (piece, in_row) = row_piece(&self.sent[position as usize], piece);
-        Move::RevealPiece { piece, in_row }
+        let row = &self.sent[position as usize];
+        Move::RevealPiece { piece: row_piece(row, piece).0, pieces: piece_leaves(row) }
     }
 
     // What an accuser does.
@@ -197,37 +176,25 @@ impl<'a> Side<'a> {
         Ok(Some((chosen, Move::Choose { child: child as u32, node: nodes[child], path })))
     }
 
-    /// Chooses a chunk, row and piece of what the accused sent, as it shows one after the other.
+    /// Chooses the first chunk whose root, of those that the accused showed, is not as it should be.
     pub fn choose_rows(&self, roots: &[Hash]) -> Option<Move> {
         let chunk = self.sent_roots().iter().zip(roots).position(|(mine, theirs)| mine != theirs)?;
-        Some(Move::ChooseRows { chunk: chunk as u32 })
+        Some(Move::ChooseRows { chunk: chunk as u32, roots: roots.to_vec() })
     }
 
     /// Chooses the first row of a chunk that is not as it should be.
-    pub fn choose_row(&self, chunk: u32, rows: &[Hash], tokens: &[u32]) -> Option<Move> {
-        let from = (chunk * CHUNK) as usize;
-        let mine = roots_of(self.sent.get(from..)?);
+    pub fn choose_row(&self, chunk: u32, rows: &[Hash]) -> Option<Move> {
+        let from = chunk * CHUNK;
+        let mine = roots_of(self.sent.get(from as usize..)?);
         let index = mine.iter().zip(rows).position(|(mine, theirs)| mine != theirs)?;
-        let at = Boundary { model: self.model(), layer: self.trace.layers().end as u32 };
-        let tokens = self.facts.tokens.as_ref().map(|_| tokens);
-        let leaf = |(position, root): (usize, &Hash)| match tokens {
-            None => at.row((from + position) as u32, root),
-            Some(tokens) => at.drawn((from + position) as u32, root, tokens.get(position).copied()),
-        };
-        let leaves: Vec<Hash> = rows.iter().enumerate().map(leaf).collect();
-        Some(Move::ChooseRow {
-            position: (from + index) as u32,
-            row: rows[index],
-            token: tokens.and_then(|tokens| tokens.get(index).copied()).unwrap_or(0),
-            in_chunk: merkle::proof(&leaves, index)?,
-        })
+        let in_chunk = merkle::proof(&row_leaves(self.boundary(), rows, from), index)?;
+        Some(Move::ChooseRow { position: from + index as u32, row: rows[index], in_chunk })
     }
 
-    /// Chooses a piece of a row that is not as it should be: trees do not tell the order of leaves, so it is one
-    /// whose right leaf is not there at all.
+    /// Chooses the first piece of a row that is not as it should be.
     pub fn choose_piece(&self, position: u32, pieces: &[Hash]) -> Option<Move> {
         let mine = piece_leaves(self.sent.get(position as usize)?);
-        let piece = mine.iter().position(|leaf| !pieces.contains(leaf))?;
+        let piece = mine.iter().zip(pieces).position(|(mine, theirs)| mine != theirs)?;
         Some(Move::ChoosePiece { piece: piece as u32 })
     }
 
@@ -366,7 +333,7 @@ impl<'a> Side<'a> {
             let unit = self.trace.model.open_unit(layer, self.trace.quantisation)?;
             self.opened = Some((layer, unit));
         }
-        let contents = &self.facts.hash.contents;
+        let contents = &self.hash.contents;
         let index = layer.map_or(0, |layer| layer + 1);
         let leaves = contents.layer_leaves();
         let missing = || TraceError::Input("there");

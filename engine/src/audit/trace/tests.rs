@@ -173,7 +173,7 @@ fn world(name: &str, positions: u32, from: usize) -> (&'static Model, &'static M
 #[test]
 fn both_liars_lose() {
     let (model, hash, entered) = world("llama", 3, 0);
-    let case = Case { model, hash, layers: 0..2, entered, head: false };
+    let case = Case { model, hash, layers: 0..2, entered };
     let at = |slot, operation, position, word| Place { slot, operation, position, word };
     let mut vectors = Vec::new();
     let mut played = |name: &str, cheat: Cheat| {
@@ -226,7 +226,7 @@ proptest::proptest! {
     ) {
         static WORLD: LazyLock<(&Model, &ModelHash, Entered)> = LazyLock::new(|| world("qwen2", 2, 1));
         let (model, hash, entered) = WORLD.clone();
-        let case = Case { model, hash, layers: 1..2, entered, head: false };
+        let case = Case { model, hash, layers: 1..2, entered };
         let width = case.trace(None).row(1, operation, position).expect("a row").len();
         proptest::prop_assume!(width > 0);
         let place = Place { slot: 1, operation, position, word: word.index(width) as u32 };
@@ -240,7 +240,7 @@ proptest::proptest! {
 #[test]
 fn other_weights_lose() {
     let (model, hash, entered) = world("llama3", 2, 1);
-    let case = Case { model, hash, layers: 1..2, entered, head: true };
+    let case = Case { model, hash, layers: 1..2, entered };
     let cheat = Cheat::Weights { layer: 1, other: 2 };
     let liar = case.play(&mut case.side(Some(cheat)), &mut case.side(None));
     assert!(!liar.accused_won);
@@ -260,7 +260,7 @@ fn other_weights_lose() {
 #[test]
 fn every_operation_is_judged() {
     let (model, hash, entered) = world("qwen3", 67, 1);
-    let case = Case { model, hash, layers: 1..2, entered, head: false };
+    let case = Case { model, hash, layers: 1..2, entered };
     let mut side = case.side(None);
     let mut places = vec![Place { slot: 0, operation: 0, position: 66, word: 5 }];
     for operation in 0..OPERATIONS {

@@ -9,13 +9,11 @@ library PlanBytes {
     /// @param from First layer.
     /// @param to One past the last layer.
     /// @param embedding Whether tokens go in.
-    /// @param head Whether tokens come out.
     struct Part {
         bytes32 model;
         uint32 from;
         uint32 to;
         bool embedding;
-        bool head;
     }
 
     bytes private constant DOMAIN = "dolphin/plan/1";
@@ -48,7 +46,6 @@ library PlanBytes {
         part.to = uint32(_u32(plan, offset + 4));
         if (offset + 10 > plan.length) revert BadPlan();
         part.embedding = plan[offset + 8] != 0;
-        part.head = plan[offset + 9] != 0;
     }
 
     function _u32(bytes calldata plan, uint256 offset) private pure returns (uint256) {

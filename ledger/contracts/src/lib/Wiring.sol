@@ -171,6 +171,13 @@ library Wiring {
         d.qkNorm = _field(description, 14) != 0;
     }
 
+    /// @notice How activations are held: 0 if they are quantised.
+    /// @param description A description of any part.
+    function profile(bytes calldata description) internal pure returns (uint256) {
+        if (description.length < 22 || bytes14(description) != DESCRIPTION) revert BadDescription();
+        return _field(description, 0);
+    }
+
     /// @notice Whether the family multiplies embeddings by a constant, and its bits.
     /// @param description The embedding's description.
     function parseEmbedding(bytes calldata description)

@@ -42,4 +42,8 @@ contract ToldGame is IDisputeGame {
     function tell(bytes32 id, bool accusedWon) external {
         IDisputeOutcome(opened[id].opener).resolved(id, accusedWon);
     }
+
+    function abandon(bytes32 id) external {
+        IDisputeOutcome(opened[id].opener).abandoned(id);
+    }
 }

@@ -240,7 +240,8 @@ fn of_case(event: Manager) -> AuditEvent {
             AuditEvent::LeafOpened { case: e.id, account: e.account.0, chunk }
         }
         Manager::AuditorDrawnFilter(e) => {
-            AuditEvent::AuditorDrawn { case: e.id, auditor: e.auditor.0, deadline: e.deadline }
+            let auditor = (!e.auditor.is_zero()).then_some(e.auditor.0);
+            AuditEvent::AuditorDrawn { case: e.id, auditor, deadline: e.deadline }
         }
         Manager::AnswerCommittedFilter(e) => AuditEvent::AnswerCommitted { case: e.id, auditor: e.auditor.0 },
         Manager::AnswerDiffersFilter(e) => AuditEvent::AnswerDiffers { case: e.id, auditor: e.auditor.0 },

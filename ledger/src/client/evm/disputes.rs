@@ -15,28 +15,26 @@ const ENTERED: &str = "(bytes32[],uint32,bytes32,bytes32[],bytes,bytes32[])";
 pub fn dispute_call(id: &[u8; 32], step: &Move) -> Vec<u8> {
     let unit_type = format!("({CONTENTS},bytes,bytes32[],bytes32[])");
     let (name, types, arguments) = match step {
-        Move::Commit { plan, unit: of, nodes } => (
-            "commit",
-            format!("bytes,{unit_type},bytes32[]"),
-            vec![bytes(plan), unit(Some(of)), words(nodes)],
-        ),
+        Move::Commit { plan, unit: of, nodes, roots } => {
+            let arguments = vec![bytes(plan), unit(Some(of)), words(nodes), words(roots)];
+            ("commit", format!("bytes,{unit_type},bytes32[],bytes32[]"), arguments)
+        }
         Move::Choose { child, node, path } => {
             ("choose", "uint256,bytes32,bytes32[]".into(), vec![number(*child), word(node), words(path)])
         }
         Move::Reveal { nodes } => ("reveal", "bytes32[]".into(), vec![words(nodes)]),
-        Move::ChooseRows { chunk } => ("chooseRows", "uint256".into(), vec![number(*chunk)]),
-        Move::RevealRows { roots, rows, tokens } => {
-            let tokens = Token::Array(tokens.iter().copied().map(number).collect());
-            ("revealRows", "bytes32[],bytes32[],uint32[]".into(), vec![words(roots), words(rows), tokens])
+        Move::ChooseRows { chunk, roots } => {
+            ("chooseRows", "uint256,bytes32[]".into(), vec![number(*chunk), words(roots)])
         }
-        Move::ChooseRow { position, row, token, in_chunk } => {
-            let arguments = vec![number(*position), word(row), number(*token), words(in_chunk)];
-            ("chooseRow", "uint256,bytes32,uint32,bytes32[]".into(), arguments)
+        Move::RevealRows { rows } => ("revealRows", "bytes32[]".into(), vec![words(rows)]),
+        Move::ChooseRow { position, row, in_chunk } => {
+            let arguments = vec![number(*position), word(row), words(in_chunk)];
+            ("chooseRow", "uint256,bytes32,bytes32[]".into(), arguments)
         }
         Move::RevealPieces { pieces } => ("revealPieces", "bytes32[]".into(), vec![words(pieces)]),
         Move::ChoosePiece { piece } => ("choosePiece", "uint32".into(), vec![number(*piece)]),
-        Move::RevealPiece { piece, in_row } => {
-            ("revealPiece", "bytes,bytes32[]".into(), vec![bytes(piece), words(in_row)])
+        Move::RevealPiece { piece, pieces } => {
+            ("revealPiece", "bytes,bytes32[]".into(), vec![bytes(piece), words(pieces)])
         }
         Move::Prove { piece, at, opening: what } => {
             let opened =

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        dispute::{Facts, Side, roots_hash},
+        dispute::{Side, roots_hash},
         tree::{STRIDE, parent},
     },
     *,
@@ -34,8 +34,6 @@ pub(super) struct Case<'a> {
     pub(super) hash: &'a ModelHash,
     pub(super) layers: Range<usize>,
     pub(super) entered: Entered,
-    /// Whether the stage draws tokens, whatever its layers are.
-    pub(super) head: bool,
 }
 
 /// A dispute that was played.
@@ -56,8 +54,13 @@ impl<'a> Case<'a> {
         };
         let embedding = matches!(self.entered, Entered::Tokens(_));
         let (from, to) = (self.layers.start as u32, self.layers.end as u32);
-        let stage =
-            |from, to, embedding, head| PlannedStage { node: Digest([5; 32]), from, to, embedding, head };
+        let stage = |from, to, embedding| PlannedStage {
+            node: Digest([5; 32]),
+            from,
+            to,
+            embedding,
+            head: to != from,
+        };
         Plan {
             session: "00".repeat(16),
             gateway: Digest([6; 32]),
@@ -66,7 +69,7 @@ impl<'a> Case<'a> {
             max_tokens: 300,
             stop_tokens: vec![1, 2],
             sampling: Sampling { logit_bias: vec![(3, 0.5)], ..Sampling::default() },
-            stages: vec![stage(0, from, true, false), stage(from, to, embedding, self.head)],
+            stages: vec![stage(0, from, true), stage(from, to, embedding)],
         }
     }
 
@@ -95,8 +98,7 @@ impl<'a> Case<'a> {
     }
 
     pub(super) fn with(&self, trace: Trace<'a>, rows: Vec<Vec<u8>>) -> Side<'a> {
-        let tokens = self.head.then(|| vec![7; rows.len()]);
-        Side::new(trace, Facts { hash: self.hash, tokens }, rows)
+        Side::new(trace, self.hash, rows)
     }
 
     /// Plays to the end.
@@ -154,27 +156,26 @@ impl<'a> Case<'a> {
         root: tree::Hash,
         mut moves: Vec<(bool, Move)>,
     ) -> Played {
-        let step = accuser.choose_rows(&accused.sent_roots()).expect("a chunk");
-        let Move::ChooseRows { chunk } = step else { unreachable!("a chunk") };
-        moves.push((false, step));
-        let step = accused.reveal_rows(chunk);
-        let Move::RevealRows { roots, rows, tokens } = &step else { unreachable!("rows") };
-        assert_eq!(*roots, accused.sent_roots());
-        let chosen = accuser.choose_row(chunk, rows, tokens).expect("a row");
-        let Move::ChooseRow { position, row, token, in_chunk } = &chosen else { unreachable!("a row") };
+        let Move::Commit { roots, .. } = &moves[0].1 else { unreachable!("roots were shown") };
+        let step = accuser.choose_rows(roots).expect("a chunk");
+        let Move::ChooseRows { chunk, ref roots } = step else { unreachable!("a chunk") };
+        let shown = accused.reveal_rows(chunk);
+        let Move::RevealRows { rows } = &shown else { unreachable!("rows") };
+        let chosen = accuser.choose_row(chunk, rows).expect("a row");
+        let Move::ChooseRow { position, row, in_chunk } = &chosen else { unreachable!("a row") };
         let at = Boundary { model: Digest(self.hash.hash), layer: self.layers.end as u32 };
-        let leaf = if self.head { at.drawn(*position, row, Some(*token)) } else { at.row(*position, row) };
-        assert!(merkle::leads(leaf, in_chunk, roots[chunk as usize]));
+        assert!(merkle::leads(at.row(*position, row), in_chunk, roots[chunk as usize]));
         let (position, row) = (*position, *row);
-        moves.extend([(true, step), (false, chosen)]);
+        moves.extend([(false, step), (true, shown), (false, chosen)]);
         let step = accused.reveal_row(position);
-        let Move::RevealPieces { pieces } = &step else { unreachable!("pieces") };
-        assert_eq!(merkle::root(pieces), Some(row));
-        let chosen = accuser.choose_piece(position, pieces).expect("a piece");
+        let Move::RevealPieces { pieces: listed } = &step else { unreachable!("pieces") };
+        assert_eq!(merkle::root(listed), Some(row));
+        let chosen = accuser.choose_piece(position, listed).expect("a piece");
         let Move::ChoosePiece { piece } = chosen else { unreachable!("a piece") };
         let shown = accused.reveal_sent(position, piece);
-        let Move::RevealPiece { piece: bytes, in_row } = &shown else { unreachable!("a piece") };
-        assert!(merkle::leads(keccak(&[&piece.to_be_bytes()[..], bytes].concat()), in_row, row));
+        let Move::RevealPiece { piece: bytes, pieces } = &shown else { unreachable!("a piece") };
+        assert_eq!(pieces, listed);
+        assert_eq!(keccak(&[&piece.to_be_bytes()[..], bytes].concat()), pieces[piece as usize]);
         let proof = accuser.prove_sent(position, piece, bytes).expect("proves");
         let Move::Prove { at, opening, .. } = &proof else { unreachable!("a proof") };
         let place =
@@ -268,7 +269,7 @@ impl<'a> Case<'a> {
         let id = keccak([outcome, case_id].as_flattened());
         let (mut entered, mut sent) = ([0; 32], [0; 32]);
         for (_, step) in &played.moves {
-            if let Move::RevealRows { roots, .. } = step {
+            if let Move::Commit { roots, .. } = step {
                 sent = keccak(&roots_hash(roots));
             }
             if let Move::Prove { opening, .. } = step
