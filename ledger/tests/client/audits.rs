@@ -68,7 +68,9 @@ impl Court<'_> {
     async fn answered(&self, case: [u8; 32], roots: [u8; 32]) -> &Client {
         let auditors = self.listed.clone();
         let events = done(self.net, self.auditors[0], AuditAction::Assign { case, auditors }).await;
-        let [AuditEvent::AuditorDrawn { auditor: Some(auditor), .. }] = events[..] else { panic!("{events:?}") };
+        let [AuditEvent::AuditorDrawn { auditor: Some(auditor), .. }] = events[..] else {
+            panic!("{events:?}")
+        };
         let client = self.auditors.iter().find(|client| client.account() == Some(auditor));
         let client = client.expect("one of the two");
         let answer = audit::answer(&case, &auditor, &roots, &SALT);
