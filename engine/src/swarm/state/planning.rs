@@ -497,6 +497,7 @@ mod tests {
             payer: None,
             replan: true,
             receipts: None,
+            weights: None,
         });
         let id = |byte: u8| NodeId([byte; 32]);
         let mut say = |from: u8, to: &[u8]| {

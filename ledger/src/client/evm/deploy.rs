@@ -97,9 +97,7 @@ impl Deployer<'_> {
         let a = &p.audits;
         let arguments = (to_h160(&stake), a.epoch_length, a.min_auditor_stake.0);
         let auditors = self.create(&b::AUDITORSET_BYTECODE, arguments).await?;
-        let referee = self.create(&b::INT8REFEREE_BYTECODE, ()).await?;
-        let judge = self.create(&b::TRACEJUDGE_BYTECODE, to_h160(&referee)).await?;
-        let game = self.create(&b::DISPUTEGAME_BYTECODE, (to_h160(&judge), a.dispute_clock)).await?;
+        let game = self.game(a.dispute_clock).await?;
         let audits = self.audits(a, &auditors, &beacon, &game).await?;
         Ok(Deployment {
             chain_id,
@@ -119,6 +117,12 @@ impl Deployer<'_> {
             game,
             audits,
         })
+    }
+
+    async fn game(&self, clock: u64) -> Result<Address, Error> {
+        let referee = self.create(&b::INT8REFEREE_BYTECODE, ()).await?;
+        let judge = self.create(&b::TRACEJUDGE_BYTECODE, to_h160(&referee)).await?;
+        self.create(&b::DISPUTEGAME_BYTECODE, (to_h160(&judge), clock)).await
     }
 
     async fn audits(
