@@ -207,7 +207,7 @@ async fn a_proposal_is_made_voted_on_and_carried_out() {
     assert!(voteless.contains("dolphin gov delegate"), "{voteless}");
 
     scene.ask(&["gov", "delegate", "--yes", "--json"]).await;
-    scene.pass(0);
+    scene.pass(1);
     scene.ask(&propose).await;
     let listed = &scene.ask(&["gov", "list", "--json"]).await[0][0];
     let id = listed["id"].as_str().unwrap()[..12].to_owned();
