@@ -1,14 +1,14 @@
 //! Links between nodes behind routers that translate addresses.
 //!
 //! Nodes have links to a gateway that can be reached. It tells each where it sees it, and introduces two of them
-//! on request: both then send to each other at the same time ([`punch`]), each from the socket of its endpoint, and
+//! on request: both then send to each other at the same time (`punch`), each from the socket of its endpoint, and
 //! the one that asked dials the address at which that worked. Where it does not, QUIC's datagrams go through the
-//! gateway ([`relay`]). In each case the connection is QUIC's between the two, with the identities that it always has.
+//! gateway (`relay`). In each case the connection is QUIC's between the two, with the identities that it always has.
 //!
-//! - [`note`]: what nodes and gateway say to each other, on streams of their link's connection
-//! - [`packet`]: datagrams beside QUIC's; [`socket`] tells them apart
-//! - [`client`], [`server`]: the two sides
-//! - [`paths`]: introductions on a node, and addresses that stand for relayed paths
+//! - `note`: what nodes and gateway say to each other, on streams of their link's connection
+//! - `packet`: datagrams beside QUIC's; `socket` tells them apart
+//! - `client`, `server`: the two sides
+//! - `paths`: introductions on a node, and addresses that stand for relayed paths
 
 mod bucket;
 mod client;
