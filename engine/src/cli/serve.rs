@@ -146,9 +146,13 @@ impl Serve {
         }
         println!("{} ({}), {} layers", front.model_name(), self.model.quant, model.config().layers);
         println!("\nendpoint  {url}/v1\n\nlend a machine with:\n");
-        let path =
-            self.model.model.as_ref().map(|path| format!(" --model {}", path.display())).unwrap_or_default();
-        println!("  dolphin node{path} --quant {} --join {join}\n\nCtrl-C stops.", self.model.quant);
+        // The embedded model is in every node.
+        let weights = match &self.model.model {
+            Some(path) if self.weights_bandwidth.as_u64() == 0 => format!(" --model {}", path.display()),
+            Some(_) => " --fetch".to_owned(),
+            None => String::new(),
+        };
+        println!("  dolphin node{weights} --quant {} --join {join}\n\nCtrl-C stops.", self.model.quant);
     }
 
     /// Prints the pipeline each time it changes.

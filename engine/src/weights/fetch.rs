@@ -56,7 +56,7 @@ pub enum FetchError {
         peer: NodeId,
     },
     /// The giver refuses.
-    #[error("{} gives no weights: {denial}", peer.short())]
+    #[error("{} does not give its model, {denial}: name its files with --model, or join another gateway", peer.short())]
     Denied {
         /// The giver.
         peer: NodeId,

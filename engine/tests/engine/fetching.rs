@@ -115,7 +115,7 @@ async fn a_gateway_gives_nothing_to_those_it_does_not_list_or_without_being_told
         let gateways = [world.gateway.clone()];
         let error =
             Fetcher::describe(&endpoint, &gateways, place.path(), QUANTISATION, None).await.unwrap_err();
-        assert!(error.to_string().contains("gives no weights"), "{error}");
+        assert!(error.to_string().contains("name its files with --model"), "{error}");
         world.stop(Vec::new()).await;
     }
 }
