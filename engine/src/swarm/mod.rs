@@ -62,6 +62,27 @@ pub struct SwarmConfig {
     pub weights: Option<Stock>,
 }
 
+#[cfg(test)]
+impl SwarmConfig {
+    /// A swarm of four layers, which anybody may join.
+    fn of_tests() -> Self {
+        Self {
+            fingerprint: [0; 32],
+            model: shard_planner::Model::uniform("m", 4, 1, 1, 1),
+            positions: 64,
+            running: 1,
+            waiting: 1,
+            allow: None,
+            private_ends: None,
+            speculation: true,
+            payer: None,
+            replan: true,
+            receipts: None,
+            weights: None,
+        }
+    }
+}
+
 /// One node as people see it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct NodeSummary {

@@ -75,23 +75,6 @@ mod tests {
     use super::*;
     use crate::{message::Offer, model::Shard};
 
-    fn config() -> SwarmConfig {
-        SwarmConfig {
-            fingerprint: [0; 32],
-            model: shard_planner::Model::uniform("m", 4, 1, 1, 1),
-            positions: 64,
-            running: 1,
-            waiting: 1,
-            allow: None,
-            private_ends: None,
-            speculation: true,
-            payer: None,
-            replan: true,
-            receipts: None,
-            weights: None,
-        }
-    }
-
     fn member(from: usize, to: usize, layer_ns: u64) -> Member {
         let join = Join {
             fingerprint: [0; 32],
@@ -119,22 +102,22 @@ mod tests {
         ]);
         let mut status = SwarmStatus::default();
         let second = |status: &SwarmStatus| status.pipeline[1].node.clone();
-        look(&members, &config(), None, &mut status);
+        look(&members, &SwarmConfig::of_tests(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (0, id(2).to_string()));
-        look(&members, &config(), None, &mut status);
+        look(&members, &SwarmConfig::of_tests(), None, &mut status);
         assert_eq!(status.replans, 0);
         // Sessions on it are no reason, slowness is.
         members.get_mut(&id(2)).expect("it joined").reserve(64);
-        look(&members, &config(), None, &mut status);
+        look(&members, &SwarmConfig::of_tests(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (0, id(2).to_string()));
         members.get_mut(&id(2)).expect("it joined").layer_ns = Some(400);
-        look(&members, &config(), None, &mut status);
+        look(&members, &SwarmConfig::of_tests(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (1, id(3).to_string()));
         members.remove(&id(3));
-        look(&members, &config(), None, &mut status);
+        look(&members, &SwarmConfig::of_tests(), None, &mut status);
         assert_eq!((status.replans, second(&status)), (2, id(2).to_string()));
         members.remove(&id(2));
-        look(&members, &config(), None, &mut status);
+        look(&members, &SwarmConfig::of_tests(), None, &mut status);
         assert_eq!((status.replans, status.missing.as_deref()), (3, Some("layers 2..4")));
     }
 }

@@ -485,20 +485,7 @@ mod tests {
 
     #[test]
     fn links_that_are_gone_and_nodes_that_never_were_are_not_kept() {
-        let mut planning = Planning::new(&SwarmConfig {
-            fingerprint: [0; 32],
-            model: shard_planner::Model::uniform("m", 4, 1, 1, 1),
-            positions: 64,
-            running: 1,
-            waiting: 1,
-            allow: None,
-            private_ends: None,
-            speculation: true,
-            payer: None,
-            replan: true,
-            receipts: None,
-            weights: None,
-        });
+        let mut planning = Planning::new(&SwarmConfig::of_tests());
         let id = |byte: u8| NodeId([byte; 32]);
         let mut say = |from: u8, to: &[u8]| {
             let near = |to: &u8| Neighbour { node: [*to; 32], rtt_us: 100, path: Path::Direct };
