@@ -8,7 +8,10 @@
 //! replays the receipt ([`verify`]). [`draw`] says which sessions an [`auditor`] replays, once a beacon is known.
 
 pub mod auditor;
+pub mod book;
+pub mod clerk;
 pub mod commitment;
+pub mod docket;
 pub mod evidence;
 pub mod plan;
 pub mod receipt;
@@ -16,6 +19,7 @@ pub mod recorder;
 mod replay;
 pub mod retain;
 pub mod rows;
+pub mod show;
 pub mod store;
 pub mod trace;
 pub mod verify;
