@@ -192,3 +192,23 @@ pub enum Move {
         gap: Box<Gap>,
     },
 }
+
+impl Move {
+    /// What the contract calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Commit { .. } => "commit",
+            Self::Choose { .. } => "choose",
+            Self::Reveal { .. } => "reveal",
+            Self::ChooseRows { .. } => "chooseRows",
+            Self::RevealRows { .. } => "revealRows",
+            Self::ChooseRow { .. } => "chooseRow",
+            Self::RevealPieces { .. } => "revealPieces",
+            Self::ChoosePiece { .. } => "choosePiece",
+            Self::RevealPiece { .. } => "revealPiece",
+            Self::Prove { .. } => "prove",
+            Self::Expire => "expire",
+            Self::Abandon { .. } => "abandon",
+        }
+    }
+}

@@ -9,6 +9,7 @@
 
 pub mod auditor;
 pub mod commitment;
+pub mod court;
 pub mod evidence;
 pub mod plan;
 pub mod receipt;
