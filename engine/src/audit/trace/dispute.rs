@@ -31,7 +31,7 @@ pub fn roots_hash(roots: &[Hash]) -> Hash {
 }
 
 /// Leaves of what came in, position by position.
-fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
+pub(crate) fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
     match entered {
         Entered::Tokens(tokens) => {
             (0..).zip(tokens).map(|(position, &token)| token_leaf(&model, position, token)).collect()
@@ -40,16 +40,16 @@ fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
     }
 }
 
-fn roots_of(rows: &[Vec<u8>]) -> Vec<Hash> {
+pub(crate) fn roots_of(rows: &[Vec<u8>]) -> Vec<Hash> {
     rows.iter().map(|row| row_root(row)).collect()
 }
 
 /// Leaves of rows from a position on; of those of the last stage, too, without the tokens drawn from them.
-fn row_leaves(at: Boundary, rows: &[Hash], from: u32) -> Vec<Hash> {
+pub(crate) fn row_leaves(at: Boundary, rows: &[Hash], from: u32) -> Vec<Hash> {
     (from..).zip(rows).map(|(position, root)| at.row(position, root)).collect()
 }
 
-fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
+pub(crate) fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
     leaves.chunks(CHUNK as usize).map(|leaves| chunk_root(leaves).0).collect()
 }
 
