@@ -102,6 +102,12 @@ pub trait Ledger: Send + Sync {
     /// What audits go by here.
     async fn audit_terms(&self) -> Result<AuditTerms, Error>;
 
+    /// The network whose rounds draw.
+    async fn beacon(&self) -> Result<BeaconParameters, Error>;
+
+    /// Who can be asked to audit now.
+    async fn auditors(&self) -> Result<Vec<Address>, Error>;
+
     /// The round of the beacon that draws of an epoch's leaves.
     async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error>;
 

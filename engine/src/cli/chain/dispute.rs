@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_dispute_is_shown_to_people_and_programs() {
-        let answer = CaseAnswer { auditor: [4; 20], step: AnswerStep::Opposed, ..CaseAnswer::default() };
+        let answer = CaseAnswer { auditor: [4; 20], step: AnswerStep::Opposed, value: [8; 32] };
         let case = Case {
             leaf: LeafId { account: [3; 20], epoch: 7, index: 2 },
             stage: CaseStage::Disputed,

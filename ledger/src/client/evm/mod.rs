@@ -36,9 +36,9 @@ pub use self::{
     rpc::{Rpc, RpcFault},
 };
 use super::{
-    Action, AuditLeaf, AuditRound, AuditTerms, Balances, Case, Cursor, Deployment, Dispute, DisputeEvent,
-    Error, Estimate, Head, Key, Ledger, Lock, News, NodeEntry, Parameters, Pod, Proposal, Receipt, Rewards,
-    Stake, StakeThaw,
+    Action, AuditLeaf, AuditRound, AuditTerms, Balances, BeaconParameters, Case, Cursor, Deployment, Dispute,
+    DisputeEvent, Error, Estimate, Head, Key, Ledger, Lock, News, NodeEntry, Parameters, Pod, Proposal,
+    Receipt, Rewards, Stake, StakeThaw,
 };
 use crate::{audit::LeafId, eip712::Address};
 
@@ -344,6 +344,14 @@ impl Ledger for Client {
 
     async fn audit_terms(&self) -> Result<AuditTerms, Error> {
         self.reader.audit_terms().await
+    }
+
+    async fn beacon(&self) -> Result<BeaconParameters, Error> {
+        self.reader.beacon().await
+    }
+
+    async fn auditors(&self) -> Result<Vec<Address>, Error> {
+        self.reader.auditors().await
     }
 
     async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error> {
