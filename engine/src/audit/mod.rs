@@ -11,6 +11,7 @@ pub mod auditor;
 pub mod book;
 pub mod clerk;
 pub mod commitment;
+pub mod court;
 pub mod docket;
 pub mod evidence;
 pub mod plan;
