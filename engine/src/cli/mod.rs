@@ -2,6 +2,7 @@
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
 mod audit;
+mod audits;
 mod chain;
 mod doctor;
 mod earn;
