@@ -36,7 +36,8 @@ fn key(number: u8) -> Key {
 }
 
 fn config(chain: &Chain) -> Config {
-    Config { poll: Duration::from_millis(10), ..Config::over(Arc::new(chain.clone())) }
+    // Events of a dispute are in several ranges.
+    Config { poll: Duration::from_millis(10), log_range: 5, ..Config::over(Arc::new(chain.clone())) }
 }
 
 async fn act(client: &Client, action: Action) -> Vec<Event> {
@@ -159,9 +160,22 @@ impl Scene {
     pub(super) async fn stakes(&self) -> [Pod; 2] {
         let stake = async |client: &Client, role| {
             let account = client.account().expect("a key");
-            self.holder.stake(account, role, account).await.expect("a stake").active
+            let stake = self.holder.stake(account, role, account).await.expect("a stake");
+            Pod(stake.active.0 + stake.thawing.0)
         };
         [stake(&self.node, NODE_ROLE).await, stake(&self.auditors[0], AUDITOR_ROLE).await]
+    }
+
+    /// The node tries to get away with its stake.
+    pub(super) async fn flees(&self) {
+        let operator = self.node.account().expect("a key");
+        let stake = async || self.node.stake(operator, NODE_ROLE, operator).await.expect("a stake");
+        let shares = stake().await.position.shares;
+        act(&self.node, Action::ThawStake { operator, role: NODE_ROLE, shares }).await;
+        assert_eq!(stake().await.active, Pod::ZERO);
+        let thaw = self.node.thaws(operator).await.expect("thaws")[0].id;
+        let error = self.node.submit(Action::WithdrawStake { thaw }).await.expect_err("too early");
+        assert!(error.is("NotReleased"), "{error}");
     }
 
     /// What the node and the first auditor hold.
