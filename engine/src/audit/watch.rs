@@ -424,7 +424,10 @@ impl Watch {
                 None
             }
             Outcome::Answered(Err(error)) => {
-                Some(format!("{error}; silence costs {} of 10000 of the stake", self.terms.lapse_bps))
+                let why = format!("{error}; silence costs {} of 10000 of the stake", self.terms.lapse_bps);
+                let report = Report::Trouble { case, why };
+                self.tell_once(matter.about(), "unanswered", report);
+                Some(String::new())
             }
             Outcome::Lots(leaves) => {
                 if let Matter::Lots(epoch) = matter {

@@ -93,10 +93,13 @@ impl Contract {
         match action {
             AuditAction::Assign { auditors, .. } => {
                 self.at(&[CaseStage::Drawing])?;
-                let left =
-                    auditors.iter().filter(|(account, _)| self.of(*account, &[Drawn, Differs]).is_err());
-                let Some((auditor, _)) = left.cycle().nth(self.draws) else { return Err("nobody") };
-                let auditor = *auditor;
+                let taken = |who: &Address| self.case.answers.iter().any(|answer| answer.auditor == *who);
+                let left: Vec<Address> =
+                    auditors.iter().map(|(account, _)| *account).filter(|who| !taken(who)).collect();
+                if left.is_empty() {
+                    return Err("nobody");
+                }
+                let auditor = left[self.draws % left.len()];
                 if self.draws == 3 {
                     self.end_drawing();
                     return Ok(());

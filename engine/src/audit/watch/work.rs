@@ -195,7 +195,7 @@ impl Worker {
         let mib = u32::try_from(mib).unwrap_or(u32::MAX).min(self.room_mib);
         let mut pause = PAUSES[0];
         loop {
-            let Ok(_room) = self.memory.acquire_many(mib).await else { return Ok(None) };
+            let Ok(room) = self.memory.acquire_many(mib).await else { return Ok(None) };
             for host in &hosts {
                 let Some(evidence) = fetch(task, host, &*source).await else { continue };
                 match self.computed(Arc::new(evidence), task.wanted.chunk).await {
@@ -207,7 +207,7 @@ impl Worker {
                     found => return found.map(Some),
                 }
             }
-            drop(_room);
+            drop(room);
             if Instant::now() + pause >= give_up {
                 return Ok(None);
             }
@@ -265,7 +265,13 @@ async fn fetch(task: &Task, host: &Host, source: &dyn EvidenceSource) -> Option<
     let longest = BEGINNING + Duration::from_secs((task.wanted.most_bytes / SLOWEST) as u64);
     let fetched = timeout(longest, source.fetch(task.wanted.clone(), host.clone())).await;
     let checked = match fetched {
-        Ok(Ok(evidence)) => evidence.check(&task.wanted.chunk).map(|()| evidence).map_err(FetchError::from),
+        Ok(Ok(evidence)) => {
+            let chunk = task.wanted.chunk;
+            // All of it is hashed.
+            let check = move || evidence.check(&chunk).map(|()| evidence).map_err(FetchError::from);
+            let checked = tokio::task::spawn_blocking(check).await;
+            checked.unwrap_or_else(|error| Err(FetchError::Node(error.to_string())))
+        }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(FetchError::Node(format!("it sends nothing whole in {} s", longest.as_secs()))),
     };
