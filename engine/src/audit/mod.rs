@@ -6,10 +6,14 @@
 //! ([`commitment`], made beside the stage's thread by [`recorder`]), and may keep them for a while
 //! ([`retain`]); the gateway joins what the stages signed to a [`receipt`] and keeps it ([`store`]); anybody
 //! replays the receipt ([`verify`]). [`draw`] says which sessions an [`auditor`] replays, once a beacon is known.
+//!
+//! On a chain: [`drand`] has the beacon's rounds, [`duty`] says what an auditor owes, [`watch`] does it.
 
 pub mod auditor;
 pub mod commitment;
 pub mod court;
+pub mod drand;
+pub mod duty;
 pub mod evidence;
 pub mod plan;
 pub mod receipt;
@@ -20,6 +24,7 @@ pub mod rows;
 pub mod store;
 pub mod trace;
 pub mod verify;
+pub mod watch;
 
 pub use ledger::draw;
 

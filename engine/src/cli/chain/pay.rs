@@ -78,6 +78,13 @@ impl ChainArgs {
         Ok(Arc::new(self.open(Some(key), Some(directory)).await?))
     }
 
+    /// The account of an auditor, the chain for it, and where its answers are kept.
+    pub(in crate::cli) async fn auditor(&self) -> anyhow::Result<(Key, Arc<dyn Ledger>, PathBuf)> {
+        let key = self.account.key()?;
+        let ledger = self.ledger(key.clone()).await?;
+        Ok((key.clone(), ledger, state_directory("audited", &key.address())?))
+    }
+
     /// What a node with these options is paid by; nothing without a price.
     pub(in crate::cli) async fn payee(
         &self,
