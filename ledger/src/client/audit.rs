@@ -3,6 +3,7 @@
 use super::amount::Pod;
 use crate::{
     audit::{Chunk, LeafId},
+    dispute::Move,
     draw::Rate,
     eip712::Address,
 };
@@ -109,6 +110,13 @@ pub enum AuditAction {
         chunk: Chunk,
         /// [`AuditTerms::dispute_bond`].
         bond: Pod,
+    },
+    /// Makes a move in the dispute over a case.
+    Play {
+        /// The case.
+        case: [u8; 32],
+        /// The move.
+        step: Box<Move>,
     },
     /// Fetches what the account has from disputes.
     ClaimBonds,

@@ -14,6 +14,7 @@ use super::{
     },
     calls::{Order, Plan},
     convert::{to_h160, to_pod, to_u64},
+    disputes,
     reads::Reader,
 };
 use crate::{
@@ -52,6 +53,7 @@ pub(super) fn plan(d: &Deployment, action: &AuditAction) -> Result<Plan, Error> 
         }
         AuditAction::Resign => Order::call(&d.auditors, set::ResignCall),
         AuditAction::Drop(auditor) => Order::call(&d.auditors, set::DropCall { auditor: to_h160(auditor) }),
+        AuditAction::Play { case, step } => disputes::order(d, case, step)?,
         AuditAction::ListAuditors => Order::call(&d.auditors, set::ListAuditorsCall),
         _ => of_manager(&d.audits, action)?,
     };
