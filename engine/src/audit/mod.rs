@@ -10,8 +10,11 @@
 //! On a chain: [`drand`] has the beacon's rounds, [`duty`] says what an auditor owes, [`watch`] does it.
 
 pub mod auditor;
+pub mod book;
+pub mod clerk;
 pub mod commitment;
 pub mod court;
+pub mod docket;
 pub mod drand;
 pub mod duty;
 pub mod evidence;
@@ -21,6 +24,7 @@ pub mod recorder;
 mod replay;
 pub mod retain;
 pub mod rows;
+pub mod show;
 pub mod store;
 pub mod trace;
 pub mod verify;

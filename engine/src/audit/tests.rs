@@ -16,6 +16,7 @@ use proptest::prelude::*;
 use transport::{Identity, Limits, Transport, sim::Network};
 
 use super::{
+    book::Book,
     commitment::Signer,
     plan::Digest,
     receipt::Receipt,
@@ -53,6 +54,7 @@ struct Ways {
     pages: Option<usize>,
     device: Option<Device>,
     rows: Option<Arc<RowStore>>,
+    book: Option<Arc<Book>>,
     unsigned: bool,
 }
 
@@ -123,7 +125,7 @@ impl World {
         let shape = KvShape { layers, pages: 1, kv_heads, head_dim, profile: quantisation.profile() };
         let kv_bytes = ways.pages.map_or(BUDGET.kv_bytes, |pages| (pages * shape.page_bytes()) as u64);
         let budget = StageBudget { kv_bytes, ..BUDGET };
-        let audit = Audit { signer: Signer::new(identity(seed)), rows: ways.rows };
+        let audit = Audit { signer: Signer::new(identity(seed)), rows: ways.rows, book: ways.book };
         let node = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
@@ -135,6 +137,7 @@ impl World {
             offer: Offer::default(),
             loader: None,
             audit: (!ways.unsigned).then_some(audit),
+            clerk: None,
             weights: None,
             payee: None,
         };

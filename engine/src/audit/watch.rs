@@ -45,14 +45,14 @@ use tokio::{
 pub use self::{
     desk::Desk,
     known::Host,
-    source::{EvidenceSource, FetchError, Wanted},
+    source::{EvidenceSource, Nodes, Wanted},
     work::{Budget, WorkError, Worker},
 };
 use self::{
     known::{Known, Saved},
     work::Answer,
 };
-use super::{drand::Drand, duty, plan::Digest};
+use super::{court, drand::Drand, duty, plan::Digest};
 use crate::payment::{now, store::StoreError};
 
 const SALT_DOMAIN: &[u8] = b"dolphin/answer salt/1";
@@ -129,8 +129,10 @@ pub enum Report {
     Slashed { case: Digest, wei: String },
     /// Something cannot be done now.
     Trouble { case: Option<Digest>, why: String },
-    /// The game of a case runs, and it is this auditor's to play; its evidence lies there.
-    Game { case: Digest, evidence: String },
+    /// The game of a case runs, and this auditor plays it.
+    Game { case: Digest },
+    /// It is over.
+    Played { case: Digest, outcome: &'static str },
 }
 
 /// What came of a replay.
@@ -183,6 +185,7 @@ enum Outcome {
     Sent(&'static str, Result<Receipt, Error>),
     Answered(Result<Answer, WorkError>),
     Lots(Vec<(LeafId, [u8; 32])>),
+    Played(court::Outcome),
     /// Nothing was to be done after all.
     Nothing,
     Failed(String),
@@ -435,6 +438,11 @@ impl Watch {
                 }
                 None
             }
+            Outcome::Played(outcome) => {
+                let (case, outcome) = (Digest(matter.about()), outcome_name(outcome));
+                self.report(Report::Played { case, outcome });
+                None
+            }
             Outcome::Nothing => None,
             Outcome::Failed(why) => Some(why),
         };
@@ -526,5 +534,15 @@ fn verdict_name(verdict: Option<CaseVerdict>) -> &'static str {
         Some(CaseVerdict::Faulty) => "faulty",
         Some(CaseVerdict::Planted) => "planted",
         Some(CaseVerdict::Undecided) | None => "undecided",
+    }
+}
+
+/// What people call the end of a game.
+fn outcome_name(outcome: court::Outcome) -> &'static str {
+    match outcome {
+        court::Outcome::Won { .. } => "won",
+        court::Outcome::Lost { .. } => "lost",
+        court::Outcome::Abandoned => "abandoned",
+        court::Outcome::Undecided => "undecided",
     }
 }

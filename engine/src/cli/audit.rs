@@ -76,17 +76,17 @@ impl AuditCommand {
         let model = Arc::new(self.model.open()?);
         let bar = byte_bar("hashing");
         let (source, quant, progress) = (model.clone(), self.model.quant, follow(&bar));
-        let hash = tokio::task::spawn_blocking(move || source.hash(quant, &progress)).await??.hash;
+        let hash = tokio::task::spawn_blocking(move || source.hash(quant, &progress)).await??;
         bar.finish_and_clear();
         let device = Device::choose(self.device, self.cpu.cpu()?)?;
         let Some(url) = self.url.clone() else {
-            let machine = Machine { model, quantisation: quant, hash: Digest(hash), device };
+            let machine = Machine { model, quantisation: quant, hash: Arc::new(hash), device };
             return self.duty.run(machine, Duration::from_secs(self.every_s.max(1)), self.once).await;
         };
         let rate = self.rate.min(1000);
         let (prefill, decode) = (Rate::per_mille(rate * 2 / 5), Rate::per_mille(rate));
         let auditor = Auditor::new(Rates { prefill, decode, ..Rates::default() });
-        let mut round = Round { model, hash: Digest(hash), device, auditor, seen: HashSet::new() };
+        let mut round = Round { model, hash: Digest(hash.hash), device, auditor, seen: HashSet::new() };
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
         let work = async {
             loop {

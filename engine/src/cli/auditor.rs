@@ -1,6 +1,11 @@
 //! `dolphin audit --chain`: an auditor of a chain.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
@@ -9,16 +14,17 @@ use engine::{
     audit::{
         drand::{Drand, EVMNET},
         plan::Digest,
-        watch::{Budget, Desk, Finding, Report, Tools, Watch, WatchConfig, Worker},
+        watch::{Budget, Desk, Finding, Nodes, Report, Tools, Watch, WatchConfig, Worker},
     },
     device::Device,
-    model::{Model, Quantisation},
+    model::{Model, ModelHash, Quantisation},
 };
 use ledger::{
     EXAMPLE_PARAMETERS,
     client::{AUDITOR_ROLE, Action, AuditAction, BeaconParameters, Ledger, Parameters, Pod, show_address},
 };
 use tokio::sync::mpsc;
+use transport::{Identity, Limits, Transport, quic::Endpoint};
 
 use super::{chain::ChainArgs, interrupted};
 
@@ -62,7 +68,7 @@ pub(super) struct DutyArgs {
 pub(super) struct Machine {
     pub(super) model: Arc<Model>,
     pub(super) quantisation: Quantisation,
-    pub(super) hash: Digest,
+    pub(super) hash: Arc<ModelHash>,
     pub(super) device: Device,
 }
 
@@ -88,19 +94,24 @@ impl DutyArgs {
         let limit = machine.model.config().max_positions;
         let positions = self.most_positions.unwrap_or(limit).min(limit);
         let budget = Budget { at_once: self.at_once, positions, memory: self.evidence_memory.as_u64() };
+        // Nodes are told who asks by the account's signature: the links' own key is nobody's.
+        let anywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let transport = Endpoint::bind(&Identity::generate()?, anywhere, Limits::default())?;
+        let transport: Arc<dyn Transport> = Arc::new(transport);
         let Machine { model, quantisation, hash, device } = machine;
+        let model_hash = hash.hash;
         let tools = Tools {
             ledger: ledger.clone(),
-            key,
+            key: key.clone(),
             drand,
-            source: super::auditor::source()?,
+            source: Arc::new(Nodes { transport, key: key.clone() }),
             worker: Arc::new(Worker::new(model, quantisation, hash, device, budget)),
             desk: Desk::open(&directory)?,
         };
         let config =
             WatchConfig { every, draws: self.draws, join: self.join, once, ..WatchConfig::default() };
         let (mut watch, reports) = Watch::start(tools, config).await?;
-        self.say_terms(&watch, &*ledger, hash).await?;
+        self.say_terms(&watch, &*ledger, model_hash).await?;
         let shown = tokio::spawn(show(reports, self.json));
         tokio::select! {
             () = watch.run() => {}
@@ -112,13 +123,13 @@ impl DutyArgs {
     }
 
     /// What is at stake, before anything is.
-    async fn say_terms(&self, watch: &Watch, ledger: &dyn Ledger, hash: Digest) -> anyhow::Result<()> {
+    async fn say_terms(&self, watch: &Watch, ledger: &dyn Ledger, hash: [u8; 32]) -> anyhow::Result<()> {
         let me = ledger.account().context("the account has no key")?;
         let (terms, stake) = (watch.terms(), ledger.stake(me, AUDITOR_ROLE, me).await?);
         let held = ledger.balances(me).await?.pod;
         let part = |bps: u16| Pod(stake.active.0 / 10_000 * u128::from(bps));
         eprintln!("auditor  {} with {} POD behind it", show_address(&me), stake.active);
-        eprintln!("model    {hash}");
+        eprintln!("model    {}", hex::encode(hash));
         eprintln!(
             "         a case of another model, or one that this machine cannot compute in time, costs {} POD",
             part(terms.lapse_bps)
@@ -197,8 +208,7 @@ fn line(report: &Report) -> String {
         Report::Trouble { case, why } => {
             format!("{}  {why}", case.as_ref().map_or_else(|| "--------".to_owned(), short))
         }
-        Report::Game { case, evidence } => {
-            format!("{}  the dispute is on: play it with the evidence in {evidence}", short(case))
-        }
+        Report::Game { case } => format!("{}  the dispute is on, and is played", short(case)),
+        Report::Played { case, outcome } => format!("{}  the dispute is {outcome}", short(case)),
     }
 }

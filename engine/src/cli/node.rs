@@ -179,7 +179,7 @@ impl NodeCommand {
                 .with_context(|| format!("--retain {}", directory.display()))
         };
         let rows = self.retain.as_ref().map(open).transpose()?.map(Arc::new);
-        Ok(Audit { signer: Signer::new(identity.clone()), rows })
+        Ok(Audit { signer: Signer::new(identity.clone()), rows, book: None })
     }
 
     pub(super) async fn run(self) -> anyhow::Result<()> {
@@ -222,6 +222,7 @@ impl NodeCommand {
             offer,
             loader: None,
             audit: Some(self.audit(&key.identity)?),
+            clerk: None,
             weights,
         };
         let mut node = self.start(&model, chosen, &shard, endpoint, config).await?;

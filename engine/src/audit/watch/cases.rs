@@ -8,8 +8,9 @@ use ledger::{
     eip712::Address,
 };
 
-use super::{Matter, Outcome, Report, Watch, verdict_name, work::Task};
+use super::{Matter, Outcome, Report, Tools, Watch, verdict_name, work::Task};
 use crate::audit::{
+    court::{Court, play},
     duty::{Asker, Duty, Seen, due},
     plan::Digest,
     watch::source::Wanted,
@@ -17,6 +18,8 @@ use crate::audit::{
 
 /// Most cases that are asked for in one look: its own come first.
 const MOST_READS: usize = 64;
+/// How long evidence for a game is asked for, where it is not on disk.
+const GAME_S: u64 = 3600;
 
 impl Watch {
     pub(super) async fn cases(&mut self, now: u64) -> Result<(), Error> {
@@ -76,8 +79,8 @@ impl Watch {
             Duty::Offer(action) | Duty::Send(action) => self.send(matter, action),
             Duty::Compute { until } => self.compute(id, until.saturating_sub(now)),
             Duty::Play => {
-                let evidence = self.tools.desk.evidence_path(&Digest(id)).display().to_string();
-                self.tell_once(id, "game", Report::Game { case: Digest(id), evidence });
+                self.tell_once(id, "game", Report::Game { case: Digest(id) });
+                self.play(id);
             }
             Duty::Stranger => {
                 let why =
@@ -124,21 +127,49 @@ impl Watch {
         Ok(())
     }
 
-    fn compute(&mut self, id: [u8; 32], left_s: u64) {
-        let Some(tracked) = self.known.cases.get(&id) else { return };
-        let (Some(case), Some(chunk)) = (&tracked.case, &tracked.chunk) else { return };
+    /// What an answer is computed from.
+    fn task(&self, id: [u8; 32], left_s: u64) -> Option<Task> {
+        let tracked = self.known.cases.get(&id)?;
+        let (case, chunk) = (tracked.case.as_ref()?, tracked.chunk.as_ref()?);
         let account = case.leaf.account;
-        let deployment = self.tools.ledger.deployment();
-        let task = Task {
+        Some(Task {
             wanted: Wanted { case: id, chunk: **chunk, account, most_bytes: 0 },
             hosts: self.known.nodes(&account),
-            registry: deployment.nodes_domain(),
+            registry: self.tools.ledger.deployment().nodes_domain(),
             left: Duration::from_secs(left_s),
             known_model: self.known.models().contains(&chunk.model),
-        };
-        let (worker, source, desk) =
-            (self.tools.worker.clone(), self.tools.source.clone(), self.tools.desk.clone());
+        })
+    }
+
+    fn compute(&mut self, id: [u8; 32], left_s: u64) {
+        let Some(task) = self.task(id, left_s) else { return };
+        let Tools { worker, source, desk, .. } = &self.tools;
+        let (worker, source, desk) = (worker.clone(), source.clone(), desk.clone());
         let answer = async move { Outcome::Answered(worker.answer(task, source, desk).await) };
         self.start_job(Matter::Case(id), answer);
+    }
+
+    /// Plays the game of a case to its end.
+    fn play(&mut self, id: [u8; 32]) {
+        let Some(task) = self.task(id, GAME_S) else { return };
+        let Tools { worker, source, desk, ledger, .. } = &self.tools;
+        let (worker, source, desk, ledger) = (worker.clone(), source.clone(), desk.clone(), ledger.clone());
+        let poll = self.config.every;
+        let play = async move {
+            let kept = tokio::task::spawn_blocking(move || desk.evidence(&id)).await;
+            let evidence = match kept.ok().flatten() {
+                Some(evidence) => evidence,
+                None => match worker.obtained(&task, source).await {
+                    Some((evidence, _)) => evidence,
+                    None => return Outcome::Failed("the evidence for its dispute is lost".into()),
+                },
+            };
+            let (model, hash) = worker.model();
+            match play(&Court { ledger, model, hash, poll }, id, evidence).await {
+                Ok(outcome) => Outcome::Played(outcome),
+                Err(error) => Outcome::Failed(format!("its dispute: {error}")),
+            }
+        };
+        self.start_job(Matter::Case(id), play);
     }
 }

@@ -1,22 +1,19 @@
 //! Where evidence comes from.
 
-use futures::future::BoxFuture;
-use ledger::{audit::Chunk, eip712::Address};
-use thiserror::Error;
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, FutureExt};
+use ledger::{audit::Chunk, client::Key, eip712::Address};
+use transport::{NodeId, Transport};
 
 use super::known::Host;
-use crate::audit::evidence::{Evidence, EvidenceError};
-
-/// Why a node's evidence is not there.
-#[derive(Debug, Error)]
-pub enum FetchError {
-    /// The node cannot be reached, or says no.
-    #[error("{0}")]
-    Node(String),
-    /// It sends something else.
-    #[error(transparent)]
-    Evidence(#[from] EvidenceError),
-}
+use crate::{
+    audit::{
+        evidence::Evidence,
+        show::{FetchError, fetch},
+    },
+    node::GatewayAddress,
+};
 
 /// Which evidence is asked for, of whom.
 #[derive(Clone, Debug)]
@@ -35,4 +32,22 @@ pub struct Wanted {
 pub trait EvidenceSource: Send + Sync {
     /// Asks one node of the account for evidence. What comes need not be right: whoever asks checks it.
     fn fetch(&self, wanted: Wanted, host: Host) -> BoxFuture<'_, Result<Evidence, FetchError>>;
+}
+
+/// Nodes over links.
+pub struct Nodes {
+    /// Makes the links.
+    pub transport: Arc<dyn Transport>,
+    /// Of the auditor's account, which says to nodes that it was drawn.
+    pub key: Key,
+}
+
+impl EvidenceSource for Nodes {
+    fn fetch(&self, wanted: Wanted, host: Host) -> BoxFuture<'_, Result<Evidence, FetchError>> {
+        let fetched = async move {
+            let node = GatewayAddress { id: NodeId(host.node), address: host.endpoint };
+            fetch(&*self.transport, &node, &self.key, wanted.case, wanted.most_bytes).await
+        };
+        fetched.boxed()
+    }
 }

@@ -24,8 +24,8 @@ use tokio::{sync::mpsc, time::sleep};
 use transport::Identity;
 
 use super::{
-    Budget, Desk, EvidenceSource, FetchError, Finding, Host, Report, Tools, Wanted, Watch, WatchConfig,
-    WorkError, Worker, work::Task,
+    Budget, Desk, EvidenceSource, Finding, Host, Report, Tools, Wanted, Watch, WatchConfig, WorkError,
+    Worker, work::Task,
 };
 use crate::{
     audit::{
@@ -33,10 +33,11 @@ use crate::{
         duty::NO_ROWS,
         evidence::{Evidence, replay},
         plan::{Digest, Plan, PlannedStage, Terms, prompt_hash},
+        show::FetchError,
         trace::Entered,
     },
     device::Device,
-    model::{Model, Quantisation, tests::golden},
+    model::{Model, ModelHash, Quantisation, tests::golden},
     request::Sampling,
 };
 
@@ -59,12 +60,12 @@ fn cpu() -> Cpu {
 }
 
 /// A model, and its hash.
-fn model() -> (Arc<Model>, Digest) {
-    static MODEL: OnceLock<(Arc<Model>, Digest)> = OnceLock::new();
+fn model() -> (Arc<Model>, Arc<ModelHash>) {
+    static MODEL: OnceLock<(Arc<Model>, Arc<ModelHash>)> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
         let model = Model::open(&golden("llama")).expect("opens");
-        let hash = Digest(model.hash(Quantisation::Q8, &|_| ()).expect("hashes").hash);
-        (Arc::new(model), hash)
+        let hash = model.hash(Quantisation::Q8, &|_| ()).expect("hashes");
+        (Arc::new(model), Arc::new(hash))
     });
     model.clone()
 }
@@ -78,7 +79,7 @@ fn evidence(session: u8) -> Evidence {
         session: format!("{session:032x}"),
         gateway: Digest([1; 32]),
         terms: Terms {
-            model: model().1,
+            model: Digest(model().1.hash),
             quantisation: Quantisation::Q8,
             salt,
             prompt_hash: prompt_hash(&salt, &prompt),
@@ -96,9 +97,9 @@ fn evidence(session: u8) -> Evidence {
 /// The leaf of that, with what should have come out.
 fn right(evidence: &Evidence) -> Chunk {
     let (model, hash) = model();
-    let rows = replay(evidence, &model, &hash, &cpu(), &|_| ()).expect("computes");
+    let rows = replay(evidence, &model, &Digest(hash.hash), &cpu(), &|_| ()).expect("computes");
     Chunk {
-        model: hash.0,
+        model: hash.hash,
         plan: evidence.plan.hash().0,
         commitment: evidence.plan.hash().0,
         in_roots: roots(&evidence.in_roots()),
@@ -125,7 +126,7 @@ impl EvidenceSource for Shelf {
     fn fetch(&self, wanted: Wanted, host: Host) -> BoxFuture<'_, Result<Evidence, FetchError>> {
         assert_eq!(host.endpoint, "here");
         let found = self.0.lock().expect("whole").get(&wanted.chunk.plan).cloned();
-        futures::future::ready(found.ok_or_else(|| FetchError::Node("nothing".into()))).boxed()
+        futures::future::ready(found.ok_or_else(|| FetchError::Answer("nothing"))).boxed()
     }
 }
 
@@ -441,9 +442,7 @@ impl EvidenceSource for Hostile {
     fn fetch(&self, _: Wanted, _: Host) -> BoxFuture<'_, Result<Evidence, FetchError>> {
         match self.0.clone() {
             Some(evidence) => futures::future::ready(Ok(evidence)).boxed(),
-            None => {
-                sleep(Duration::from_secs(1 << 30)).map(|()| Err(FetchError::Node("late".into()))).boxed()
-            }
+            None => sleep(Duration::from_secs(1 << 30)).map(|()| Err(FetchError::Answer("late"))).boxed(),
         }
     }
 }

@@ -11,7 +11,7 @@ use ledger::{
 };
 use thiserror::Error;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     time::{Instant, sleep, timeout},
 };
 use transport::NodeId;
@@ -19,7 +19,7 @@ use transport::NodeId;
 use super::{
     desk::{Desk, Kept},
     known::Host,
-    source::{EvidenceSource, FetchError, Wanted},
+    source::{EvidenceSource, Wanted},
 };
 use crate::{
     audit::{
@@ -27,11 +27,12 @@ use crate::{
         evidence::{self, Evidence},
         plan::Digest,
         rows::CHUNK,
+        show::FetchError,
         verify::VerifyError,
     },
     device::Device,
     message::row_bytes,
-    model::{Model, Quantisation},
+    model::{Model, ModelHash, Quantisation},
     on_device,
     payment::store::StoreError,
 };
@@ -87,7 +88,7 @@ pub struct Budget {
 pub struct Worker {
     model: Arc<Model>,
     quantisation: Quantisation,
-    hash: Digest,
+    hash: Arc<ModelHash>,
     device: Device,
     budget: Budget,
     replays: Semaphore,
@@ -123,7 +124,7 @@ impl Worker {
     pub fn new(
         model: Arc<Model>,
         quantisation: Quantisation,
-        hash: Digest,
+        hash: Arc<ModelHash>,
         device: Device,
         budget: Budget,
     ) -> Self {
@@ -132,9 +133,9 @@ impl Worker {
         Self { model, quantisation, hash, device, budget, replays, memory, room_mib }
     }
 
-    /// The model that it has.
-    pub fn hash(&self) -> Digest {
-        self.hash
+    /// The model that it has, with its hash.
+    pub(super) fn model(&self) -> (Arc<Model>, Arc<ModelHash>) {
+        (self.model.clone(), self.hash.clone())
     }
 
     /// Most bytes that evidence of so many positions has.
@@ -147,17 +148,14 @@ impl Worker {
     /// is left is what a replay may need.
     pub(super) async fn answer(
         self: Arc<Self>,
-        mut task: Task,
+        task: Task,
         source: Arc<dyn EvidenceSource>,
         desk: Desk,
     ) -> Result<Answer, WorkError> {
         let (case, chunk) = (Digest(task.wanted.case), task.wanted.chunk);
         let found = match self.worth(&chunk, task.known_model)? {
             false => None,
-            true => {
-                task.wanted.most_bytes = self.most_bytes(chunk.to);
-                self.found(&task, source).await?
-            }
+            true => self.found(&task, source).await?,
         };
         let (result, replay, shown) = match found {
             Some((result, evidence, took)) => (result, Some(took), Some(evidence)),
@@ -174,7 +172,7 @@ impl Worker {
     /// Whether there can be anything to compute. A leaf of a model that the chain does not know, or of
     /// positions that no session has, comes without anything that an honest node could show.
     fn worth(&self, chunk: &Chunk, known_model: bool) -> Result<bool, WorkError> {
-        if chunk.model != self.hash.0 {
+        if chunk.model != self.hash.hash {
             return if known_model { Err(WorkError::OtherModel(Digest(chunk.model))) } else { Ok(false) };
         }
         let begins = chunk.to.saturating_sub(1) / CHUNK * CHUNK;
@@ -184,32 +182,46 @@ impl Worker {
         if chunk.to > self.budget.positions { Err(WorkError::TooLong(chunk.to)) } else { Ok(true) }
     }
 
+    /// What should have gone out; `None` if there is nothing to compute it from.
     async fn found(
         self: &Arc<Self>,
         task: &Task,
         source: Arc<dyn EvidenceSource>,
     ) -> Result<Option<([u8; 32], Arc<Evidence>, Duration)>, WorkError> {
+        let Some((evidence, _room)) = self.obtained(task, source).await else { return Ok(None) };
+        match self.computed(Arc::new(evidence), task.wanted.chunk).await {
+            // It fits its leaf, and no model.
+            Err(WorkError::Compute(VerifyError::OtherShape(what))) => {
+                tracing::warn!(case = %Digest(task.wanted.case), what, "a leaf that no session has");
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
+    }
+
+    /// The evidence, if a node of the account hands it over before it is too late for a replay.
+    pub(super) async fn obtained(
+        &self,
+        task: &Task,
+        source: Arc<dyn EvidenceSource>,
+    ) -> Option<(Evidence, SemaphorePermit<'_>)> {
+        let mut wanted = task.wanted.clone();
+        wanted.most_bytes = self.most_bytes(wanted.chunk.to);
         let hosts: Vec<&Host> = task.hosts.iter().filter(|host| is_bound(task, host)).collect();
         let give_up = Instant::now() + task.left.saturating_sub(RESERVE.min(task.left / 3));
-        let mib = (task.wanted.most_bytes.saturating_mul(COPIES) >> 20).saturating_add(1);
+        let mib = (wanted.most_bytes.saturating_mul(COPIES) >> 20).saturating_add(1);
         let mib = u32::try_from(mib).unwrap_or(u32::MAX).min(self.room_mib);
         let mut pause = PAUSES[0];
         loop {
-            let Ok(room) = self.memory.acquire_many(mib).await else { return Ok(None) };
+            let room = self.memory.acquire_many(mib).await.ok()?;
             for host in &hosts {
-                let Some(evidence) = fetch(task, host, &*source).await else { continue };
-                match self.computed(Arc::new(evidence), task.wanted.chunk).await {
-                    // It fits its leaf, and no model: there is nothing that could be computed from it.
-                    Err(WorkError::Compute(VerifyError::OtherShape(what))) => {
-                        tracing::warn!(case = %Digest(task.wanted.case), what, "a leaf that no session has");
-                        return Ok(None);
-                    }
-                    found => return found.map(Some),
+                if let Some(evidence) = fetch(&wanted, host, &*source).await {
+                    return Some((evidence, room));
                 }
             }
             drop(room);
             if Instant::now() + pause >= give_up {
-                return Ok(None);
+                return None;
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSES[1]);
@@ -248,7 +260,7 @@ impl Worker {
         evidence: &Evidence,
         backend: &B,
     ) -> Result<[u8; 32], VerifyError> {
-        let rows = evidence::replay(evidence, &self.model, &self.hash, backend, &|_| ())?;
+        let rows = evidence::replay(evidence, &self.model, &Digest(self.hash.hash), backend, &|_| ())?;
         Ok(roots(&evidence.out_roots(&rows)))
     }
 }
@@ -261,24 +273,24 @@ fn is_bound(task: &Task, host: &Host) -> bool {
 }
 
 /// Evidence from one node that fits what was opened.
-async fn fetch(task: &Task, host: &Host, source: &dyn EvidenceSource) -> Option<Evidence> {
-    let longest = BEGINNING + Duration::from_secs((task.wanted.most_bytes / SLOWEST) as u64);
-    let fetched = timeout(longest, source.fetch(task.wanted.clone(), host.clone())).await;
+async fn fetch(wanted: &Wanted, host: &Host, source: &dyn EvidenceSource) -> Option<Evidence> {
+    let longest = BEGINNING + Duration::from_secs((wanted.most_bytes / SLOWEST) as u64);
+    let fetched = timeout(longest, source.fetch(wanted.clone(), host.clone())).await;
     let checked = match fetched {
         Ok(Ok(evidence)) => {
-            let chunk = task.wanted.chunk;
+            let chunk = wanted.chunk;
             // All of it is hashed.
             let check = move || evidence.check(&chunk).map(|()| evidence).map_err(FetchError::from);
             let checked = tokio::task::spawn_blocking(check).await;
-            checked.unwrap_or_else(|error| Err(FetchError::Node(error.to_string())))
+            checked.unwrap_or_else(|error| Err(FetchError::Unreachable(error.to_string())))
         }
         Ok(Err(error)) => Err(error),
-        Err(_) => Err(FetchError::Node(format!("it sends nothing whole in {} s", longest.as_secs()))),
+        Err(_) => Err(FetchError::Unreachable(format!("it sends nothing whole in {} s", longest.as_secs()))),
     };
     match checked {
         Ok(evidence) => Some(evidence),
         Err(error) => {
-            let (case, node) = (Digest(task.wanted.case), NodeId(host.node));
+            let (case, node) = (Digest(wanted.case), NodeId(host.node));
             tracing::info!(%case, node = %node.short(), %error, "no evidence yet");
             None
         }
