@@ -261,7 +261,7 @@ impl<'c> Seat<'c> {
         let ask = Ask { dispute: dispute.clone(), events, reply };
         asks.send(ask).await.map_err(|_| CourtError::Stopped)?;
         match answer.await.map_err(|_| CourtError::Stopped)?? {
-            Answer::Move(step) => self.submit(dispute, step).await,
+            Answer::Move(step) => self.submit(dispute, *step).await,
             Answer::Nothing(reason) => {
                 self.fail(dispute, reason);
                 Ok(())

@@ -1,7 +1,5 @@
 //! Disputes that audits have come to, played on a chain by drivers of both sides.
 
-mod scene;
-
 use kernels::backend::Profile;
 use ledger::{
     audit::{Chunk, seal},
@@ -12,6 +10,7 @@ use super::*;
 use crate::{
     audit::{
         plan::{Digest, Plan, PlannedStage, Terms},
+        scene::{Scene, pod},
         trace::{
             Entered,
             cheat::Cheat,
@@ -22,7 +21,6 @@ use crate::{
     model::Quantisation,
     request::Sampling,
 };
-use scene::{Scene, pod};
 
 const POSITIONS: u32 = 3;
 const FLIP: Cheat = Cheat::Flip { slot: 1, operation: op::Q, position: 2, word: 40, bits: 1 << 13 };
@@ -138,7 +136,7 @@ async fn crashing(court: Court, case: [u8; 32], evidence: Evidence, make: Make) 
 /// Every way in which a dispute ends, and what it costs whom.
 #[tokio::test(flavor = "multi_thread")]
 async fn disputes_are_played_to_their_ends() {
-    let (scene, secret) = Scene::new().await;
+    let scene = Scene::new().await;
     let (world, plain) = (World::new(Quantisation::Q8), World::new(Quantisation::F32));
     assert_eq!(plain.quantisation.profile(), Profile::F32);
     let evidence = world.evidence(2);
@@ -151,7 +149,7 @@ async fn disputes_are_played_to_their_ends() {
         world.chunk(&evidence, Some(honest), 4),
         world.chunk(&evidence, Some(skipping), 5),
     ];
-    let cases = scene.disputed(&secret, &chunks).await;
+    let cases = scene.disputed(&chunks).await;
     let (node, auditor) = (world.court(&scene.node), world.court(&scene.auditors[0]));
     let both = async |index: usize, accused: Make, accuser: Make| {
         let case = cases[index];
@@ -229,12 +227,12 @@ async fn silences(scene: &Scene, [node, auditor]: [&Court; 2], cases: &[[u8; 32]
 /// Nothing is played that is not the account's, not of the evidence, or not there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_played_is_said() {
-    let (scene, secret) = Scene::new().await;
+    let scene = Scene::new().await;
     let world = World::new(Quantisation::Q8);
     let evidence = world.evidence(2);
     let empty = world.evidence(0);
     let chunks = [world.chunk(&evidence, Some(honest), 0), world.chunk(&empty, None, 1)];
-    let cases = scene.disputed(&secret, &chunks).await;
+    let cases = scene.disputed(&chunks).await;
     let (case, node) = (cases[0], world.court(&scene.node));
     let auditor = world.court(&scene.auditors[0]);
     let outcome = play(&auditor, cases[1], empty).await.expect("ends");
