@@ -18,7 +18,7 @@ use super::{
 use crate::{
     audit::{
         plan::Digest,
-        rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, token_leaf},
+        rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, row_roots, token_leaves},
     },
     model::{ModelHash, OpenUnit},
 };
@@ -33,20 +33,9 @@ pub fn roots_hash(roots: &[Hash]) -> Hash {
 /// Leaves of what came in, position by position.
 fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
     match entered {
-        Entered::Tokens(tokens) => {
-            (0..).zip(tokens).map(|(position, &token)| token_leaf(&model, position, token)).collect()
-        }
-        Entered::Rows(rows) => row_leaves(Boundary { model, layer }, &roots_of(rows), 0),
+        Entered::Tokens(tokens) => token_leaves(&model, 0, tokens),
+        Entered::Rows(rows) => Boundary { model, layer }.rows(0, &row_roots(rows)),
     }
-}
-
-fn roots_of(rows: &[Vec<u8>]) -> Vec<Hash> {
-    rows.iter().map(|row| row_root(row)).collect()
-}
-
-/// Leaves of rows from a position on; of those of the last stage, too, without the tokens drawn from them.
-fn row_leaves(at: Boundary, rows: &[Hash], from: u32) -> Vec<Hash> {
-    (from..).zip(rows).map(|(position, root)| at.row(position, root)).collect()
 }
 
 fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
@@ -94,7 +83,8 @@ impl<'a> Side<'a> {
 
     /// Roots of the rows that were sent, chunk by chunk.
     pub fn sent_roots(&self) -> Vec<Hash> {
-        chunk_roots(&row_leaves(self.boundary(), &roots_of(&self.sent), 0))
+        // Of those of the last stage, too, without the tokens drawn from them.
+        chunk_roots(&self.boundary().rows(0, &row_roots(&self.sent)))
     }
 
     /// Roots of what came in, chunk by chunk.
@@ -137,7 +127,7 @@ impl<'a> Side<'a> {
     pub fn reveal_rows(&self, chunk: u32) -> Move {
         let from = (chunk * CHUNK) as usize;
         let to = chunk_end(chunk * CHUNK, self.sent.len() as u32) as usize;
-        Move::RevealRows { rows: roots_of(&self.sent[from..to]) }
+        Move::RevealRows { rows: row_roots(&self.sent[from..to]) }
     }
 
     /// Shows the leaves of the pieces of a row that was sent.
@@ -185,9 +175,9 @@ impl<'a> Side<'a> {
     /// Chooses the first row of a chunk that is not as it should be.
     pub fn choose_row(&self, chunk: u32, rows: &[Hash]) -> Option<Move> {
         let from = chunk * CHUNK;
-        let mine = roots_of(self.sent.get(from as usize..)?);
+        let mine = row_roots(self.sent.get(from as usize..)?);
         let index = mine.iter().zip(rows).position(|(mine, theirs)| mine != theirs)?;
-        let in_chunk = merkle::proof(&row_leaves(self.boundary(), rows, from), index)?;
+        let in_chunk = merkle::proof(&self.boundary().rows(from, rows), index)?;
         Some(Move::ChooseRow { position: from + index as u32, row: rows[index], in_chunk })
     }
 

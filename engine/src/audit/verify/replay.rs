@@ -5,7 +5,7 @@ use kernels::backend::{Backend, Profile};
 
 use super::{VerifyError, shard};
 use crate::{
-    audit::{receipt::Receipt, rows::row_root},
+    audit::{receipt::Receipt, rows::row_roots},
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, decode_rows, encode_rows, row_bytes},
     model::{Model, Progress},
@@ -92,7 +92,7 @@ impl<'a, B: Backend + Clone> Replay<'a, B> {
             }
             stage.read_rows(0..to - from, &mut rows).map_err(device)?;
             let bytes = encode_rows(&rows, self.profile);
-            replayed.roots.extend(bytes.chunks(wide).map(row_root));
+            replayed.roots.extend(row_roots(&bytes.chunks(wide).collect::<Vec<_>>()));
             if last {
                 self.draw(&mut stage, &segments, &mut sampler, &mut replayed)?;
             } else {
