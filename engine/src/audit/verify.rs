@@ -19,17 +19,17 @@ use super::{
 };
 use crate::{
     local::LoadError,
-    model::{Model, Progress, Shard},
+    model::{Model, Progress},
     request::Finish,
     stage::ComputeError,
 };
 use replay::{Replay, Replayed};
 
-/// Why a receipt could not be checked.
+/// Why a receipt, or what one stage of a session did, could not be computed anew.
 #[derive(Debug, Error)]
 pub enum VerifyError {
     /// It is of another model.
-    #[error("the receipt is of model {claimed}, and these files are {found}")]
+    #[error("it is of model {claimed}, and these files are {found}")]
     OtherModel {
         /// As the receipt has it.
         claimed: Digest,
@@ -37,7 +37,7 @@ pub enum VerifyError {
         found: Digest,
     },
     /// It has more positions, layers or tokens than the model.
-    #[error("the receipt has {0} that the model does not have")]
+    #[error("it has {0} that the model does not have")]
     OtherShape(&'static str),
     /// The model's files are at fault.
     #[error(transparent)]
@@ -322,10 +322,4 @@ fn earlier(signed: Finding, compared: Finding) -> Finding {
         | Finding::Output { from, .. } => from,
     };
     if place(&signed) <= place(&compared) { signed } else { compared }
-}
-
-fn shard(receipt: &Receipt, index: usize) -> Shard {
-    let stage = &receipt.plan.stages[index];
-    let layers = stage.from as usize..stage.to as usize;
-    Shard { layers, embedding: stage.embedding, head: stage.head }
 }

@@ -7,14 +7,15 @@
 //! what goes from layer to layer, and computes a layer again when its words are asked for.
 
 pub mod dispute;
+pub mod gap;
 pub mod kind;
 pub mod tree;
 pub mod wiring;
 
 #[cfg(test)]
-mod cheat;
+pub(super) mod cheat;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::ops::Range;
 
@@ -164,8 +165,14 @@ impl<'a> Trace<'a> {
             self.tops.push(operations.iter().map(|rows| top(rows.clone(), self.depths.positions)).collect());
             self.roots.push(operations);
             self.outs.push(rows.last().cloned().unwrap_or_default());
+            tracing::info!(layers = slot, of = self.layers.len(), "traced for a dispute");
         }
         Ok(self)
+    }
+
+    /// The rows that the stage sends, as they travel.
+    pub fn sent(&self) -> Vec<Vec<u8>> {
+        self.outs.last().into_iter().flatten().map(|row| travelling(row)).collect()
     }
 
     /// Bits of the fields of an index.
