@@ -282,7 +282,11 @@ impl<'a> Trace<'a> {
     }
 
     fn row_nodes(&self, row: &[u32], levels: u32) -> Vec<Hash> {
-        raise(pieces(row).map(|piece| ledger::eip712::keccak(&piece)).collect(), levels)
+        let pieces: Vec<[u8; 512]> = pieces(row).collect();
+        raise(
+            ledger::eip712::keccak_each(pieces.len(), |index, bytes| bytes.extend_from_slice(&pieces[index])),
+            levels,
+        )
     }
 
     /// The words of a row; none where there is no row.
