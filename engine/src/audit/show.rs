@@ -160,7 +160,7 @@ mod tests {
         audit::{
             book::{BookConfig, Entry, Signed},
             plan::{Digest, Plan, PlannedStage, Terms},
-            rows::{Boundary, CHUNK, chunk_root, row_root},
+            rows::{Boundary, CHUNK, chunk_root, row_roots},
         },
         model::Quantisation,
         payment::now,
@@ -214,8 +214,7 @@ mod tests {
             let to = (from + CHUNK).min(150);
             let rows: Vec<Bytes> = (from..to).map(|n| Bytes::from(vec![n as u8; WIDE])).collect();
             let at = Boundary { model: MODEL, layer: 2 };
-            let leaves = (from..to).zip(&rows).map(|(position, row)| at.row(position, &row_root(row)));
-            let root = chunk_root(&leaves.collect::<Vec<_>>());
+            let root = chunk_root(&at.rows(from, &row_roots(&rows)));
             book.note(Entry::Rows { model: MODEL, root, rows });
             book.note(Entry::Signed(Box::new(Signed {
                 plan: plan.clone(),
@@ -283,12 +282,13 @@ mod tests {
         let (book, docket) = (book(folder.path()), Mutex::new(docket()));
         let held = book.leaf(0, 2).expect("a leaf");
         let line = line(move |node, peer, show| Some(whole(answer(&book, &docket, node, peer, &show))));
-        let evidence = fetch(&line.auditor, &line.node, &key(1), CASE).await.expect("is shown");
+        let evidence =
+            fetch(&line.auditor, &line.node, &key(1), CASE, MAX_EVIDENCE_BYTES).await.expect("is shown");
         assert_eq!((evidence.to(), evidence.check(&held.chunk)), (150, Ok(())));
         assert!(evidence.encode().len() > 4 * MAX_SHOWN_BYTES);
         let refused = [(key(2), CASE), (key(1), [6; 32])];
         for (key, case) in refused {
-            let refused = fetch(&line.auditor, &line.node, &key, case).await;
+            let refused = fetch(&line.auditor, &line.node, &key, case, MAX_EVIDENCE_BYTES).await;
             assert!(matches!(refused, Err(FetchError::Refused(Hidden::NotDrawn))), "{refused:?}");
         }
         line.task.abort();
@@ -335,7 +335,7 @@ mod tests {
         ];
         for reply in replies {
             let line = line(reply);
-            assert!(fetch(&line.auditor, &line.node, &key(1), CASE).await.is_err());
+            assert!(fetch(&line.auditor, &line.node, &key(1), CASE, MAX_EVIDENCE_BYTES).await.is_err());
             line.task.abort();
         }
     }

@@ -54,10 +54,10 @@ pub(super) struct Ways {
     pub(super) weights: Option<(Arc<Model>, Quantisation)>,
     pub(super) cheat: Option<Cheat>,
     /// KV pages, if they are few.
-    pages: Option<usize>,
-    device: Option<Device>,
+    pub(super) pages: Option<usize>,
+    pub(super) device: Option<Device>,
     pub(super) book: Option<Arc<Book>>,
-    unsigned: bool,
+    pub(super) unsigned: bool,
 }
 
 pub(super) struct World {
