@@ -522,6 +522,7 @@ fn name_of(action: &AuditAction) -> &'static str {
         AuditAction::Dispute { .. } => "dispute",
         AuditAction::MatchBond { .. } => "match bond",
         AuditAction::ClaimBonds => "claim",
+        AuditAction::Play { .. } => "play",
     }
 }
 

@@ -65,8 +65,8 @@ pub(super) struct Known {
 pub(super) struct Saved {
     /// Nothing older matters, but for what is here.
     pub(super) block: u64,
-    nodes: Vec<(Address, Vec<Host>)>,
-    models: Vec<[u8; 32]>,
+    pub(super) nodes: Vec<(Address, Vec<Host>)>,
+    pub(super) models: Vec<[u8; 32]>,
 }
 
 impl Known {
