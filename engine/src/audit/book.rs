@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
@@ -47,7 +48,8 @@ use volume::{Contents, Span};
 use writer::{Command, Writer};
 
 /// What the recorder says that waits for the disk; past it, it is left out.
-const QUEUE: usize = 128;
+const QUEUE: usize = 4096;
+const QUEUE_BYTES: usize = 128 << 20;
 
 /// What a book is of, and its bounds.
 #[derive(Clone, Debug)]
@@ -110,6 +112,16 @@ pub enum Entry {
         /// Number of the stage.
         stage: u32,
     },
+}
+
+impl Entry {
+    /// What it takes while it waits.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Rows { rows, .. } => rows.iter().map(Bytes::len).sum(),
+            Self::Signed(_) | Self::Over { .. } => 0,
+        }
+    }
 }
 
 /// How far a sealed volume is.
@@ -188,7 +200,11 @@ pub struct Exhibit {
 
 /// What the writer and the readers share.
 #[derive(Debug, Default)]
-struct Shared(Mutex<Shelf>);
+struct Shared {
+    shelf: Mutex<Shelf>,
+    /// Bytes that wait for the writer.
+    queued: AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 struct Shelf {
@@ -213,7 +229,7 @@ pub struct Book {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Shelf> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -277,7 +293,7 @@ impl Book {
         let last = shelf.volumes.last_key_value().map_or(0, |(number, _)| *number);
         let told = shelf.sealed.last_key_value().map_or(0, |(number, _)| *number + 1);
         let number = last.max(told);
-        let shared = Arc::new(Shared(Mutex::new(shelf)));
+        let shared = Arc::new(Shared { shelf: Mutex::new(shelf), ..Shared::default() });
         let writer = Writer::new(config.clone(), shared.clone(), number).map_err(failed)?;
         let (commands, inbox) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("book".into()).spawn(move || writer.run(&inbox));
@@ -288,7 +304,10 @@ impl Book {
     /// Puts something in. It never waits; what there is no time for is left out, with what needs it.
     pub fn note(&self, entry: Entry) {
         let Some(commands) = &self.commands else { return };
-        if let Err(TrySendError::Full(_)) = commands.try_send(Command::Entry(entry)) {
+        let (queued, bytes) = (&self.shared.queued, entry.bytes());
+        let room = queued.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES;
+        if !room || matches!(commands.try_send(Command::Entry(entry)), Err(TrySendError::Full(_))) {
+            queued.fetch_sub(bytes, Ordering::Relaxed);
             tracing::debug!("the disk is too slow for the book: a chunk is left out");
         }
     }

@@ -19,13 +19,10 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use kernels::{
-    backend::BackendError,
-    cpu::{Cpu, Isa},
-};
+use kernels::cpu::{Cpu, CpuError, Isa};
 use ledger::{
     audit::{Tree, roots, seal},
-    client::{Action, AuditEvent, AuditTerms, Cursor, Error, Event as Happened, Head, Ledger, NodeEntry},
+    client::{AuditEvent, AuditTerms, Cursor, Error, Event as Happened, Head, Ledger, NodeEntry},
 };
 use thiserror::Error as ThisError;
 use tokio::{
@@ -98,7 +95,7 @@ pub enum SelfTestError {
     Book(#[from] BookError),
     /// There is no processor for it.
     #[error("the self-test cannot be made: {0}")]
-    Device(#[from] BackendError),
+    Device(#[from] CpuError),
     /// The model is not hashed yet.
     #[error("the self-test cannot be made before the model is hashed")]
     Hash,
@@ -262,6 +259,8 @@ struct Desk {
     trees: HashMap<u64, Arc<Tree>>,
     opened: u64,
     away: bool,
+    /// The chain's time at the last look.
+    time: u64,
 }
 
 impl Desk {
@@ -286,6 +285,7 @@ impl Desk {
             trees: HashMap::new(),
             opened: 0,
             away: false,
+            time: 0,
         }
     }
 
@@ -309,9 +309,10 @@ impl Desk {
                 if std::mem::take(&mut self.away) {
                     tracing::info!("the chain is back");
                 }
+                self.time = time(&head);
                 self.register();
-                self.post(&terms, &head).await;
-                self.act(&terms, &head).await;
+                self.post(&terms).await;
+                self.act(&terms).await;
                 self.clear(&terms, &head).await;
             }
             Err(error) => {
@@ -399,13 +400,6 @@ impl Desk {
         }
     }
 
-    /// Begins something that nothing depends on.
-    fn submit(&mut self, what: &'static str, action: Action) {
-        let ledger = self.config.ledger.clone();
-        let doing = async move { Done::Other(what, ledger.submit(action).await.map(drop)) };
-        self.running.push(Box::pin(doing));
-    }
-
     async fn done(&mut self, done: Done) {
         match done {
             Done::Posted(sealed, outcome) => self.posted(sealed, outcome).await,
@@ -434,7 +428,7 @@ impl Desk {
     }
 
     /// Writes down how far a volume is.
-    async fn set(&self, sealed: Sealed) -> bool {
+    async fn set(&mut self, sealed: Sealed) -> bool {
         let book = self.config.book.clone();
         let written = tokio::task::spawn_blocking(move || book.set(sealed)).await;
         match written {

@@ -18,7 +18,6 @@ use super::{
     book::{Book, Entry as Note, Signed},
     commitment::{Committed, Signer},
     plan::{Digest, Plan},
-    retain::RowStore,
     rows::CHUNK,
 };
 use crate::message::{BlockHash, Close, Draws, Open, RouteId, Segment, SessionId};
@@ -29,13 +28,11 @@ const QUEUE: usize = 16;
 /// Sessions that are over and wait for the commitments of the stage before.
 const MAX_CLOSED: usize = 64;
 
-/// What a node signs with, and where it keeps rows.
+/// What a node signs with, and where it keeps what proves it.
 #[derive(Clone, Debug)]
 pub struct Audit {
     /// The key.
     pub signer: Signer,
-    /// Output rows, for auditors.
-    pub rows: Option<Arc<RowStore>>,
     /// What is committed to on a chain.
     pub book: Option<Arc<Book>>,
 }
@@ -200,8 +197,8 @@ impl<E: Fn(Outgoing)> Desk<E> {
     fn take(&mut self, event: Event) {
         match event {
             Event::Open { session, route, place, blocks } => {
-                let (rows, book) = (self.audit.rows.is_some(), self.audit.book.is_some());
-                let (recording, plan) = (Recording::new(&place, rows, book), place.plan.hash());
+                let recording = Recording::new(&place, self.audit.book.is_some());
+                let plan = place.plan.hash();
                 self.sessions.insert(session, Entry { route, place: *place, plan, blocks, recording });
             }
             Event::Passed(passed) => self.passed(&passed),
@@ -313,9 +310,6 @@ impl<E: Fn(Outgoing)> Desk<E> {
                     return self.forget(session);
                 }
             };
-            if let (Some(store), Some(rows)) = (&self.audit.rows, &closed.rows) {
-                store.put(&closed.chunk.out_root, rows);
-            }
             if let Some(book) = &self.audit.book {
                 commit(book, place, plan, &closed);
             }

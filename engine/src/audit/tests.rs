@@ -1,6 +1,7 @@
 //! Swarms whose nodes are honest, and such with one that really cheats: what receipts prove of them.
 
 use std::{
+    collections::HashMap,
     fs,
     path::Path,
     sync::{Arc, OnceLock},
@@ -12,16 +13,18 @@ use kernels::{
     backend::KvShape,
     cpu::{Cpu, Isa},
 };
+use ledger::audit::{roots, seal};
 use proptest::prelude::*;
 use transport::{Identity, Limits, Transport, sim::Network};
 
 use super::{
-    book::Book,
+    book::{Book, BookConfig},
     commitment::Signer,
+    draw::Rate,
+    evidence::{Evidence, replay},
     plan::Digest,
     receipt::Receipt,
     recorder::Audit,
-    retain::RowStore,
     store::{ReceiptStore, StoreLimits},
     verify::{Finding, Problem, Verdict, verify},
 };
@@ -53,7 +56,6 @@ struct Ways {
     /// KV pages, if they are few.
     pages: Option<usize>,
     device: Option<Device>,
-    rows: Option<Arc<RowStore>>,
     book: Option<Arc<Book>>,
     unsigned: bool,
 }
@@ -117,6 +119,19 @@ impl World {
         Self { network, model, hash, store, swarm, submitter, gateway }
     }
 
+    fn book(&self, directory: &Path) -> Arc<Book> {
+        let config = BookConfig {
+            directory: directory.to_owned(),
+            limit_bytes: 1 << 30,
+            account: [7; 20],
+            model: Arc::new(OnceLock::from(self.hash)),
+            quantisation: Quantisation::Q8,
+            layers: self.model.config().layers,
+            plants: Rate::from_bits(0),
+        };
+        Arc::new(Book::open(config).expect("opens"))
+    }
+
     fn node(&self, seed: u8, shard: Shard, ways: Ways) -> Node {
         let endpoint = self.network.endpoint(&identity(seed), Limits::default()).expect("an endpoint");
         let (weights, quantisation) = ways.weights.unwrap_or_else(|| (self.model.clone(), Quantisation::Q8));
@@ -125,7 +140,7 @@ impl World {
         let shape = KvShape { layers, pages: 1, kv_heads, head_dim, profile: quantisation.profile() };
         let kv_bytes = ways.pages.map_or(BUDGET.kv_bytes, |pages| (pages * shape.page_bytes()) as u64);
         let budget = StageBudget { kv_bytes, ..BUDGET };
-        let audit = Audit { signer: Signer::new(identity(seed)), rows: ways.rows, book: ways.book };
+        let audit = Audit { signer: Signer::new(identity(seed)), book: ways.book };
         let node = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
@@ -355,18 +370,22 @@ async fn receipts_cannot_be_altered() {
 async fn honest(devices: [Device; 3], few: Option<usize>, sessions: u64) -> usize {
     let world = World::new("llama", true);
     let layers = world.model.config().layers;
-    let mut nodes = Vec::new();
+    let (mut nodes, mut books) = (Vec::new(), Vec::new());
+    let folder = tempfile::tempdir().expect("a directory");
     for (index, (device, from)) in devices.into_iter().zip(CUTS).enumerate() {
         let to = CUTS.get(index + 1).copied().unwrap_or(layers);
         let shard = Shard { layers: from..to, embedding: index == 0, head: to == layers };
-        let ways = Ways { device: Some(device), pages: few, ..Ways::default() };
+        let book = world.book(&folder.path().join(index.to_string()));
+        books.push(book.clone());
+        let ways = Ways { device: Some(device), pages: few, book: Some(book), ..Ways::default() };
         nodes.push(world.node(index as u8 + 1, shard, ways));
     }
     world.swarm.status().wait_for(SwarmStatus::ready).await.expect("serves");
     let mut chunks = 0;
     // Short replies make the gateway expect more of them, and admit more sessions than have room.
+    let mut short = 0;
     for _ in 0..few.map_or(0, |_| 40) {
-        world.receipt(request(0, 3, 1)).await;
+        short += world.receipt(request(0, 3, 1)).await.1.stages.iter().map(Vec::len).sum::<usize>();
     }
     for round in 0..2 {
         let running = (0..sessions).map(|n| {
@@ -389,8 +408,36 @@ async fn honest(devices: [Device; 3], few: Option<usize>, sessions: u64) -> usiz
         Some(_) => assert!(load.iter().any(|load| load.preempted > 0), "{load:?}"),
         None => assert!(load[0].reused > 0, "{load:?}"),
     }
+    let (model, hash) = (world.model.clone(), world.hash);
     world.stop(nodes).await;
+    let committed: usize = books.iter().map(|book| proved(book, &model, &hash)).sum();
+    assert_eq!(committed, chunks + short, "every chunk is committed to");
     chunks
+}
+
+/// Computes again what a book's leaves are of, and says how many there are.
+fn proved(book: &Book, model: &Model, hash: &Digest) -> usize {
+    book.flush();
+    let sealed = book.seal().expect("is written").expect("something was signed");
+    let mut sessions: HashMap<Digest, (Evidence, Vec<[u8; 32]>)> = HashMap::new();
+    // The longest part of each session says what came out of all of it.
+    for index in (0..sealed.count).rev() {
+        let held = book.leaf(sealed.volume, index).expect("a leaf").chunk;
+        let evidence = book.evidence(sealed.volume, index).expect("is there");
+        let longest = sessions.get(&Digest(held.plan)).is_none_or(|(known, _)| known.to() < held.to);
+        if longest {
+            let rows = replay(&evidence, model, hash, &cpu(), &|_| ()).expect("computes");
+            let roots = evidence.out_roots(&rows);
+            sessions.insert(Digest(held.plan), (evidence, roots));
+        }
+    }
+    for index in 0..sealed.count {
+        let held = book.leaf(sealed.volume, index).expect("a leaf").chunk;
+        let (_, out) = &sessions[&Digest(held.plan)];
+        let out = &out[..held.to.div_ceil(super::rows::CHUNK) as usize];
+        assert_eq!(seal(&roots(out)), held.sealed_roots, "{held:?}");
+    }
+    sealed.count as usize
 }
 
 #[tokio::test]
@@ -409,26 +456,6 @@ async fn honest_cards_are_never_blamed() {
     let _stand_in = stand_in_driver::StandIn::fresh("");
     let card = Device::Cuda(kernels::cuda::Cuda::open(0).expect("the stand-in has a card"));
     honest([Device::Cpu(cpu()), card.clone(), card], None, 1).await;
-}
-
-/// What a stage keeps is what the next one got.
-#[tokio::test]
-async fn output_rows_are_kept_for_auditors() {
-    let folder = tempfile::tempdir().expect("a directory");
-    let window = Duration::from_secs(3600);
-    let rows = Arc::new(RowStore::open(folder.path(), 64 << 20, window).expect("opens"));
-    let world = World::new("llama", false);
-    let nodes = world.pipeline(1, Ways { rows: Some(rows.clone()), ..Ways::default() }).await;
-    let (_, receipt) = world.receipt(request(10, 100, 40)).await;
-    let wide = world.model.config().hidden * 2;
-    for chunk in &receipt.stages[1] {
-        let bytes = rows.get(&chunk.out_root).expect("kept");
-        let at = super::rows::Boundary { model: world.hash, layer: 4 };
-        let leaf = |(position, row)| at.row(position, &super::rows::row_root(row));
-        let leaves: Vec<[u8; 32]> = (chunk.from..chunk.to).zip(bytes.chunks(wide)).map(leaf).collect();
-        assert_eq!(super::rows::chunk_root(&leaves), chunk.out_root);
-    }
-    world.stop(nodes).await;
 }
 
 const SEED: &[u8] = include_bytes!("../../fuzz/seeds/receipt/short");

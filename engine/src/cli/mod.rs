@@ -3,6 +3,7 @@
 
 mod audit;
 mod auditor;
+mod audits;
 mod chain;
 mod doctor;
 mod earn;

@@ -6,6 +6,7 @@ use std::{
     io,
     sync::{
         Arc, MutexGuard,
+        atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError, SyncSender},
     },
     time::{Duration, Instant},
@@ -99,7 +100,10 @@ impl Writer {
         let mut flushed = Instant::now();
         loop {
             match inbox.recv_timeout(FLUSH_EVERY.saturating_sub(flushed.elapsed())) {
-                Ok(Command::Entry(entry)) => self.enter(entry),
+                Ok(Command::Entry(entry)) => {
+                    self.shared.queued.fetch_sub(entry.bytes(), Ordering::Relaxed);
+                    self.enter(entry);
+                }
                 Ok(Command::Seal(answer)) => _ = answer.send(self.seal()),
                 Ok(Command::Flush(answer)) => {
                     self.flush();

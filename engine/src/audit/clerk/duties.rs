@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use ledger::{
-    client::{Action, AuditAction, AuditTerms, Error, Head, Ledger, Pod},
+    client::{Action, AuditAction, AuditTerms, Error, Ledger, Pod},
     eip712::Address,
 };
 use tokio::task::spawn_blocking;
 
 use super::{
-    AGAIN_S, AT_ONCE, Acting, ClerkConfig, Desk, Done, REFUSED_S, SelfTestError, Standing, self_test, time,
+    AGAIN_S, AT_ONCE, Acting, ClerkConfig, Desk, Done, REFUSED_S, SelfTestError, Standing, self_test,
 };
 use crate::audit::{
     court::{Court, play},
@@ -38,9 +38,9 @@ impl Desk {
     }
 
     /// Begins what is due.
-    pub(super) async fn act(&mut self, terms: &AuditTerms, head: &Head) {
+    pub(super) async fn act(&mut self, terms: &AuditTerms) {
         let room = AT_ONCE.saturating_sub(self.running.len());
-        let due = self.docket().due(time(head), room);
+        let due = self.docket().due(self.time, room);
         for (case, mine, duty) in due {
             let proof = match duty {
                 Duty::Open => self.tree(mine.volume).await.and_then(|t| t.proof(mine.leaf.index as usize)),
@@ -86,7 +86,7 @@ impl Desk {
     }
 
     pub(super) async fn acted(&mut self, case: [u8; 32], duty: Duty, outcome: Result<(), Acting>) {
-        let (name, now) = (hex::encode(case), crate::payment::now());
+        let (name, now) = (hex::encode(case), self.time);
         match outcome {
             Ok(()) => {
                 tracing::info!(case = name, ?duty, "done");

@@ -5,7 +5,7 @@ use ledger::{
     client::{Action, AuditAction, AuditEvent, AuditTerms, Error, Event as Happened, Head, Receipt},
 };
 
-use super::{Desk, Done, Sealed, Standing, time};
+use super::{Desk, Done, Sealed, Standing};
 use crate::payment::now;
 
 /// A root that was handed to the chain and did not appear is waited for so long, in seconds: stake is held less.
@@ -21,8 +21,8 @@ pub(super) fn window(epoch_s: u64, account: &[u8; 20]) -> std::ops::Range<u64> {
 
 impl Desk {
     /// Hands a root to the chain, if it is time to.
-    pub(super) async fn post(&mut self, terms: &AuditTerms, head: &Head) {
-        let (time, me) = (time(head), self.config.book.account());
+    pub(super) async fn post(&mut self, terms: &AuditTerms) {
+        let (time, me) = (self.time, self.config.book.account());
         let epoch_s = terms.epoch_s.max(1);
         let Ok(epoch) = u32::try_from(time / epoch_s) else { return };
         if self.posting || self.posted == Some(epoch) || !window(epoch_s, &me).contains(&(time % epoch_s)) {
@@ -63,7 +63,7 @@ impl Desk {
     }
 
     /// The oldest volume that the chain was not told of; what is open, if there is none.
-    async fn next_sealed(&self) -> Option<Sealed> {
+    async fn next_sealed(&mut self) -> Option<Sealed> {
         let unsent = |sealed: &Sealed| sealed.standing == Standing::Sealed;
         if let Some(sealed) = self.config.book.sealed().into_iter().find(unsent) {
             return Some(sealed);

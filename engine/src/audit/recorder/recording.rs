@@ -60,8 +60,6 @@ pub(super) struct Closed {
     pub(super) before: Digest,
     /// What was signed.
     pub(super) commitment: Digest,
-    /// The rows that went out, if they are to be kept.
-    pub(super) rows: Option<Vec<Bytes>>,
     /// The root of the rows that went out, without tokens.
     pub(super) sent_root: Digest,
     /// What came in, if that is to be kept and is less than a block.
@@ -90,8 +88,6 @@ pub(super) struct Recording {
     chain: Chain,
     previous: Option<Follower>,
     heard: VecDeque<Heard>,
-    /// Output rows that are hashed and not signed, from the chain's position; none of shared blocks.
-    kept: Option<BTreeMap<u32, Bytes>>,
     /// What came in, as it travels, and is hashed and not handed out; none of shared blocks.
     came: Option<BTreeMap<u32, Bytes>>,
     /// Roots of the blocks of what came in, as far as they were handed out.
@@ -101,7 +97,7 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    pub(super) fn new(place: &Place, keep_rows: bool, keep_input: bool) -> Self {
+    pub(super) fn new(place: &Place, keep_input: bool) -> Self {
         let (plan, index) = (&place.plan, place.stage);
         let (hash, model) = (plan.hash(), plan.terms.model);
         let stage = &plan.stages[index];
@@ -122,7 +118,6 @@ impl Recording {
             chain: Chain::new(hash, number(index)),
             previous,
             heard: VecDeque::new(),
-            kept: (keep_rows && !stage.head).then(BTreeMap::new),
             came: keep_input.then(BTreeMap::new),
             blocks_in: Vec::new(),
             shared: 0,
@@ -214,9 +209,6 @@ impl Recording {
         self.ins.extend(ins);
         self.outs.extend(outs);
         // The step that a row came with is not to stay in memory for it.
-        if let Some(kept) = &mut self.kept {
-            kept.extend((first..).zip(ready.iter().map(|(_, output)| Bytes::copy_from_slice(output))));
-        }
         if let Some(came) = &mut self.came {
             came.extend((first..).zip(ready.iter().map(|(input, _)| Bytes::copy_from_slice(input))));
         }
@@ -274,17 +266,11 @@ impl Recording {
         let sent_root = if self.head { chunk_root(&self.leaves_out(from, to, false)) } else { out_root };
         let commitment = self.chain.next(to, &in_root, &out_root, &before);
         self.chain.push(to, commitment);
-        let rows = self.kept.as_mut().map(|kept| {
-            let rest = kept.split_off(&to);
-            std::mem::replace(kept, rest).into_values().collect::<Vec<Bytes>>()
-        });
-        // Rows of shared blocks were kept for the session that computed them.
-        let whole = |rows: &Vec<Bytes>| rows.len() == (to - from) as usize;
         let came = self.came.as_ref().filter(|_| to - from < CHUNK);
         let came = came.map(|came| came.range(from..to).map(|(_, row)| row.clone()).collect());
+        let came = came.filter(|came: &Vec<Bytes>| came.len() == (to - from) as usize);
         let chunk = Chunk { from, to, in_root, out_root, signature: signer.sign(&commitment) };
-        let (rows, came) = (rows.filter(whole), came.filter(whole));
-        Ok(Some(Closed { chunk, before, commitment, rows, sent_root, came }))
+        Ok(Some(Closed { chunk, before, commitment, sent_root, came }))
     }
 
     /// Whether all that stands is signed.
