@@ -512,12 +512,11 @@ impl State {
         }
     }
 
-    /// A stage signed what it sent here; the session may be over already.
+    /// A stage signed what it sent here; the session may be over already, and its route forgotten.
     fn heard(&mut self, from: NodeId, committed: Box<Committed>) {
-        if !self.routes.values().any(|route| route.previous() == Some(from)) {
-            return self.expel(from, "signed for a route it does not come before on".into());
+        if self.routes.values().any(|route| route.previous() == Some(from)) {
+            self.actions.push(Action::Work(Command::Heard { from, committed }));
         }
-        self.actions.push(Action::Work(Command::Heard { from, committed }));
     }
 
     fn draft(&mut self, from: NodeId, draft: &Draft, now: Instant) {
