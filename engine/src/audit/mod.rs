@@ -10,6 +10,8 @@
 //! On a chain a node keeps what it signed in a [`book`] with what proves it ([`evidence`]); its [`clerk`] posts the
 //! roots, does what each case asks for ([`docket`]), and shows evidence to auditors ([`show`]). A disputed result goes
 //! to [`court`], word by word of its [`trace`].
+//!
+//! Of auditors [`duty`] says what they owe, [`watch`] does it, and [`drand`] has the beacon's rounds.
 
 pub mod auditor;
 pub mod book;
@@ -17,6 +19,8 @@ pub mod clerk;
 pub mod commitment;
 pub mod court;
 pub mod docket;
+pub mod drand;
+pub mod duty;
 pub mod evidence;
 pub mod plan;
 pub mod receipt;
@@ -27,8 +31,13 @@ pub mod show;
 pub mod store;
 pub mod trace;
 pub mod verify;
+pub mod watch;
 
 pub use ledger::draw;
 
+#[cfg(test)]
+mod attacks;
+#[cfg(test)]
+mod scene;
 #[cfg(test)]
 mod tests;

@@ -74,8 +74,8 @@ pub(super) fn answer(book: &Book, docket: &Mutex<Docket>, node: NodeId, peer: No
     }
 }
 
-/// Fetches what proves the leaf of a case from its node. `key` is of the auditor that was drawn for it. Whether it is
-/// what the node opened, [`Evidence::check`] says.
+/// Fetches what proves the leaf of a case from its node, if that has at most `most_bytes`. `key` is of the auditor that
+/// was drawn for it. Whether it is what the node opened, [`Evidence::check`] says.
 ///
 /// # Errors
 /// [`FetchError`], whatever the node sends.
@@ -84,11 +84,13 @@ pub async fn fetch(
     node: &GatewayAddress,
     key: &Key,
     case: [u8; 32],
+    most_bytes: usize,
 ) -> Result<Evidence, FetchError> {
     let digest = show_digest(&case, node.id, transport.id());
     let show = Show { case, auditor: key.address(), signature: key.sign(&digest).to_vec(), offset: 0 };
     let mut link = dial(transport, node).await?;
-    let fetched = converse(&mut link, show).await;
+    let most_bytes = most_bytes.min(MAX_EVIDENCE_BYTES) as u64;
+    let fetched = converse(&mut link, show, most_bytes).await;
     link.close(CloseReason::new(0, "fetched"));
     let bytes = fetched?;
     // Reading rows of a gigabyte takes a while.
@@ -108,7 +110,7 @@ async fn dial(transport: &dyn Transport, node: &GatewayAddress) -> Result<Link, 
     Err(FetchError::Unreachable(reason))
 }
 
-async fn converse(link: &mut Link, show: Show) -> Result<Vec<u8>, FetchError> {
+async fn converse(link: &mut Link, show: Show, most_bytes: u64) -> Result<Vec<u8>, FetchError> {
     let lost = |error: &dyn std::fmt::Display| FetchError::Unreachable(error.to_string());
     let piece = MAX_SHOWN_BYTES as u64;
     // The first answer says how much there is.
@@ -128,7 +130,7 @@ async fn converse(link: &mut Link, show: Show) -> Result<Vec<u8>, FetchError> {
         if (shown.case, shown.offset) != (show.case, bytes.len() as u64) {
             return Err(FetchError::Answer("another piece"));
         }
-        if whole > MAX_EVIDENCE_BYTES as u64 || (!bytes.is_empty() && whole != total) {
+        if whole > most_bytes || (!bytes.is_empty() && whole != total) {
             return Err(FetchError::Answer("more than evidence may have"));
         }
         total = whole;
@@ -158,7 +160,7 @@ mod tests {
         audit::{
             book::{BookConfig, Entry, Signed},
             plan::{Digest, Plan, PlannedStage, Terms},
-            rows::{Boundary, CHUNK, chunk_root, row_root},
+            rows::{Boundary, CHUNK, chunk_root, row_roots},
         },
         model::Quantisation,
         payment::now,
@@ -212,8 +214,7 @@ mod tests {
             let to = (from + CHUNK).min(150);
             let rows: Vec<Bytes> = (from..to).map(|n| Bytes::from(vec![n as u8; WIDE])).collect();
             let at = Boundary { model: MODEL, layer: 2 };
-            let leaves = (from..to).zip(&rows).map(|(position, row)| at.row(position, &row_root(row)));
-            let root = chunk_root(&leaves.collect::<Vec<_>>());
+            let root = chunk_root(&at.rows(from, &row_roots(&rows)));
             book.note(Entry::Rows { model: MODEL, root, rows });
             book.note(Entry::Signed(Box::new(Signed {
                 plan: plan.clone(),
@@ -281,12 +282,13 @@ mod tests {
         let (book, docket) = (book(folder.path()), Mutex::new(docket()));
         let held = book.leaf(0, 2).expect("a leaf");
         let line = line(move |node, peer, show| Some(whole(answer(&book, &docket, node, peer, &show))));
-        let evidence = fetch(&line.auditor, &line.node, &key(1), CASE).await.expect("is shown");
+        let evidence =
+            fetch(&line.auditor, &line.node, &key(1), CASE, MAX_EVIDENCE_BYTES).await.expect("is shown");
         assert_eq!((evidence.to(), evidence.check(&held.chunk)), (150, Ok(())));
         assert!(evidence.encode().len() > 4 * MAX_SHOWN_BYTES);
         let refused = [(key(2), CASE), (key(1), [6; 32])];
         for (key, case) in refused {
-            let refused = fetch(&line.auditor, &line.node, &key, case).await;
+            let refused = fetch(&line.auditor, &line.node, &key, case, MAX_EVIDENCE_BYTES).await;
             assert!(matches!(refused, Err(FetchError::Refused(Hidden::NotDrawn))), "{refused:?}");
         }
         line.task.abort();
@@ -333,7 +335,7 @@ mod tests {
         ];
         for reply in replies {
             let line = line(reply);
-            assert!(fetch(&line.auditor, &line.node, &key(1), CASE).await.is_err());
+            assert!(fetch(&line.auditor, &line.node, &key(1), CASE, MAX_EVIDENCE_BYTES).await.is_err());
             line.task.abort();
         }
     }

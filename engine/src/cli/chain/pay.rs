@@ -85,7 +85,14 @@ impl ChainArgs {
         Ok(Arc::new(self.open(Some(key), Some(directory)).await?))
     }
 
-    /// The same with the account's key; asks for its passphrase. One account has one of them.
+    /// The account of an auditor, the chain for it, and where its answers are kept.
+    pub(in crate::cli) async fn auditor(&self) -> anyhow::Result<(Key, Arc<dyn Ledger>, PathBuf)> {
+        let key = self.account.key()?;
+        let ledger = self.ledger(key.clone()).await?;
+        Ok((key.clone(), ledger, state_directory("audited", &key.address())?))
+    }
+
+    /// The chain for the account; asks for its passphrase. One account has one of them.
     pub(in crate::cli) async fn of_account(&self) -> anyhow::Result<Arc<dyn Ledger>> {
         self.ledger(self.account.key()?).await
     }
