@@ -188,10 +188,18 @@ impl Arena {
 
     /// A session over three nodes, each with the ways that are given.
     async fn session(&self, prompt: usize, reply: u32, ways: [Ways; 3]) {
-        let world = World::new("llama", false);
-        let nodes = world.nodes(ways).await;
-        world.receipt(request(1, prompt, reply)).await;
-        world.stop(nodes).await;
+        let session = async move {
+            let world = World::new("llama", false);
+            let nodes = world.nodes(ways).await;
+            world.receipt(request(1, prompt, reply)).await;
+            world.stop(nodes).await;
+        };
+        // How a node cheats is told to the thread that starts it.
+        let alone = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(session);
+        };
+        tokio::task::spawn_blocking(alone).await.expect("answers");
     }
 
     async fn time(&self) -> u64 {
@@ -399,6 +407,8 @@ async fn who_insists_loses_the_dispute() {
     let operators = [operator];
     let case = arena.drawn(&operators).await[0][0];
     let [operator] = operators;
+    let is_drawn = async || arena.scene.holder.audit_case(case).await.expect("an answer").map(drop);
+    until("the draw", is_drawn).await;
     opens(&operator, &tree, LeafId { account: operator.account, epoch, index: 0 }, chunk).await;
     assert_eq!(arena.verdict(case, &[CaseStage::Deciding]).await, CaseVerdict::Faulty);
     let bond = operator.client.audit_terms().await.expect("terms").dispute_bond;
