@@ -10,10 +10,10 @@ use super::{
     plan::{Digest, Plan, PlannedStage, prompt_hash},
     receipt::MAX_POSITIONS,
     replay::{Came, StageReplay},
-    rows::{Boundary, CHUNK},
+    rows::{Boundary, CHUNK, row_roots},
     trace::{
         Entered,
-        dispute::{chunk_roots, entered_leaves, roots_of, row_leaves},
+        dispute::{chunk_roots, entered_leaves},
     },
     verify::VerifyError,
 };
@@ -125,7 +125,7 @@ impl Evidence {
     pub fn out_roots(&self, rows: &[Vec<u8>]) -> Vec<[u8; 32]> {
         let Some(planned) = self.planned() else { return Vec::new() };
         let at = Boundary { model: self.plan.terms.model, layer: planned.to };
-        chunk_roots(&row_leaves(at, &roots_of(rows), 0))
+        chunk_roots(&at.rows(0, &row_roots(rows)))
     }
 
     /// As it travels.

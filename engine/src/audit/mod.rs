@@ -36,4 +36,8 @@ pub mod watch;
 pub use ledger::draw;
 
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
+mod scene;
+#[cfg(test)]
 mod tests;

@@ -160,7 +160,7 @@ mod tests {
         audit::{
             book::{BookConfig, Entry, Signed},
             plan::{Digest, Plan, PlannedStage, Terms},
-            rows::{Boundary, CHUNK, chunk_root, row_root},
+            rows::{Boundary, CHUNK, chunk_root, row_roots},
         },
         model::Quantisation,
         payment::now,
@@ -214,8 +214,7 @@ mod tests {
             let to = (from + CHUNK).min(150);
             let rows: Vec<Bytes> = (from..to).map(|n| Bytes::from(vec![n as u8; WIDE])).collect();
             let at = Boundary { model: MODEL, layer: 2 };
-            let leaves = (from..to).zip(&rows).map(|(position, row)| at.row(position, &row_root(row)));
-            let root = chunk_root(&leaves.collect::<Vec<_>>());
+            let root = chunk_root(&at.rows(from, &row_roots(&rows)));
             book.note(Entry::Rows { model: MODEL, root, rows });
             book.note(Entry::Signed(Box::new(Signed {
                 plan: plan.clone(),

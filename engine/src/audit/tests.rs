@@ -49,18 +49,18 @@ const CUTS: [usize; 3] = [0, 2, 4];
 
 /// How a node differs from an honest one on the processor.
 #[derive(Default)]
-struct Ways {
+pub(super) struct Ways {
     /// Whose weights it computes with, and how they are held.
-    weights: Option<(Arc<Model>, Quantisation)>,
-    cheat: Option<Cheat>,
+    pub(super) weights: Option<(Arc<Model>, Quantisation)>,
+    pub(super) cheat: Option<Cheat>,
     /// KV pages, if they are few.
-    pages: Option<usize>,
-    device: Option<Device>,
-    book: Option<Arc<Book>>,
-    unsigned: bool,
+    pub(super) pages: Option<usize>,
+    pub(super) device: Option<Device>,
+    pub(super) book: Option<Arc<Book>>,
+    pub(super) unsigned: bool,
 }
 
-struct World {
+pub(super) struct World {
     network: Network,
     model: Arc<Model>,
     hash: Digest,
@@ -78,7 +78,7 @@ fn cpu() -> Cpu {
     Cpu::new(1, Isa::detect()).expect("a processor")
 }
 
-fn open(name: &str) -> Arc<Model> {
+pub(super) fn open(name: &str) -> Arc<Model> {
     Arc::new(Model::open(&golden(name)).expect("opens"))
 }
 
@@ -87,7 +87,7 @@ fn hash_of(model: &Model) -> Digest {
 }
 
 impl World {
-    fn new(name: &str, speculation: bool) -> Self {
+    pub(super) fn new(name: &str, speculation: bool) -> Self {
         let model = open(name);
         let (network, hash) = (Network::new(7), hash_of(&model));
         let endpoint = network.endpoint(&identity(200), Limits::default()).expect("an endpoint");
@@ -165,20 +165,27 @@ impl World {
 
     /// Three nodes, one of which is different.
     async fn pipeline(&self, different: usize, ways: Ways) -> Vec<Node> {
+        let mut all = [Ways::default(), Ways::default(), Ways::default()];
+        if let Some(place) = all.get_mut(different) {
+            *place = ways;
+        }
+        self.nodes(all).await
+    }
+
+    /// Three nodes, with the ways of each.
+    pub(super) async fn nodes(&self, ways: [Ways; 3]) -> Vec<Node> {
         let layers = self.model.config().layers;
-        let mut ways = Some(ways);
-        let nodes = CUTS.iter().enumerate().map(|(index, &from)| {
+        let nodes = ways.into_iter().zip(CUTS).enumerate().map(|(index, (ways, from))| {
             let to = CUTS.get(index + 1).copied().unwrap_or(layers);
             let shard = Shard { layers: from..to, embedding: index == 0, head: to == layers };
-            let own = if index == different { ways.take() } else { None };
-            self.node(index as u8 + 1, shard, own.unwrap_or_default())
+            self.node(index as u8 + 1, shard, ways)
         });
         let nodes = nodes.collect();
         self.swarm.status().wait_for(SwarmStatus::ready).await.expect("serves");
         nodes
     }
 
-    async fn receipt(&self, request: Request) -> (Vec<u32>, Receipt) {
+    pub(super) async fn receipt(&self, request: Request) -> (Vec<u32>, Receipt) {
         let mut generation = self.submitter.submit(request).await.expect("is taken");
         let id = generation.receipt.take().expect("a receipt is promised");
         let mut tokens = Vec::new();
@@ -198,7 +205,7 @@ impl World {
         verify(receipt, &self.model, &self.hash, &cpu(), &|_| ()).expect("can be checked")
     }
 
-    async fn stop(self, nodes: Vec<Node>) {
+    pub(super) async fn stop(self, nodes: Vec<Node>) {
         self.swarm.stop().await;
         for node in nodes {
             node.stop().await;
@@ -206,7 +213,7 @@ impl World {
     }
 }
 
-fn request(seed: u64, prompt: usize, max_tokens: u32) -> Request {
+pub(super) fn request(seed: u64, prompt: usize, max_tokens: u32) -> Request {
     let sampling = Sampling { temperature: 0.9, seed, ..Sampling::default() };
     Request {
         prompt: (0..prompt as u32).map(|n| (n * 7 + seed as u32) % 60).collect(),
@@ -240,7 +247,7 @@ async fn caught(different: usize, ways: Ways, request: Request) -> Finding {
 }
 
 /// A copy of a golden model in which tensors are changed.
-fn doctored(name: &str, folder: &Path, change: impl Fn(&str, &mut [f32])) -> Arc<Model> {
+pub(super) fn doctored(name: &str, folder: &Path, change: impl Fn(&str, &mut [f32])) -> Arc<Model> {
     fs::copy(golden(name).join("config.json"), folder.join("config.json")).expect("copied");
     let mut bytes = fs::read(golden(name).join("model.safetensors")).expect("read");
     let places: Vec<(String, usize, usize)> = {

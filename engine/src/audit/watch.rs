@@ -522,6 +522,7 @@ fn name_of(action: &AuditAction) -> &'static str {
         AuditAction::ShowPlant { .. } => "show plant",
         AuditAction::Dispute { .. } => "dispute",
         AuditAction::MatchBond { .. } => "match bond",
+        AuditAction::Play { .. } => "play",
         AuditAction::ClaimBonds => "claim",
         AuditAction::Play { .. } => "play",
     }

@@ -9,7 +9,7 @@ use ledger::merkle;
 use super::{
     Model, ModelError, Quantisation,
     hash::{
-        Part, VECTOR_SEGMENT, matrix_rows, rotations, row_leaves, tensor_leaf, unit_leaves, vector_bytes,
+        Part, VECTOR_SEGMENT, matrix_rows, rotations, segment_leaves, tensor_leaf, unit_leaves, vector_bytes,
     },
     plan::{Item, Target, Unit},
     weights::Loaded,
@@ -90,7 +90,7 @@ impl OpenUnit {
                 (matrix.format(), size, matrix.row(row as usize).to_vec(), above)
             }
         };
-        let mut in_tensor = merkle::proof(&row_leaves(row as usize, &bytes, size), segment)?;
+        let mut in_tensor = merkle::proof(&segment_leaves(row as usize, &[&bytes], size), segment)?;
         in_tensor.append(&mut above);
         Some(OpenedSegment {
             bytes: bytes.chunks(size).nth(segment)?.to_vec(),
@@ -153,7 +153,7 @@ impl Model {
         table: &RopeTable,
         position: u32,
     ) -> Result<Option<OpenedRotations>, ModelError> {
-        let proof = merkle::proof(&self.rope_leaves()?, position as usize + 1);
+        let proof = merkle::proof(self.rope_leaves()?, position as usize + 1);
         let opened = |in_rope| OpenedRotations { leaf: rotations(table, position as usize), in_rope };
         Ok(proof.map(opened))
     }

@@ -8,7 +8,7 @@ use crate::{
     audit::{
         evidence::EvidenceError,
         plan::{PlannedStage, Terms, prompt_hash},
-        rows::{chunk_root, token_leaf},
+        rows::{chunk_root, token_leaves},
     },
     request::Sampling,
 };
@@ -62,9 +62,9 @@ fn plan(number: u64, prompt: u32) -> Plan {
 /// What comes into a chunk: its root and the rows.
 fn came(from: u32, to: u32) -> (Digest, Vec<Bytes>) {
     let tokens = &tokens(to)[from as usize..];
-    let leaves = (from..).zip(tokens).map(|(position, token)| token_leaf(&MODEL, position, *token));
+    let leaves = token_leaves(&MODEL, from, tokens);
     let rows = tokens.iter().map(|token| Bytes::copy_from_slice(&token.to_le_bytes()));
-    (chunk_root(&leaves.collect::<Vec<_>>()), rows.collect())
+    (chunk_root(&leaves), rows.collect())
 }
 
 fn out_root(from: u32) -> Digest {

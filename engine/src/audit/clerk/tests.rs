@@ -23,7 +23,7 @@ use crate::{
         book::{BookConfig, Entry, Signed},
         evidence::replay,
         plan::{Plan, PlannedStage, Terms, prompt_hash},
-        rows::{chunk_root, token_leaf},
+        rows::{chunk_root, token_leaves},
         trace::Entered,
     },
     model::{Quantisation, tests::golden},
@@ -225,8 +225,7 @@ impl Scene {
         if !right {
             rows[2][7] ^= 1;
         }
-        let leaves = (0..).zip(TOKENS).map(|(position, token)| token_leaf(&model, position, token));
-        let root = chunk_root(&leaves.collect::<Vec<_>>());
+        let root = chunk_root(&token_leaves(&model, 0, &TOKENS));
         let tokens = TOKENS.iter().map(|token| Bytes::copy_from_slice(&token.to_le_bytes())).collect();
         book.note(Entry::Rows { model, root, rows: tokens });
         book.note(Entry::Signed(Box::new(Signed {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     audit::{
         plan::Digest,
-        rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, token_leaf},
+        rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, row_roots, token_leaves},
     },
     model::{ModelHash, OpenUnit},
 };
@@ -26,20 +26,9 @@ use crate::{
 /// Leaves of what came in, position by position.
 pub(crate) fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
     match entered {
-        Entered::Tokens(tokens) => {
-            (0..).zip(tokens).map(|(position, &token)| token_leaf(&model, position, token)).collect()
-        }
-        Entered::Rows(rows) => row_leaves(Boundary { model, layer }, &roots_of(rows), 0),
+        Entered::Tokens(tokens) => token_leaves(&model, 0, tokens),
+        Entered::Rows(rows) => Boundary { model, layer }.rows(0, &row_roots(rows)),
     }
-}
-
-pub(crate) fn roots_of(rows: &[Vec<u8>]) -> Vec<Hash> {
-    rows.iter().map(|row| row_root(row)).collect()
-}
-
-/// Leaves of rows from a position on; of those of the last stage, too, without the tokens drawn from them.
-pub(crate) fn row_leaves(at: Boundary, rows: &[Hash], from: u32) -> Vec<Hash> {
-    (from..).zip(rows).map(|(position, root)| at.row(position, root)).collect()
 }
 
 pub(crate) fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
@@ -93,7 +82,8 @@ impl<'a> Side<'a> {
 
     /// Roots of the rows that were sent, chunk by chunk.
     pub fn sent_roots(&self) -> Vec<Hash> {
-        chunk_roots(&row_leaves(self.boundary(), &roots_of(&self.sent), 0))
+        // Of those of the last stage, too, without the tokens drawn from them.
+        chunk_roots(&self.boundary().rows(0, &row_roots(&self.sent)))
     }
 
     /// Roots of what came in, chunk by chunk.
@@ -135,7 +125,7 @@ impl<'a> Side<'a> {
     /// Shows the rows of a chunk that were sent; `None` if there is no such chunk.
     pub fn reveal_rows(&self, chunk: u32) -> Option<Move> {
         let rows = self.sent.chunks(CHUNK as usize).nth(chunk as usize)?;
-        Some(Move::RevealRows { rows: roots_of(rows) })
+        Some(Move::RevealRows { rows: row_roots(rows) })
     }
 
     /// Shows the leaves of the pieces of a row that was sent; `None` if there is no such row.
@@ -190,9 +180,9 @@ impl<'a> Side<'a> {
     /// Chooses the first row of a chunk that is not as it should be.
     pub fn choose_row(&self, chunk: u32, rows: &[Hash]) -> Option<Move> {
         let from = chunk.checked_mul(CHUNK)?;
-        let mine = roots_of(self.sent.get(from as usize..)?);
+        let mine = row_roots(self.sent.get(from as usize..)?);
         let index = mine.iter().zip(rows).position(|(mine, theirs)| mine != theirs)?;
-        let in_chunk = merkle::proof(&row_leaves(self.boundary(), rows, from), index)?;
+        let in_chunk = merkle::proof(&self.boundary().rows(from, rows), index)?;
         Some(Move::ChooseRow { position: from + index as u32, row: rows[index], in_chunk })
     }
 

@@ -8,7 +8,7 @@ use crate::{
     audit::{
         receipt::Receipt,
         replay::{Came, StageReplay},
-        rows::row_root,
+        rows::row_roots,
     },
     model::{Model, Progress},
     sampler::Sampler,
@@ -69,7 +69,7 @@ impl<'a, B: Backend + Clone> Replay<'a, B> {
                 },
             };
             let Some(bytes) = stage.step(from, input)? else { return Ok(replayed) };
-            replayed.roots.extend(bytes.chunks(wide).map(row_root));
+            replayed.roots.extend(row_roots(&bytes.chunks(wide).collect::<Vec<_>>()));
             if planned.head {
                 self.draw(&mut stage, &mut sampler, &mut replayed)?;
             } else {

@@ -92,7 +92,7 @@ impl ChainArgs {
         Ok((key.clone(), ledger, state_directory("audited", &key.address())?))
     }
 
-    /// The same with the account's key; asks for its passphrase. One account has one of them.
+    /// The chain for the account; asks for its passphrase. One account has one of them.
     pub(in crate::cli) async fn of_account(&self) -> anyhow::Result<Arc<dyn Ledger>> {
         self.ledger(self.account.key()?).await
     }

@@ -160,7 +160,7 @@ impl<'a> Case<'a> {
         let chosen = accuser.choose_row(chunk, rows).expect("a row");
         let Move::ChooseRow { position, row, in_chunk } = &chosen else { unreachable!("a row") };
         let at = Boundary { model: Digest(self.hash.hash), layer: self.layers.end as u32 };
-        assert!(merkle::leads(at.row(*position, row), in_chunk, roots[chunk as usize]));
+        assert!(merkle::leads(at.rows(*position, &[*row])[0], in_chunk, roots[chunk as usize]));
         let (position, row) = (*position, *row);
         moves.extend([(false, step), (true, shown), (false, chosen)]);
         let step = accused.reveal_row(position).expect("a row");
