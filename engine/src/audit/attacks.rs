@@ -347,7 +347,9 @@ async fn who_computes_something_else_is_found() {
         if expected.is_empty() {
             ways[2].book = Some(honest.book.clone());
         }
-        arena.session(100, 40, ways).await;
+        // What is left stale is seen in replies, what is edited is a prompt.
+        let prompt = if name.contains("prompt") { 100 } else { 20 };
+        arena.session(prompt, 140 - prompt as u32, ways).await;
         operator.book.flush();
         assert_eq!(operator.book.waiting(), 3, "{name}");
         operators.push(operator);
