@@ -523,7 +523,6 @@ fn name_of(action: &AuditAction) -> &'static str {
         AuditAction::MatchBond { .. } => "match bond",
         AuditAction::Play { .. } => "play",
         AuditAction::ClaimBonds => "claim",
-        AuditAction::Play { .. } => "play",
     }
 }
 
