@@ -59,6 +59,14 @@ impl OpenUnit {
         }
     }
 
+    /// Format of a matrix.
+    pub(crate) fn format(&self, tensor: u32) -> Option<Format> {
+        match self.tensors.get((tensor as usize).checked_sub(1)?)? {
+            Loaded::Matrix(matrix) => Some(matrix.format()),
+            Loaded::Vector(_) => None,
+        }
+    }
+
     /// A segment of a matrix's row, with its format.
     pub(crate) fn segment(&self, tensor: u32, row: u32, segment: u32) -> Option<(Format, &[u8])> {
         match self.tensors.get((tensor as usize).checked_sub(1)?)? {

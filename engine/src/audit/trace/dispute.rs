@@ -248,7 +248,8 @@ impl<'a> Side<'a> {
         if place.word >= self.trace.width(place.slot, place.operation, place.position) {
             return Ok(opening);
         }
-        let Wiring { parts, segment, .. } = self.trace.wire(place);
+        let unit = self.opened.as_ref().map(|(_, unit)| unit);
+        let Wiring { parts, segment, .. } = self.trace.wire(unit, place);
         for part in parts {
             self.open_part(place, part, &mut opening)?;
         }
