@@ -237,20 +237,30 @@ fn both_liars_lose() {
     assert_eq!(rows.place, at(2, op::OUT, 1, 38));
     vectors.push(case.vector("rows that were not computed", &rows));
 
-    // Of a layer whose matrices have all formats, its largest.
+    vectors.extend(disputes_over_super_blocks());
+    vectors::check("disputes.json", &serde_json::Value::Array(vectors));
+}
+
+/// Of a layer whose matrices have all formats.
+fn disputes_over_super_blocks() -> Vec<serde_json::Value> {
     let mixed = mixed::open();
     let (hash, entered) = world_of(&mixed.model, 2, 1);
     let case = Case { model: &mixed.model, hash: &hash, layers: 1..2, entered };
-    let mut played = |name: &str, place: Place| {
-        let liar = case.play(&mut case.side(Some(flip(place))), &mut case.side(None));
-        assert!(!liar.accused_won, "{name}");
-        assert_eq!(liar.place, place);
-        vectors.push(case.vector(name, &liar));
-    };
-    played("a flipped word of a q4_k product", at(1, op::GATE, 1, 300));
-    played("a flipped word of a q6_k product", at(1, op::DOWN, 1, 301));
-    played("a flipped scale of 256 values", at(1, op::GATED_SCALES, 1, 17));
-    vectors::check("disputes.json", &serde_json::Value::Array(vectors));
+    let at = |operation, word| Place { slot: 1, operation, position: 1, word };
+    let places = [
+        ("a flipped word of a q4_k product", at(op::GATE, 300)),
+        ("a flipped word of a q6_k product", at(op::DOWN, 301)),
+        ("a flipped scale of 256 values", at(op::GATED_SCALES, 17)),
+        ("a false accusation over a q6_k product", at(op::V, 77)),
+    ];
+    let played = places.into_iter().map(|(name, place)| {
+        let is_false = name.starts_with("a false");
+        let (accused, accuser) = if is_false { (None, Some(flip(place))) } else { (Some(flip(place)), None) };
+        let played = case.play(&mut case.side(accused), &mut case.side(accuser));
+        assert_eq!((played.accused_won, played.place), (is_false, place), "{name}");
+        case.vector(name, &played)
+    });
+    played.collect()
 }
 
 proptest::proptest! {
