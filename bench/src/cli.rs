@@ -13,9 +13,9 @@ use crate::{
     checkpoint::MakeModelArgs,
     report::Report,
     suites::{
-        compare::CompareArgs, decode::DecodeArgs, hops::HopsArgs, kernels::KernelsArgs, plan::PlanArgs,
-        serve::ServeArgs, soak::SoakArgs, speculation::SpeculationArgs, transport::TransportArgs,
-        verify::VerifyArgs,
+        compare::CompareArgs, decode::DecodeArgs, honest::HonestArgs, hops::HopsArgs, kernels::KernelsArgs,
+        plan::PlanArgs, serve::ServeArgs, soak::SoakArgs, speculation::SpeculationArgs,
+        transport::TransportArgs, verify::VerifyArgs,
     },
 };
 
@@ -43,6 +43,8 @@ pub enum Suite {
     Decode(DecodeArgs),
     /// Prefill and decoding beside llama.cpp's, on the same GGUF files
     CompareLlamacpp(CompareArgs),
+    /// Honest nodes that compute in different ways and come and go, every chunk of theirs audited
+    Honest(HonestArgs),
     /// Time of a token over several stages on loopback, beside one
     Hops(HopsArgs),
     /// What the CUDA kernels do in a decoder layer, counted by running them without a card
@@ -73,6 +75,11 @@ impl Cli {
             Suite::Serve(args) => runtime()?.block_on(args.run())?.report(args),
             Suite::Decode(args) => args.run()?,
             Suite::CompareLlamacpp(args) => runtime()?.block_on(unless_interrupted(args.clone().run()))?,
+            Suite::Honest(args) => {
+                let honest = runtime()?.block_on(args.run())?;
+                self.write(&honest.report(args))?;
+                return honest.verdict(args);
+            }
             Suite::Hops(args) => runtime()?.block_on(args.run())?,
             Suite::Kernels(args) => args.run()?,
             Suite::Plan(args) => args.run()?,

@@ -1,11 +1,11 @@
-//! Moves of a dispute over what a stage computed: what the two sides send to `DisputeGame`, and what they open
+//! Moves of a dispute over what a stage computed: what its sides send to `DisputeGame`, and what they open
 //! of a trace, of weights and of rows. `docs/disputes.md` has the rules.
 
 /// A hash.
 type Hash = [u8; 32];
 
 /// A model's contents, its roots of weights as one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Version of the arithmetic.
     pub numerics: u32,
@@ -20,7 +20,7 @@ pub struct Contents {
 }
 
 /// A layer, or the embedding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unit {
     /// The model's contents.
     pub contents: Contents,
@@ -92,6 +92,19 @@ pub struct Opening {
     pub in_rope: Vec<Hash>,
     /// What came in.
     pub entered: Entered,
+}
+
+/// What shows that there is no trace of a stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// A layer of the stage, or its embedding; of a stage without layers, nothing.
+    pub unit: Unit,
+    /// Number of that unit in the model; the embedding is 0.
+    pub index: u32,
+    /// Number of a matrix in the unit.
+    pub tensor: u32,
+    /// The first segment of its first row; nothing if the description shows enough.
+    pub opened: Segment,
 }
 
 /// A move.
@@ -169,4 +182,33 @@ pub enum Move {
         /// What it follows from.
         opening: Box<Opening>,
     },
+    /// Anybody ends a dispute in which the clock of whoever has to move has run out.
+    Expire,
+    /// Anybody ends a dispute over a stage of which there is no trace.
+    Abandon {
+        /// Bytes of the session's plan.
+        plan: Vec<u8>,
+        /// What shows it.
+        gap: Box<Gap>,
+    },
+}
+
+impl Move {
+    /// What the contract calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Commit { .. } => "commit",
+            Self::Choose { .. } => "choose",
+            Self::Reveal { .. } => "reveal",
+            Self::ChooseRows { .. } => "chooseRows",
+            Self::RevealRows { .. } => "revealRows",
+            Self::ChooseRow { .. } => "chooseRow",
+            Self::RevealPieces { .. } => "revealPieces",
+            Self::ChoosePiece { .. } => "choosePiece",
+            Self::RevealPiece { .. } => "revealPiece",
+            Self::Prove { .. } => "prove",
+            Self::Expire => "expire",
+            Self::Abandon { .. } => "abandon",
+        }
+    }
 }

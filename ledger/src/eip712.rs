@@ -1,6 +1,6 @@
 //! Digests of typed data as EIP-712 has them.
 
-use keccak_asm::Keccak256;
+pub use keccak_lanes::{keccak, keccak_each};
 use serde::{Deserialize, Serialize};
 
 /// An account or a contract.
@@ -38,11 +38,6 @@ impl Domain {
         message.extend_from_slice(struct_hash);
         keccak(&message)
     }
-}
-
-/// Keccak-256, as the chain has it.
-pub fn keccak(bytes: &[u8]) -> [u8; 32] {
-    Keccak256::digest(bytes).into()
 }
 
 /// A number as an ABI word.

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod decode;
+pub mod honest;
 pub mod hops;
 pub mod kernels;
 pub mod plan;

@@ -15,7 +15,7 @@ use engine::{
         commitment::{Chain, Chunk, Committed, Follower, Signer},
         plan::Digest,
         receipt::Receipt,
-        rows::{Boundary, CHUNK, chunk_root, row_root},
+        rows::{Boundary, CHUNK, chunk_root, row_roots},
         verify::verify,
     },
     local::Local,
@@ -63,10 +63,12 @@ pub struct VerifyArgs {
     pub repetitions: usize,
 }
 
-/// Seconds for each row: what hashing and signing take, and what a stage takes.
+/// Seconds for each row: what hashing and signing take of prompts, a chunk at once, and of replies, row by row,
+/// and what a stage takes.
 struct Rows {
     root: Vec<f64>,
-    proof: Vec<f64>,
+    prompt_proof: Vec<f64>,
+    reply_proof: Vec<f64>,
     prefill: Vec<f64>,
     decode: Vec<f64>,
 }
@@ -111,9 +113,16 @@ impl VerifyArgs {
         let mut rig = Rig::load(cpu, &model, self.quant, 256, limits)?;
         let wide = row_bytes(model.config().hidden, self.quant.profile());
         let share = self.stages as f64;
-        let mut rows = Rows { root: Vec::new(), proof: Vec::new(), prefill: Vec::new(), decode: Vec::new() };
+        let mut rows = Rows {
+            root: Vec::new(),
+            prompt_proof: Vec::new(),
+            reply_proof: Vec::new(),
+            prefill: Vec::new(),
+            decode: Vec::new(),
+        };
         for repetition in 0..=self.repetitions {
-            let (root, proof) = proof_s(wide)?;
+            let (root, prompt_proof) = proof_s(wide, CHUNK as usize)?;
+            let (_, reply_proof) = proof_s(wide, 1)?;
             let prefill = 1.0 / rig.time_prefill(0, self.prompt_tokens)? / share;
             rig.open(0..1, reach as usize)?;
             rig.prefill(0, self.prompt_tokens)?;
@@ -123,7 +132,8 @@ impl VerifyArgs {
             // The first does not count.
             if repetition > 0 {
                 rows.root.push(root);
-                rows.proof.push(proof);
+                rows.prompt_proof.push(prompt_proof);
+                rows.reply_proof.push(reply_proof);
                 rows.prefill.push(prefill);
                 rows.decode.push(decode);
             }
@@ -167,11 +177,11 @@ impl VerifyArgs {
             Figure::summary(name, Summary::of(&scaled), "us")
         };
         Ok(vec![
-            micro("hash of a row", &rows.root),
-            micro("rows of a position hashed and signed at a stage", &rows.proof)
-                .against("a row of prefill at the stage", ratio(&rows.proof, &rows.prefill)),
-            micro("the same", &rows.proof)
-                .against("a row of a reply at the stage", ratio(&rows.proof, &rows.decode)),
+            micro("hash of a row among others", &rows.root),
+            micro("rows of a prompt's position hashed and signed at a stage", &rows.prompt_proof)
+                .against("a row of prefill at the stage", ratio(&rows.prompt_proof, &rows.prefill)),
+            micro("rows of a reply's position hashed and signed at a stage", &rows.reply_proof)
+                .against("a row of a reply at the stage", ratio(&rows.reply_proof, &rows.decode)),
             Figure::new("sent of commitments for a token by a stage", Some(wire_bytes()?), "B", 1),
             Figure::summary("a token without receipts", Summary::of(&replies.without), "ms"),
             Figure::summary("a token with receipts", Summary::of(&replies.with), "ms")
@@ -184,16 +194,17 @@ impl VerifyArgs {
 }
 
 /// Seconds of one row's hash, and of all that a stage does to prove a position: rows in and out, leaves, and
-/// its part of the chunk's roots, signature and check of the signature before.
-fn proof_s(wide: usize) -> anyhow::Result<(f64, f64)> {
+/// its part of the chunk's roots, signature and check of the signature before. `at_once` positions come
+/// together.
+fn proof_s(wide: usize, at_once: usize) -> anyhow::Result<(f64, f64)> {
     const CHUNKS: usize = 8;
     let rows: Vec<Vec<u8>> = (0..CHUNK as u8).map(|n| vec![n; wide]).collect();
     let identity = Identity::from_secret([1; 32]);
     let (node, signer) = (Digest(*identity.id().as_bytes()), Signer::new(identity));
     let at = Boundary { model: Digest([1; 32]), layer: 1 };
     let started = Instant::now();
-    for row in rows.iter().cycle().take(CHUNKS * rows.len()) {
-        black_box(row_root(black_box(row)));
+    for rows in rows.chunks(at_once).cycle().take(CHUNKS * rows.len() / at_once) {
+        black_box(row_roots(black_box(rows)));
     }
     let root = started.elapsed().as_secs_f64() / (CHUNKS * rows.len()) as f64;
     let (mut own, mut signing, mut previous) = (
@@ -210,10 +221,10 @@ fn proof_s(wide: usize) -> anyhow::Result<(f64, f64)> {
         let heard = Chunk { from, to, in_root: other, out_root: other, signature: signer.sign(&hash) };
         let started = Instant::now();
         let before = previous.take(&heard, &zero)?;
-        let roots = [0, 1].map(|_| {
-            let leaf = |(position, row): (u32, &Vec<u8>)| at.row(position, &row_root(black_box(row)));
-            chunk_root(&(from..to).zip(&rows).map(leaf).collect::<Vec<_>>())
-        });
+        let both = rows.chunks(at_once).map(|rows| row_roots(black_box(&[rows, rows].concat())));
+        let both: Vec<_> = both.flatten().collect();
+        let roots = [&both[..rows.len()], &both[rows.len()..]];
+        let roots = roots.map(|roots| chunk_root(&at.rows(from, roots)));
         let hash = own.next(to, &roots[0], &roots[1], &before);
         own.push(to, hash);
         black_box(signer.sign(&hash));

@@ -9,9 +9,12 @@
 
 pub mod auditor;
 pub mod commitment;
+pub mod court;
+pub mod evidence;
 pub mod plan;
 pub mod receipt;
 pub mod recorder;
+mod replay;
 pub mod retain;
 pub mod rows;
 pub mod store;

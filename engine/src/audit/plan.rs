@@ -5,7 +5,11 @@ use std::{fmt, str::FromStr};
 use ledger::eip712::keccak;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use crate::{message::Open, model::Quantisation, request::Sampling};
+use crate::{
+    message::{MAX_LAYERS, MAX_LIST, MAX_STAGES, Open, check_sampling},
+    model::{Quantisation, Shard},
+    request::Sampling,
+};
 
 const PLAN_DOMAIN: &[u8] = b"dolphin/plan/1";
 const PROMPT_DOMAIN: &[u8] = b"dolphin/prompt/1";
@@ -84,6 +88,14 @@ pub struct PlannedStage {
     pub head: bool,
 }
 
+impl PlannedStage {
+    /// What its node holds of the model.
+    pub fn shard(&self) -> Shard {
+        let layers = self.from as usize..self.to as usize;
+        Shard { layers, embedding: self.embedding, head: self.head }
+    }
+}
+
 /// Everything that decides a reply, and who computes which part of it. Its hash is in every signature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -127,6 +139,30 @@ impl Plan {
             sampling: open.sampling.clone(),
             stages: stages.collect(),
         })
+    }
+
+    /// Whether it is within the bounds of a plan, whoever says it.
+    ///
+    /// # Errors
+    /// What it has that no plan may have.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let ensure = |holds: bool, otherwise| if holds { Ok(()) } else { Err(otherwise) };
+        ensure(self.stop_tokens.len() <= MAX_LIST, "too many stop tokens")?;
+        ensure(self.sampling.logit_bias.len() <= MAX_LIST, "too many logit biases")?;
+        let hexadecimal = self.session.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(self.session.len() == 32 && hexadecimal, "a session that is no session")?;
+        let stages = &self.stages;
+        ensure(!stages.is_empty() && stages.len() <= MAX_STAGES, "no stages or too many")?;
+        ensure(stages.iter().all(|stage| stage.from <= stage.to), "layers that run backwards")?;
+        let chained = stages.windows(2).all(|pair| pair[0].to == pair[1].from);
+        ensure(chained && stages[0].from == 0, "stages that do not follow one another")?;
+        ensure(stages[stages.len() - 1].to as usize <= MAX_LAYERS, "more layers than a model may have")?;
+        let last = stages.len() - 1;
+        let ends = |(index, stage): (usize, &PlannedStage)| {
+            stage.embedding == (index == 0) && stage.head == (index == last)
+        };
+        ensure(stages.iter().enumerate().all(ends), "an embedding or a head within the pipeline")?;
+        check_sampling(&self.sampling).map_err(|_| "sampling parameters out of their ranges")
     }
 
     /// The plan's hash.

@@ -10,10 +10,7 @@ use super::{
     commitment::{Chunk, Signature},
     plan::{Digest, Plan},
 };
-use crate::{
-    message::{MAX_LAYERS, MAX_LIST, MAX_STAGES, MAX_TEXT_BYTES, check_sampling},
-    request::Finish,
-};
+use crate::{message::MAX_TEXT_BYTES, request::Finish};
 
 /// Longest receipt that is read.
 pub const MAX_RECEIPT_BYTES: u64 = 64 << 20;
@@ -124,26 +121,10 @@ impl Receipt {
         ensure(tokens <= MAX_POSITIONS as usize, "more tokens than a session may have")?;
         ensure(plan.prompt_length as usize == self.prompt.len(), "a prompt of another length than its plan")?;
         ensure(self.reply.len() <= plan.max_tokens as usize, "a longer reply than its plan")?;
-        ensure(plan.stop_tokens.len() <= MAX_LIST, "too many stop tokens")?;
-        ensure(plan.sampling.logit_bias.len() <= MAX_LIST, "too many logit biases")?;
-        let hexadecimal = plan.session.bytes().all(|byte| byte.is_ascii_hexdigit());
-        ensure(plan.session.len() == 32 && hexadecimal, "a session that is no session")?;
         // People see it on a terminal.
         let plain = self.model_name.len() <= MAX_TEXT_BYTES && !self.model_name.chars().any(char::is_control);
         ensure(plain, "a model name that is too long or has control characters")?;
-        let stages = &plan.stages;
-        ensure(!stages.is_empty() && stages.len() <= MAX_STAGES, "no stages or too many")?;
-        ensure(self.stages.len() == stages.len(), "signatures of other stages than its plan's")?;
-        ensure(stages.iter().all(|stage| stage.from <= stage.to), "layers that run backwards")?;
-        let chained = stages.windows(2).all(|pair| pair[0].to == pair[1].from);
-        ensure(chained && stages[0].from == 0, "stages that do not follow one another")?;
-        ensure(stages[stages.len() - 1].to as usize <= MAX_LAYERS, "more layers than a model may have")?;
-        let last = stages.len() - 1;
-        let ends = |(index, stage): (usize, &super::plan::PlannedStage)| {
-            stage.embedding == (index == 0) && stage.head == (index == last)
-        };
-        ensure(stages.iter().enumerate().all(ends), "an embedding or a head within the pipeline")?;
-        let sampling = check_sampling(&plan.sampling);
-        sampling.map_err(|_| ReceiptError::Invalid("sampling parameters out of their ranges"))
+        ensure(self.stages.len() == plan.stages.len(), "signatures of other stages than its plan's")?;
+        plan.check().map_err(ReceiptError::Invalid)
     }
 }

@@ -1,7 +1,7 @@
 //! Hashes of rows. A row's leaf says which model, boundary and position it stands for and nothing of the
 //! session, so that what a prompt's prefix hashed to is not hashed again.
 
-use ledger::{eip712::keccak, merkle};
+use ledger::{eip712::keccak_each, merkle};
 
 use super::plan::Digest;
 
@@ -14,21 +14,35 @@ const ROW_DOMAIN: &[u8] = b"dolphin/row/1";
 const DRAWN_DOMAIN: &[u8] = b"dolphin/drawn/1";
 const TOKEN_DOMAIN: &[u8] = b"dolphin/token/1";
 
-/// The root over the pieces of a row, as it travels: little-endian, the last piece filled with zeros.
+/// The root over the pieces of each row, as it travels: little-endian, the last piece filled with zeros.
+pub fn row_roots<R: AsRef<[u8]>>(rows: &[R]) -> Vec<[u8; 32]> {
+    let runs = rows.chunk_by(|a, b| a.as_ref().len() == b.as_ref().len());
+    let roots = runs.flat_map(|run| match run[0].as_ref().len().div_ceil(PIECE_BYTES) {
+        0 => vec![[0; 32]; run.len()],
+        pieces => merkle::roots(&leaves(run, pieces), pieces),
+    });
+    roots.collect()
+}
+
+/// The root over the pieces of one row.
 pub fn row_root(row: &[u8]) -> [u8; 32] {
     merkle::root(&piece_leaves(row)).unwrap_or_default()
 }
 
-/// The leaves of these pieces.
+/// The leaves of the pieces of a row.
 pub fn piece_leaves(row: &[u8]) -> Vec<[u8; 32]> {
-    let mut leaf = [0; 4 + PIECE_BYTES];
-    let pieces = row.chunks(PIECE_BYTES).enumerate().map(|(index, piece)| {
-        leaf[..4].copy_from_slice(&(index as u32).to_be_bytes());
-        leaf[4..][..piece.len()].copy_from_slice(piece);
-        leaf[4 + piece.len()..].fill(0);
-        keccak(&leaf)
-    });
-    pieces.collect()
+    leaves(&[row], row.len().div_ceil(PIECE_BYTES))
+}
+
+/// The leaves of rows that have so many pieces each.
+fn leaves<R: AsRef<[u8]>>(rows: &[R], pieces: usize) -> Vec<[u8; 32]> {
+    keccak_each(rows.len() * pieces, |index, leaf| {
+        let (row, piece) = (rows[index / pieces].as_ref(), index % pieces);
+        let bytes = &row[piece * PIECE_BYTES..];
+        leaf.extend_from_slice(&(piece as u32).to_be_bytes());
+        leaf.extend_from_slice(&bytes[..bytes.len().min(PIECE_BYTES)]);
+        leaf.resize(leaf.len() + PIECE_BYTES.saturating_sub(bytes.len()), 0);
+    })
 }
 
 /// A place that rows pass, of one model.
@@ -41,27 +55,44 @@ pub struct Boundary {
 }
 
 impl Boundary {
-    /// The leaf of the row at `position`.
-    pub fn row(&self, position: u32, root: &[u8; 32]) -> [u8; 32] {
-        self.leaf(ROW_DOMAIN, position, root, &[])
+    /// The leaves of the rows with these roots, the first of which is at position `from`.
+    pub fn rows(&self, from: u32, roots: &[[u8; 32]]) -> Vec<[u8; 32]> {
+        self.leaves(ROW_DOMAIN, from, roots, |_| None)
     }
 
-    /// The leaf of the row at `position` before the final norm, with the token that was drawn from it, if one
-    /// was.
-    pub fn drawn(&self, position: u32, root: &[u8; 32], token: Option<u32>) -> [u8; 32] {
+    /// The leaves of rows before the final norm, each with the token that was drawn from it, if one was.
+    pub fn drawn(&self, from: u32, roots: &[[u8; 32]], token: impl Fn(u32) -> Option<u32>) -> Vec<[u8; 32]> {
         // No vocabulary has so many tokens.
-        self.leaf(DRAWN_DOMAIN, position, root, &token.unwrap_or(u32::MAX).to_be_bytes())
+        self.leaves(DRAWN_DOMAIN, from, roots, |position| Some(token(position).unwrap_or(u32::MAX)))
     }
 
-    fn leaf(&self, domain: &[u8], position: u32, root: &[u8; 32], rest: &[u8]) -> [u8; 32] {
-        let (layer, position) = (self.layer.to_be_bytes(), position.to_be_bytes());
-        keccak(&[domain, &self.model.0, &layer, &position, root, rest].concat())
+    fn leaves(
+        &self,
+        domain: &[u8],
+        from: u32,
+        roots: &[[u8; 32]],
+        rest: impl Fn(u32) -> Option<u32>,
+    ) -> Vec<[u8; 32]> {
+        keccak_each(roots.len(), |index, leaf| {
+            let position = from + index as u32;
+            leaf.extend_from_slice(domain);
+            leaf.extend_from_slice(&self.model.0);
+            leaf.extend_from_slice(&self.layer.to_be_bytes());
+            leaf.extend_from_slice(&position.to_be_bytes());
+            leaf.extend_from_slice(&roots[index]);
+            leaf.extend(rest(position).map(u32::to_be_bytes).into_iter().flatten());
+        })
     }
 }
 
-/// The leaf of a token that goes into the first stage.
-pub fn token_leaf(model: &Digest, position: u32, token: u32) -> [u8; 32] {
-    keccak(&[TOKEN_DOMAIN, &model.0, &position.to_be_bytes(), &token.to_be_bytes()].concat())
+/// The leaves of tokens that go into the first stage, the first of them at position `from`.
+pub fn token_leaves(model: &Digest, from: u32, tokens: &[u32]) -> Vec<[u8; 32]> {
+    keccak_each(tokens.len(), |index, leaf| {
+        leaf.extend_from_slice(TOKEN_DOMAIN);
+        leaf.extend_from_slice(&model.0);
+        leaf.extend_from_slice(&(from + index as u32).to_be_bytes());
+        leaf.extend_from_slice(&tokens[index].to_be_bytes());
+    })
 }
 
 /// The root over the leaves of a chunk, in the order of their positions.
@@ -86,18 +117,19 @@ mod tests {
     fn leaves_of_different_things_differ() {
         let at = Boundary { model: MODEL, layer: 3 };
         let root = row_root(&[1, 2, 3]);
-        let mut leaves = vec![
-            at.row(5, &root),
-            at.row(6, &root),
-            at.row(5, &row_root(&[1, 2, 4])),
-            Boundary { layer: 4, ..at }.row(5, &root),
-            Boundary { model: Digest([8; 32]), ..at }.row(5, &root),
-            at.drawn(5, &root, None),
-            at.drawn(5, &root, Some(0)),
-            at.drawn(5, &root, Some(1)),
-            token_leaf(&MODEL, 5, 0),
-            token_leaf(&MODEL, 5, 1),
-        ];
+        let roots = [root, row_root(&[1, 2, 4])];
+        let mut leaves = [
+            at.rows(5, &[root; 2]),
+            at.rows(5, &roots[1..]),
+            Boundary { layer: 4, ..at }.rows(5, &[root]),
+            Boundary { model: Digest([8; 32]), ..at }.rows(5, &[root]),
+            at.drawn(5, &[root], |_| None),
+            at.drawn(5, &[root], |_| Some(0)),
+            at.drawn(5, &[root], |_| Some(1)),
+            token_leaves(&MODEL, 5, &[0]),
+            token_leaves(&MODEL, 5, &[1]),
+        ]
+        .concat();
         leaves.sort_unstable();
         leaves.dedup();
         assert_eq!(leaves.len(), 10);
@@ -111,6 +143,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn rows_side_by_side_have_their_own_roots(
+            rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..1100), 0..20),
+        ) {
+            let apart: Vec<_> = rows.iter().map(|row| row_root(row)).collect();
+            prop_assert_eq!(row_roots(&rows), apart);
+        }
+
         #[test]
         fn every_bit_of_a_row_counts(row in prop::collection::vec(any::<u8>(), 1..3000), at: prop::sample::Index, bit in 0u8..8) {
             let mut other = row.clone();

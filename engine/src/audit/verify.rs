@@ -15,21 +15,21 @@ use super::{
     commitment::{Chunk, Follower, is_signed},
     plan::{Digest, prompt_hash},
     receipt::Receipt,
-    rows::{Boundary, chunk_end, chunk_root, token_leaf},
+    rows::{Boundary, chunk_end, chunk_root, token_leaves},
 };
 use crate::{
     local::LoadError,
-    model::{Model, Progress, Shard},
+    model::{Model, Progress},
     request::Finish,
     stage::ComputeError,
 };
 use replay::{Replay, Replayed};
 
-/// Why a receipt could not be checked.
+/// Why a receipt, or what one stage of a session did, could not be computed anew.
 #[derive(Debug, Error)]
 pub enum VerifyError {
     /// It is of another model.
-    #[error("the receipt is of model {claimed}, and these files are {found}")]
+    #[error("it is of model {claimed}, and these files are {found}")]
     OtherModel {
         /// As the receipt has it.
         claimed: Digest,
@@ -37,7 +37,7 @@ pub enum VerifyError {
         found: Digest,
     },
     /// It has more positions, layers or tokens than the model.
-    #[error("the receipt has {0} that the model does not have")]
+    #[error("it has {0} that the model does not have")]
     OtherShape(&'static str),
     /// The model's files are at fault.
     #[error(transparent)]
@@ -171,10 +171,7 @@ pub fn verify<B: Backend + Clone>(
     let mut replay = Replay::new(receipt, model, backend, progress);
     let tokens: Vec<u32> = receipt.prompt.iter().chain(&receipt.reply).copied().collect();
     let mut expected: Vec<Digest> = bounds(receipt.rows())
-        .map(|(from, to)| {
-            let leaf = |position: u32| token_leaf(hash, position, tokens[position as usize]);
-            chunk_root(&(from..to).map(leaf).collect::<Vec<_>>())
-        })
+        .map(|(from, to)| chunk_root(&token_leaves(hash, from, &tokens[from as usize..to as usize])))
         .collect();
     for (index, stage) in plan.stages.iter().enumerate() {
         let replayed = replay.stage(index)?;
@@ -269,17 +266,19 @@ fn signatures(receipt: &Receipt) -> Vec<Finding> {
 fn roots(receipt: &Receipt, index: usize, replayed: &Replayed) -> Vec<Digest> {
     let (stage, plan) = (&receipt.plan.stages[index], &receipt.plan);
     let at = Boundary { model: plan.terms.model, layer: stage.to };
-    let leaf = |position: u32| {
-        let root = &replayed.roots[position as usize];
-        let token = (position + 1).checked_sub(plan.prompt_length);
-        let token = token.and_then(|index| receipt.reply.get(index as usize)).copied();
-        if stage.head { at.drawn(position, root, token) } else { at.row(position, root) }
+    let token = |position: u32| {
+        let index = (position + 1).checked_sub(plan.prompt_length)?;
+        receipt.reply.get(index as usize).copied()
+    };
+    let leaves = |from: u32, to: u32| {
+        let roots = &replayed.roots[from as usize..to as usize];
+        if stage.head { at.drawn(from, roots, token) } else { at.rows(from, roots) }
     };
     // After a fault there is nothing to compare with.
     let end = replayed.roots.len() as u32;
     bounds(receipt.rows())
         .take_while(|&(_, to)| to <= end)
-        .map(|(from, to)| chunk_root(&(from..to).map(leaf).collect::<Vec<_>>()))
+        .map(|(from, to)| chunk_root(&leaves(from, to)))
         .collect()
 }
 
@@ -323,10 +322,4 @@ fn earlier(signed: Finding, compared: Finding) -> Finding {
         | Finding::Output { from, .. } => from,
     };
     if place(&signed) <= place(&compared) { signed } else { compared }
-}
-
-fn shard(receipt: &Receipt, index: usize) -> Shard {
-    let stage = &receipt.plan.stages[index];
-    let layers = stage.from as usize..stage.to as usize;
-    Shard { layers, embedding: stage.embedding, head: stage.head }
 }

@@ -73,6 +73,8 @@ enum Command {
     Account(chain::account::AccountCommand),
     /// Put POD behind a node or an auditor, and take it back
     Stake(chain::stake::StakeCommand),
+    /// Look at the dispute over an audit, or play it by hand
+    Dispute(chain::dispute::DisputeCommand),
     /// Propose, vote, and carry out what was decided
     Gov(chain::gov::GovCommand),
 }
@@ -98,6 +100,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             Command::Doctor(command) => command.run(),
             Command::Verify(command) => return command.run(),
             Command::Audit(command) => return command.run().await,
+            Command::Dispute(command) => return command.run().await,
             Command::Chain(command) => command.run().await,
             Command::Account(command) => command.run().await,
             Command::Stake(command) => command.run().await,

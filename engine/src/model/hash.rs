@@ -15,7 +15,11 @@ use kernels::{
     rope::RopeTable,
     tensor::{Format, GROUP, SEGMENT, WeightMatrix},
 };
-use ledger::{eip712::keccak, merkle, model::Model as Contents};
+use ledger::{
+    eip712::{keccak, keccak_each},
+    merkle,
+    model::Model as Contents,
+};
 use serde::Serialize;
 
 use super::{
@@ -115,7 +119,7 @@ impl Model {
         let contents = Contents {
             numerics: NUMERICS_VERSION,
             tokenizer: self.tokenizer_hash()?,
-            rope: root(&self.rope_leaves()?),
+            rope: root(self.rope_leaves()?),
             layers: self.roots(quantisation, &tensors),
         };
         let hash = contents.hash().expect("a model has an embedding and a head at least");
@@ -146,7 +150,7 @@ impl Model {
         Ok(tree.tensors.iter().map(Vec::len).eq(counts)
             && ends_agree()
             && contents.numerics == NUMERICS_VERSION
-            && contents.rope == root(&self.rope_leaves()?)
+            && contents.rope == root(self.rope_leaves()?)
             && contents.layers == self.roots(quantisation, &tree.tensors)
             && contents.hash() == Some(tree.root.hash))
     }
@@ -214,16 +218,19 @@ impl Model {
     }
 
     /// What the position encoding's hash is the root over: what is rotated, and the rotations themselves,
-    /// since a scaling may be written in more than one way.
-    pub(super) fn rope_leaves(&self) -> Result<Vec<[u8; 32]>, ModelError> {
+    /// since a scaling may be written in more than one way. Computed once.
+    pub(super) fn rope_leaves(&self) -> Result<&[[u8; 32]], ModelError> {
+        if let Some(leaves) = self.rope_leaves.get() {
+            return Ok(leaves);
+        }
         let config = self.config();
         let positions = ROPE_POSITIONS.min(config.max_positions as usize).max(1);
         let table = RopeTable::new(&config.rope, positions)
             .map_err(|error| ModelError::malformed("the position encoding", error.to_string()))?;
         let reach = config.max_positions as usize;
         let mut leaves = vec![merkle::leaf(&[number(config.rope.dimensions), number(reach)])];
-        leaves.extend((0..positions).map(|position| keccak(&rotations(&table, position))));
-        Ok(leaves)
+        leaves.extend(keccak_each(positions, |position, leaf| leaf.extend(rotations(&table, position))));
+        Ok(self.rope_leaves.get_or_init(|| leaves))
     }
 }
 
@@ -303,7 +310,9 @@ pub(super) fn unit_leaves(description: &[u8], tensors: &[[u8; 32]]) -> Vec<[u8; 
 pub(super) fn tensor_leaf(item: &Item, tensor: &Loaded) -> [u8; 32] {
     let (format, root) = match tensor {
         Loaded::Matrix(matrix) => (matrix.format(), root(&matrix_rows(matrix))),
-        Loaded::Vector(values) => (Format::F32, root(&row_leaves(0, &vector_bytes(values), VECTOR_SEGMENT))),
+        Loaded::Vector(values) => {
+            (Format::F32, root(&segment_leaves(0, &[&vector_bytes(values)], VECTOR_SEGMENT)))
+        }
     };
     merkle::leaf(&[keccak(format.name().as_bytes()), number(item.rows()), number(item.columns()), root])
 }
@@ -324,8 +333,11 @@ pub(super) fn matrix_rows(matrix: &WeightMatrix) -> Vec<[u8; 32]> {
     thread::scope(|scope| {
         for (index, roots) in rows.chunks_mut(share).enumerate() {
             scope.spawn(move || {
-                for (row, root) in (index * share..).zip(roots) {
-                    *root = self::root(&row_leaves(row, matrix.row(row), segment));
+                for (block, roots) in roots.chunks_mut(BLOCK_ROWS).enumerate() {
+                    let first = index * share + block * BLOCK_ROWS;
+                    let rows: Vec<&[u8]> = (first..first + roots.len()).map(|row| matrix.row(row)).collect();
+                    let leaves = segment_leaves(first, &rows, segment);
+                    roots.copy_from_slice(&merkle::roots(&leaves, leaves.len() / rows.len()));
                 }
             });
         }
@@ -333,17 +345,23 @@ pub(super) fn matrix_rows(matrix: &WeightMatrix) -> Vec<[u8; 32]> {
     rows
 }
 
-/// The segments of a row. A leaf is never as long as an inner node: its number makes it odd.
-pub(super) fn row_leaves(row: usize, bytes: &[u8], segment_bytes: usize) -> Vec<[u8; 32]> {
-    let leaf = |(index, segment): (usize, &[u8])| {
-        let mut leaf = Vec::with_capacity(9 + segment.len());
+/// Rows of a matrix that are hashed at once.
+const BLOCK_ROWS: usize = 64;
+
+/// The segments of rows of equal length, row after row, of which the first is number `first`. A leaf is never
+/// as long as an inner node: its number makes it odd.
+pub(super) fn segment_leaves(first: usize, rows: &[&[u8]], segment_bytes: usize) -> Vec<[u8; 32]> {
+    let (count, segments) = (rows.len(), rows[0].len().div_ceil(segment_bytes));
+    // The last segment may be shorter, so equal ones are hashed next to each other.
+    let hashed = keccak_each(count * segments, |index, leaf| {
+        let (segment, row) = (index / count, index % count);
+        let bytes = &rows[row][segment * segment_bytes..];
         leaf.push(0);
-        leaf.extend_from_slice(&(row as u32).to_be_bytes());
-        leaf.extend_from_slice(&(index as u32).to_be_bytes());
-        leaf.extend_from_slice(segment);
-        keccak(&leaf)
-    };
-    bytes.chunks(segment_bytes).enumerate().map(leaf).collect()
+        leaf.extend_from_slice(&((first + row) as u32).to_be_bytes());
+        leaf.extend_from_slice(&(segment as u32).to_be_bytes());
+        leaf.extend_from_slice(&bytes[..bytes.len().min(segment_bytes)]);
+    });
+    (0..count * segments).map(|index| hashed[index % segments * count + index / segments]).collect()
 }
 
 fn root(leaves: &[[u8; 32]]) -> [u8; 32] {

@@ -1,6 +1,9 @@
 //! A model on disk: opened without reading its weights, loaded by layer range.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use super::{
     ModelConfig, Quantisation, Shard, ShardWeights,
@@ -64,6 +67,8 @@ pub struct Model {
     chat_template: Option<String>,
     tokenizer: TokenizerSource,
     cache: Option<ShardCache>,
+    /// Of [`Model::rope_leaves`], once they are known.
+    pub(super) rope_leaves: OnceLock<Vec<[u8; 32]>>,
 }
 
 impl Model {
@@ -120,6 +125,7 @@ impl Model {
             chat_template: text("tokenizer.chat_template"),
             tokenizer: TokenizerSource::Gguf(path.to_owned()),
             cache: None,
+            rope_leaves: OnceLock::new(),
         };
         model.settle()?;
         Ok(model)
@@ -186,6 +192,7 @@ impl Model {
             chat_template: parts.chat_template,
             tokenizer: parts.tokenizer,
             cache: None,
+            rope_leaves: OnceLock::new(),
         };
         model.settle()?;
         Ok(model)

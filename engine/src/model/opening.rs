@@ -9,9 +9,9 @@ use ledger::merkle;
 use super::{
     Model, ModelError, Quantisation,
     hash::{
-        Part, VECTOR_SEGMENT, matrix_rows, rotations, row_leaves, tensor_leaf, unit_leaves, vector_bytes,
+        Part, VECTOR_SEGMENT, matrix_rows, rotations, segment_leaves, tensor_leaf, unit_leaves, vector_bytes,
     },
-    plan::{Item, Unit},
+    plan::{Item, Target, Unit},
     weights::Loaded,
 };
 
@@ -98,7 +98,7 @@ impl OpenUnit {
                 (matrix.format(), size, matrix.row(row as usize).to_vec(), above)
             }
         };
-        let mut in_tensor = merkle::proof(&row_leaves(row as usize, &bytes, size), segment)?;
+        let mut in_tensor = merkle::proof(&segment_leaves(row as usize, &[&bytes], size), segment)?;
         in_tensor.append(&mut above);
         Some(OpenedSegment {
             bytes: bytes.chunks(size).nth(segment)?.to_vec(),
@@ -142,6 +142,16 @@ impl Model {
         })
     }
 
+    /// The first matrix of a layer, or of the embedding, in a format of which there are no traces; tensors count
+    /// from 1.
+    pub(crate) fn untraced(&self, layer: Option<usize>, quantisation: Quantisation) -> Option<u32> {
+        let unit = layer.map_or(Unit::Embedding, Unit::Layer);
+        let items = self.layout.items(unit, quantisation, &self.table);
+        let traced = [Target::Matrix(Format::Q8), Target::Matrix(Format::Q4), Target::Vector];
+        let found = items.iter().position(|item| !traced.contains(&item.target))?;
+        Some(found as u32 + 1)
+    }
+
     /// The rotations of a position; `None` past the positions that are hashed.
     ///
     /// # Errors
@@ -151,7 +161,7 @@ impl Model {
         table: &RopeTable,
         position: u32,
     ) -> Result<Option<OpenedRotations>, ModelError> {
-        let proof = merkle::proof(&self.rope_leaves()?, position as usize + 1);
+        let proof = merkle::proof(self.rope_leaves()?, position as usize + 1);
         let opened = |in_rope| OpenedRotations { leaf: rotations(table, position as usize), in_rope };
         Ok(proof.map(opened))
     }

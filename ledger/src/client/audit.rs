@@ -3,6 +3,7 @@
 use super::amount::Pod;
 use crate::{
     audit::{Chunk, LeafId},
+    dispute::Move,
     draw::Rate,
     eip712::Address,
 };
@@ -110,6 +111,13 @@ pub enum AuditAction {
         /// [`AuditTerms::dispute_bond`].
         bond: Pod,
     },
+    /// Makes a move in the dispute over a case.
+    Play {
+        /// The case.
+        case: [u8; 32],
+        /// The move.
+        step: Box<Move>,
+    },
     /// Fetches what the account has from disputes.
     ClaimBonds,
 }
@@ -121,6 +129,12 @@ pub struct AuditTerms {
     pub epoch_s: u64,
     /// How long after an epoch's end its leaves can be drawn, in seconds.
     pub draw_window_s: u64,
+    /// Least active stake of an auditor.
+    pub min_auditor_stake: Pod,
+    /// Taken of an auditor that is silent or does not defend its answer, in 1/10000.
+    pub lapse_bps: u16,
+    /// Taken of an auditor that confirms a planted fault or loses a dispute, in 1/10000.
+    pub miss_bps: u16,
     /// What each side of a dispute puts up.
     pub dispute_bond: Pod,
     /// What settles disputes, if anything does.
@@ -209,6 +223,8 @@ pub struct CaseAnswer {
     pub auditor: Address,
     /// How far it is.
     pub step: AnswerStep,
+    /// What it committed to, then what it showed; zeros before.
+    pub value: [u8; 32],
 }
 
 /// The audit of one leaf.
@@ -222,6 +238,8 @@ pub struct Case {
     pub deadline: u64,
     /// What came out, or will if nobody objects.
     pub verdict: Option<CaseVerdict>,
+    /// Who disputes it.
+    pub challenger: Option<Address>,
     /// The auditors that were drawn and not replaced: two at most.
     pub answers: Vec<CaseAnswer>,
 }

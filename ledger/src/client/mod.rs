@@ -21,6 +21,7 @@ mod action;
 mod amount;
 mod audit;
 mod deployment;
+mod dispute;
 mod error;
 mod event;
 mod evm;
@@ -41,9 +42,10 @@ pub use self::{
         CaseVerdict,
     },
     deployment::{AuditParameters, BeaconParameters, Deployment, Parameters},
+    dispute::{Dispute, DisputeEvent, DisputeTurn, Party},
     error::{Error, Refusal},
     event::{Cursor, Event, EventId, Logged, News},
-    evm::{Client, Config, Node, Rpc, RpcFault, dispute_call},
+    evm::{Client, Config, Node, Rpc, RpcFault, dispute_call, dispute_id},
     key::{BadKey, Key, recover},
     keystore::{KeystoreError, Passphrase, Work, read_address, read_key, write_key},
     state::{Balances, Head, Lock, Position, Proposal, ProposalState, Rewards, Stake, StakeThaw},
@@ -100,6 +102,12 @@ pub trait Ledger: Send + Sync {
     /// What audits go by here.
     async fn audit_terms(&self) -> Result<AuditTerms, Error>;
 
+    /// The network whose rounds draw.
+    async fn beacon(&self) -> Result<BeaconParameters, Error>;
+
+    /// Who can be asked to audit now.
+    async fn auditors(&self) -> Result<Vec<Address>, Error>;
+
     /// The round of the beacon that draws of an epoch's leaves.
     async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error>;
 
@@ -111,6 +119,13 @@ pub trait Ledger: Send + Sync {
 
     /// What an account has from disputes, to be claimed.
     async fn audit_claimable(&self, account: Address) -> Result<Pod, Error>;
+
+    /// How the dispute over a case stands; `None` if there is none, or none any more.
+    async fn dispute(&self, case: [u8; 32]) -> Result<Option<Dispute>, Error>;
+
+    /// What was shown and chosen in the dispute over a case, in order, and how it ended. Looks back to where it
+    /// was opened.
+    async fn dispute_events(&self, case: [u8; 32]) -> Result<Vec<DisputeEvent>, Error>;
 
     /// All proposals, oldest first.
     async fn proposals(&self) -> Result<Vec<Proposal>, Error>;

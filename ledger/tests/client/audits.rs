@@ -144,6 +144,10 @@ async fn audited(net: Net) {
     let terms = node.audit_terms().await.expect("terms");
     assert_eq!((terms.epoch_s, terms.dispute_bond, terms.game), (3600, pod("1000"), Some(deployment.game)));
 
+    let beacon = BeaconParameters { key: secret.public_key(), genesis: GENESIS, period: PERIOD };
+    assert_eq!((node.beacon().await.expect("a beacon"), terms.lapse_bps), (beacon, 100));
+    assert!(node.auditors().await.expect("a list").is_empty());
+
     // The stakes of one epoch, the commitments of the next, the beacon after it.
     let listed = listed(&net, &holder, [&one, &two], terms.epoch_s).await;
     let court = Court { net: &net, auditors: [&one, &two], listed };
@@ -174,6 +178,7 @@ async fn audited(net: Net) {
     assert_eq!((case.stage, case.verdict), (CaseStage::Closed, Some(CaseVerdict::Faulty)));
     assert_eq!(node.audit_case([1; 32]).await.expect("an answer"), None);
     assert_eq!(node.audit_claimable(me).await.expect("an amount"), pod("0"));
+    assert_eq!(case.answers[0].value, WRONG);
     refused(&node, AuditAction::ClaimBonds, "NothingToClaim").await;
     done(&net, &one, AuditAction::Resign).await;
     refused(&node, AuditAction::Drop(key(5).address()), "Stays").await;

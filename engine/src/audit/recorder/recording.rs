@@ -10,7 +10,7 @@ use super::{
     super::{
         commitment::{Chain, Chunk, CommitmentError, Committed, Follower, Signer},
         plan::Digest,
-        rows::{Boundary, CHUNK, chunk_end, chunk_root, row_root, token_leaf},
+        rows::{Boundary, CHUNK, chunk_end, chunk_root, row_roots, token_leaves},
     },
     Block, Place,
 };
@@ -179,15 +179,18 @@ impl Recording {
             ready.push(rows);
         }
         let (model, tokens) = (self.output.model, self.input.is_none());
-        let hashed = hash_rows(&ready, threads, |index, (input, output)| {
-            let input = match tokens {
-                false => row_root(input),
-                true => {
-                    let token = input.first_chunk().map_or(u32::MAX, |&bytes| u32::from_le_bytes(bytes));
-                    token_leaf(&model, first + index as u32, token)
-                }
-            };
-            (input, row_root(output))
+        let hashed = in_shares(&ready, threads, |index, rows: &[(Bytes, Bytes)]| {
+            let (ins, outs): (Vec<&[u8]>, Vec<&[u8]>) = rows.iter().map(|(i, o)| (&i[..], &o[..])).unzip();
+            if tokens {
+                let token = |bytes: &&[u8]| bytes.first_chunk().map_or(u32::MAX, |&b| u32::from_le_bytes(b));
+                let tokens: Vec<u32> = ins.iter().map(token).collect();
+                let ins = token_leaves(&model, first + index as u32, &tokens);
+                return ins.into_iter().zip(row_roots(&outs)).collect();
+            }
+            // Both at once, so that one row of each fills more lanes.
+            let mut ins = row_roots(&[ins, outs].concat());
+            let outs = ins.split_off(rows.len());
+            ins.into_iter().zip(outs).collect()
         });
         let (ins, outs): (Vec<_>, Vec<_>) = hashed.into_iter().unzip();
         self.ins.extend(ins);
@@ -252,36 +255,36 @@ impl Recording {
     }
 
     fn leaves_in(&self, from: u32, to: u32) -> Vec<[u8; 32]> {
-        let roots = (from..to).zip(&self.ins[from as usize..to as usize]);
+        let roots = &self.ins[from as usize..to as usize];
         match &self.input {
-            Some(boundary) => roots.map(|(position, root)| boundary.row(position, root)).collect(),
-            None => roots.map(|(_, leaf)| *leaf).collect(),
+            Some(boundary) => boundary.rows(from, roots),
+            None => roots.to_vec(),
         }
     }
 
     fn leaves_out(&self, from: u32, to: u32) -> Vec<[u8; 32]> {
-        let roots = (from..to).zip(&self.outs[from as usize..to as usize]);
-        let leaf = |(position, root): (u32, &[u8; 32])| match self.head {
-            true => {
-                let index = (position + 1).checked_sub(self.prompt_length);
-                let token = index.and_then(|index| self.drawn.get(index as usize)).copied();
-                self.output.drawn(position, root, token)
-            }
-            false => self.output.row(position, root),
-        };
-        roots.map(leaf).collect()
+        let roots = &self.outs[from as usize..to as usize];
+        if !self.head {
+            return self.output.rows(from, roots);
+        }
+        self.output.drawn(from, roots, |position| {
+            let index = (position + 1).checked_sub(self.prompt_length)?;
+            self.drawn.get(index as usize).copied()
+        })
     }
 }
 
 /// Rows that are worth a thread.
-const THREAD_ROWS: usize = 16;
+const THREAD_ROWS: usize = 64;
 
-/// What `hash` makes of each row and its index, in order.
-fn hash_rows<T: Sync, R: Send>(rows: &[T], threads: usize, hash: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+/// What `hash` makes of shares of the rows, in order; it is told the index of the first.
+fn in_shares<T: Sync, R: Send>(
+    rows: &[T],
+    threads: usize,
+    hash: impl Fn(usize, &[T]) -> Vec<R> + Sync,
+) -> Vec<R> {
     let share = rows.len().div_ceil(threads.max(1)).max(THREAD_ROWS);
-    let part = |(number, rows): (usize, &[T])| -> Vec<R> {
-        rows.iter().enumerate().map(|(index, row)| hash(number * share + index, row)).collect()
-    };
+    let part = |(number, rows): (usize, &[T])| hash(number * share, rows);
     if rows.len() <= share {
         return part((0, rows));
     }
@@ -302,11 +305,13 @@ mod tests {
 
     #[test]
     fn rows_are_hashed_in_order_on_any_number_of_threads() {
-        let rows: Vec<usize> = (0..100).collect();
+        let rows: Vec<usize> = (0..1000).collect();
         for threads in [0, 1, 3, 7, 200] {
-            let hashed = hash_rows(&rows, threads, |index, row| (index, row * 2));
-            assert_eq!(hashed, (0..100).map(|n| (n, n * 2)).collect::<Vec<_>>(), "{threads}");
+            let hashed = in_shares(&rows, threads, |first, rows| {
+                rows.iter().enumerate().map(|(index, row)| (first + index, row * 2)).collect()
+            });
+            assert_eq!(hashed, (0..1000).map(|n| (n, n * 2)).collect::<Vec<_>>(), "{threads}");
         }
-        assert!(hash_rows(&[], 4, |_, row: &u8| *row).is_empty());
+        assert!(in_shares(&[], 4, |_, rows: &[u8]| rows.to_vec()).is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 /// How a trace is wrong.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Cheat {
+pub(in crate::audit) enum Cheat {
     /// Bits of a word are others, and everything after follows from that.
     Flip { slot: u32, operation: u32, position: u32, word: u32, bits: u32 },
     /// A layer's output is its input.

@@ -18,38 +18,20 @@ use super::{
 use crate::{
     audit::{
         plan::Digest,
-        rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, token_leaf},
+        rows::{Boundary, CHUNK, chunk_end, chunk_root, piece_leaves, row_root, row_roots, token_leaves},
     },
     model::{ModelHash, OpenUnit},
 };
 
-const ROOTS_DOMAIN: &[u8] = b"dolphin/roots/1";
-
-/// The hash of a list of roots, chunk by chunk.
-pub fn roots_hash(roots: &[Hash]) -> Hash {
-    keccak(&[ROOTS_DOMAIN, roots.as_flattened()].concat())
-}
-
 /// Leaves of what came in, position by position.
-fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
+pub(crate) fn entered_leaves(entered: &Entered, model: Digest, layer: u32) -> Vec<Hash> {
     match entered {
-        Entered::Tokens(tokens) => {
-            (0..).zip(tokens).map(|(position, &token)| token_leaf(&model, position, token)).collect()
-        }
-        Entered::Rows(rows) => row_leaves(Boundary { model, layer }, &roots_of(rows), 0),
+        Entered::Tokens(tokens) => token_leaves(&model, 0, tokens),
+        Entered::Rows(rows) => Boundary { model, layer }.rows(0, &row_roots(rows)),
     }
 }
 
-fn roots_of(rows: &[Vec<u8>]) -> Vec<Hash> {
-    rows.iter().map(|row| row_root(row)).collect()
-}
-
-/// Leaves of rows from a position on; of those of the last stage, too, without the tokens drawn from them.
-fn row_leaves(at: Boundary, rows: &[Hash], from: u32) -> Vec<Hash> {
-    (from..).zip(rows).map(|(position, root)| at.row(position, root)).collect()
-}
-
-fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
+pub(crate) fn chunk_roots(leaves: &[Hash]) -> Vec<Hash> {
     leaves.chunks(CHUNK as usize).map(|leaves| chunk_root(leaves).0).collect()
 }
 
@@ -68,6 +50,12 @@ pub struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
+    /// A side that says what its trace says.
+    pub fn of(trace: Trace<'a>, hash: &'a ModelHash) -> Self {
+        let sent = trace.sent();
+        Self::new(trace, hash, sent)
+    }
+
     /// A side with its trace, the model's hash, and the rows that it says were sent.
     pub fn new(trace: Trace<'a>, hash: &'a ModelHash, sent: Vec<Vec<u8>>) -> Self {
         Self { trace, hash, sent, known: BTreeMap::new(), shown: None, opened: None }
@@ -94,7 +82,8 @@ impl<'a> Side<'a> {
 
     /// Roots of the rows that were sent, chunk by chunk.
     pub fn sent_roots(&self) -> Vec<Hash> {
-        chunk_roots(&row_leaves(self.boundary(), &roots_of(&self.sent), 0))
+        // Of those of the last stage, too, without the tokens drawn from them.
+        chunk_roots(&self.boundary().rows(0, &row_roots(&self.sent)))
     }
 
     /// Roots of what came in, chunk by chunk.
@@ -133,31 +122,27 @@ impl<'a> Side<'a> {
         Ok(Move::RevealPiece { piece: piece.to_vec(), pieces: Vec::new() })
     }
 
-    /// Shows the rows of a chunk that were sent.
-    pub fn reveal_rows(&self, chunk: u32) -> Move {
-        let from = (chunk * CHUNK) as usize;
-        let to = chunk_end(chunk * CHUNK, self.sent.len() as u32) as usize;
-        Move::RevealRows { rows: roots_of(&self.sent[from..to]) }
+    /// Shows the rows of a chunk that were sent; `None` if there is no such chunk.
+    pub fn reveal_rows(&self, chunk: u32) -> Option<Move> {
+        let rows = self.sent.chunks(CHUNK as usize).nth(chunk as usize)?;
+        Some(Move::RevealRows { rows: row_roots(rows) })
     }
 
-    /// Shows the leaves of the pieces of a row that was sent.
-    pub fn reveal_row(&self, position: u32) -> Move {
-        Move::RevealPieces { pieces: piece_leaves(&self.sent[position as usize]) }
+    /// Shows the leaves of the pieces of a row that was sent; `None` if there is no such row.
+    pub fn reveal_row(&self, position: u32) -> Option<Move> {
+        Some(Move::RevealPieces { pieces: piece_leaves(self.sent.get(position as usize)?) })
     }
 
-    /// Shows a piece of a row that was sent.
-    pub fn reveal_sent(&self, position: u32, piece: u32) -> Move {
-        let row = &self.sent[position as usize];
-        Move::RevealPiece { piece: row_piece(row, piece).0, pieces: piece_leaves(row) }
+    /// Shows a piece of a row that was sent; `None` if there is no such row.
+    pub fn reveal_sent(&self, position: u32, piece: u32) -> Option<Move> {
+        let row = self.sent.get(position as usize)?;
+        Some(Move::RevealPiece { piece: row_piece(row, piece).0, pieces: piece_leaves(row) })
     }
 
     // What an accuser does.
 
-    /// Learns nodes below a node of the accused's tree, and chooses the first that differs; `None` if none does.
-    ///
-    /// # Errors
-    /// If weights cannot be read.
-    pub fn choose(&mut self, node: Node, nodes: &[Hash]) -> Result<Option<(Node, Move)>, TraceError> {
+    /// Learns the nodes below a node of the accused's tree.
+    pub fn learn(&mut self, node: Node, nodes: &[Hash]) {
         let stride = node.level.min(STRIDE);
         let level = node.level - stride;
         let mut row = nodes.to_vec();
@@ -167,6 +152,16 @@ impl<'a> Side<'a> {
             }
             row = row.chunks_exact(2).map(|pair| parent(&pair[0], &pair[1])).collect();
         }
+    }
+
+    /// Learns the nodes below a node of the accused's tree, and chooses the first that differs; `None` if none does.
+    ///
+    /// # Errors
+    /// If weights cannot be read.
+    pub fn choose(&mut self, node: Node, nodes: &[Hash]) -> Result<Option<(Node, Move)>, TraceError> {
+        self.learn(node, nodes);
+        let stride = node.level.min(STRIDE);
+        let level = node.level - stride;
         let mine = self.trace.below(node)?;
         let Some(child) = mine.iter().zip(nodes).position(|(mine, theirs)| mine != theirs) else {
             return Ok(None);
@@ -184,10 +179,10 @@ impl<'a> Side<'a> {
 
     /// Chooses the first row of a chunk that is not as it should be.
     pub fn choose_row(&self, chunk: u32, rows: &[Hash]) -> Option<Move> {
-        let from = chunk * CHUNK;
-        let mine = roots_of(self.sent.get(from as usize..)?);
+        let from = chunk.checked_mul(CHUNK)?;
+        let mine = row_roots(self.sent.get(from as usize..)?);
         let index = mine.iter().zip(rows).position(|(mine, theirs)| mine != theirs)?;
-        let in_chunk = merkle::proof(&row_leaves(self.boundary(), rows, from), index)?;
+        let in_chunk = merkle::proof(&self.boundary().rows(from, rows), index)?;
         Some(Move::ChooseRow { position: from + index as u32, row: rows[index], in_chunk })
     }
 
@@ -219,7 +214,8 @@ impl<'a> Side<'a> {
     /// # Errors
     /// As [`Side::prove`].
     pub fn prove_sent(&mut self, position: u32, piece: u32, bytes: &[u8]) -> Result<Move, TraceError> {
-        let (mine, _) = row_piece(&self.sent[position as usize], piece);
+        let row = self.sent.get(position as usize).ok_or(TraceError::Input("there"))?;
+        let (mine, _) = row_piece(row, piece);
         let at = mine.chunks(2).zip(bytes.chunks(2)).position(|(a, b)| a != b).unwrap_or(0) as u32;
         let word = piece * SEGMENT as u32 + at;
         let slot = self.trace.layers().len() as u32;
@@ -290,16 +286,7 @@ impl<'a> Side<'a> {
     /// A segment of what was opened last.
     fn segment(&mut self, tensor: u32, row: u32, segment: u32) -> Result<chain::Segment, TraceError> {
         let unit = self.opened.as_mut().map(|(_, unit)| unit);
-        let opened =
-            unit.and_then(|unit| unit.open(tensor, row, segment)).ok_or(TraceError::Input("there"))?;
-        Ok(chain::Segment {
-            data: opened.bytes,
-            format: keccak(opened.format.as_bytes()),
-            rows: opened.rows as u32,
-            columns: opened.columns as u32,
-            in_tensor: opened.in_tensor,
-            in_unit: opened.in_unit,
-        })
+        unit.and_then(|unit| opened_segment(unit, tensor, row, segment)).ok_or(TraceError::Input("there"))
     }
 
     /// A piece as it is in the accused's trace, where that is like this one's.
@@ -334,24 +321,8 @@ impl<'a> Side<'a> {
             let unit = self.trace.model.open_unit(layer, self.trace.quantisation)?;
             self.opened = Some((layer, unit));
         }
-        let contents = &self.hash.contents;
-        let index = layer.map_or(0, |layer| layer + 1);
-        let leaves = contents.layer_leaves();
-        let missing = || TraceError::Input("there");
-        let Some((_, unit)) = &mut self.opened else { return Err(missing()) };
-        let (description, in_unit) = unit.description();
-        Ok(chain::Unit {
-            contents: chain::Contents {
-                numerics: contents.numerics,
-                tokenizer: contents.tokenizer,
-                rope: contents.rope,
-                layers: contents.layers.len() as u32,
-                layer_root: merkle::root(&leaves).ok_or_else(missing)?,
-            },
-            description,
-            in_unit,
-            in_model: merkle::proof(&leaves, index).ok_or_else(missing)?,
-        })
+        let unit = self.opened.as_mut().map(|(_, unit)| unit);
+        unit.and_then(|unit| opened_unit(self.hash, layer, unit)).ok_or(TraceError::Input("there"))
     }
 
     /// Opens what came in at a position.
@@ -382,4 +353,45 @@ fn row_piece(row: &[u8], piece: u32) -> (Vec<u8>, Vec<Hash>) {
     let mut bytes: Vec<u8> = row.chunks(512).nth(piece as usize).unwrap_or_default().to_vec();
     bytes.resize(512, 0);
     (bytes, merkle::proof(&piece_leaves(row), piece as usize).unwrap_or_default())
+}
+
+/// A layer, or the embedding, with what leads from it to the model's hash.
+pub(super) fn opened_unit(
+    hash: &ModelHash,
+    layer: Option<usize>,
+    unit: &mut OpenUnit,
+) -> Option<chain::Unit> {
+    let contents = &hash.contents;
+    let leaves = contents.layer_leaves();
+    let (description, in_unit) = unit.description();
+    Some(chain::Unit {
+        contents: chain::Contents {
+            numerics: contents.numerics,
+            tokenizer: contents.tokenizer,
+            rope: contents.rope,
+            layers: contents.layers.len() as u32,
+            layer_root: merkle::root(&leaves)?,
+        },
+        description,
+        in_unit,
+        in_model: merkle::proof(&leaves, layer.map_or(0, |layer| layer + 1))?,
+    })
+}
+
+/// A segment of a unit's tensor, with what leads from it to the unit's root.
+pub(super) fn opened_segment(
+    unit: &mut OpenUnit,
+    tensor: u32,
+    row: u32,
+    segment: u32,
+) -> Option<chain::Segment> {
+    let opened = unit.open(tensor, row, segment)?;
+    Some(chain::Segment {
+        data: opened.bytes,
+        format: keccak(opened.format.as_bytes()),
+        rows: opened.rows as u32,
+        columns: opened.columns as u32,
+        in_tensor: opened.in_tensor,
+        in_unit: opened.in_unit,
+    })
 }

@@ -7,14 +7,15 @@
 //! what goes from layer to layer, and computes a layer again when its words are asked for.
 
 pub mod dispute;
+pub mod gap;
 pub mod kind;
 pub mod tree;
 pub mod wiring;
 
 #[cfg(test)]
-mod cheat;
+pub(super) mod cheat;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::ops::Range;
 
@@ -164,8 +165,14 @@ impl<'a> Trace<'a> {
             self.tops.push(operations.iter().map(|rows| top(rows.clone(), self.depths.positions)).collect());
             self.roots.push(operations);
             self.outs.push(rows.last().cloned().unwrap_or_default());
+            tracing::info!(layers = slot, of = self.layers.len(), "traced for a dispute");
         }
         Ok(self)
+    }
+
+    /// The rows that the stage sends, as they travel.
+    pub fn sent(&self) -> Vec<Vec<u8>> {
+        self.outs.last().into_iter().flatten().map(|row| travelling(row)).collect()
     }
 
     /// Bits of the fields of an index.
@@ -236,7 +243,11 @@ impl<'a> Trace<'a> {
     }
 
     fn row_nodes(&self, row: &[u32], levels: u32) -> Vec<Hash> {
-        raise(pieces(row).map(|piece| ledger::eip712::keccak(&piece)).collect(), levels)
+        let pieces: Vec<[u8; 512]> = pieces(row).collect();
+        raise(
+            ledger::eip712::keccak_each(pieces.len(), |index, bytes| bytes.extend_from_slice(&pieces[index])),
+            levels,
+        )
     }
 
     /// The words of a row; none where there is no row.

@@ -20,11 +20,11 @@ use court::Case;
 
 pub(super) const Q8: Quantisation = Quantisation::Q8;
 
-pub(super) fn open(name: &str) -> Model {
+pub(in crate::audit) fn open(name: &str) -> Model {
     Model::open(&golden(name)).expect("opens")
 }
 
-pub(super) fn tokens(count: u32, vocabulary: usize) -> Vec<u32> {
+pub(in crate::audit) fn tokens(count: u32, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|n| (n * 37 + n * n * 11 + 5) % vocabulary as u32).collect()
 }
 
@@ -126,7 +126,7 @@ pub(super) fn flip(Place { slot, operation, position, word }: Place) -> Cheat {
     Cheat::Flip { slot, operation, position, word, bits: 1 << 13 }
 }
 
-pub(super) fn cheating<'a>(
+pub(in crate::audit) fn cheating<'a>(
     model: &'a Model,
     layers: Range<usize>,
     entered: Entered,

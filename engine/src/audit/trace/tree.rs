@@ -1,6 +1,6 @@
 //! The tree over a trace: binary over all indices, a node without anything below it being zero.
 
-use ledger::eip712::keccak;
+use ledger::eip712::{keccak, keccak_each};
 
 /// Words of a piece.
 pub const PIECE_WORDS: u32 = 128;
@@ -100,8 +100,14 @@ pub fn parent(left: &Hash, right: &Hash) -> Hash {
 /// The nodes `levels` above `nodes`; what is missing at the end is zero.
 pub fn raise(mut nodes: Vec<Hash>, levels: u32) -> Vec<Hash> {
     for _ in 0..levels {
-        let above = nodes.chunks(2).map(|pair| parent(&pair[0], pair.get(1).unwrap_or(&[0; 32])));
-        nodes = above.collect();
+        let pair = |pair: &[Hash]| [pair[0], pair.get(1).copied().unwrap_or_default()];
+        let pairs: Vec<[Hash; 2]> = nodes.chunks(2).map(pair).collect();
+        nodes = keccak_each(pairs.len(), |index, bytes| bytes.extend_from_slice(pairs[index].as_flattened()));
+        for (node, pair) in nodes.iter_mut().zip(&pairs) {
+            if *pair == [[0; 32]; 2] {
+                *node = [0; 32];
+            }
+        }
     }
     nodes
 }

@@ -1,6 +1,7 @@
 //! What people do on the chain: their accounts, their stake, their votes.
 
 pub(super) mod account;
+pub(super) mod dispute;
 pub(super) mod gov;
 mod options;
 mod pay;

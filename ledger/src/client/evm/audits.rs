@@ -14,13 +14,14 @@ use super::{
     },
     calls::{Order, Plan},
     convert::{to_h160, to_pod, to_u64},
+    disputes,
     reads::Reader,
 };
 use crate::{
     audit::{Chunk, LeafId},
     client::{
-        AnswerStep, AuditAction, AuditEvent, AuditLeaf, AuditRound, AuditTerms, Case, CaseAnswer, CaseStage,
-        CaseVerdict, Deployment, Error, Pod,
+        AnswerStep, AuditAction, AuditEvent, AuditLeaf, AuditRound, AuditTerms, BeaconParameters, Case,
+        CaseAnswer, CaseStage, CaseVerdict, Deployment, Error, Pod,
     },
     draw::Rate,
     eip712::Address,
@@ -52,6 +53,7 @@ pub(super) fn plan(d: &Deployment, action: &AuditAction) -> Result<Plan, Error> 
         }
         AuditAction::Resign => Order::call(&d.auditors, set::ResignCall),
         AuditAction::Drop(auditor) => Order::call(&d.auditors, set::DropCall { auditor: to_h160(auditor) }),
+        AuditAction::Play { case, step } => disputes::order(d, case, step)?,
         AuditAction::ListAuditors => Order::call(&d.auditors, set::ListAuditorsCall),
         _ => of_manager(&d.audits, action)?,
     };
@@ -136,8 +138,36 @@ impl Reader {
             self.call(at, manager::DisputeBondCall),
             self.call(at, manager::GameCall),
         )?;
+        let (least, lapse_bps, miss_bps): (u128, u16, u16) = tokio::try_join!(
+            self.call(&self.deployment.auditors, set::MinAuditorStakeCall),
+            self.call(at, manager::LapseBpsCall),
+            self.call(at, manager::MissBpsCall),
+        )?;
         let game = Some(game.0).filter(|game| *game != [0; 20]);
-        Ok(AuditTerms { epoch_s, draw_window_s, dispute_bond: Pod(bond), game })
+        let (min_auditor_stake, dispute_bond) = (Pod(least), Pod(bond));
+        Ok(AuditTerms { epoch_s, draw_window_s, min_auditor_stake, lapse_bps, miss_bps, dispute_bond, game })
+    }
+
+    pub(super) async fn beacon(&self) -> Result<BeaconParameters, Error> {
+        require(&self.deployment)?;
+        let at = &self.deployment.beacon;
+        let (point, genesis, period): (beacon::KeyReturn, u64, u64) = tokio::try_join!(
+            self.call(at, beacon::KeyCall),
+            self.call(at, beacon::GenesisCall),
+            self.call(at, beacon::PeriodCall),
+        )?;
+        let beacon::G2 { x_1, x_0, y_1, y_0 } = point.0;
+        let mut key = [0; 128];
+        for (part, number) in key.chunks_exact_mut(32).zip([x_1, x_0, y_1, y_0]) {
+            number.to_big_endian(part);
+        }
+        Ok(BeaconParameters { key, genesis, period })
+    }
+
+    pub(super) async fn auditors(&self) -> Result<Vec<Address>, Error> {
+        require(&self.deployment)?;
+        let found: Vec<H160> = self.call(&self.deployment.auditors, set::AuditorsCall).await?;
+        Ok(found.into_iter().map(|auditor| auditor.0).collect())
     }
 
     pub(super) async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error> {
@@ -164,13 +194,15 @@ impl Reader {
         let Some(stage) = stage(found.stage) else { return Ok(None) };
         let leaf = LeafId { account: found.account.0, epoch: found.epoch, index: found.index };
         let answers = found.answers.into_iter();
-        let answers = answers
-            .filter_map(|answer| Some(CaseAnswer { auditor: answer.auditor.0, step: step(answer.step)? }));
+        let answers = answers.filter_map(|answer| {
+            Some(CaseAnswer { auditor: answer.auditor.0, step: step(answer.step)?, value: answer.value })
+        });
         Ok(Some(Case {
             leaf,
             stage,
             deadline: found.deadline,
             verdict: verdict(found.verdict),
+            challenger: (!found.challenger.is_zero()).then_some(found.challenger.0),
             answers: answers.collect(),
         }))
     }

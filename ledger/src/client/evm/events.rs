@@ -21,7 +21,7 @@ use crate::client::{Deployment, Event, Pod, Support};
 
 /// Longest data of a log that is decoded, in bytes. Offsets in it may point to the same bytes again and again,
 /// so that what is decoded can be much longer.
-const LONGEST: usize = 96 << 10;
+pub(super) const LONGEST: usize = 96 << 10;
 
 /// The contracts whose events are read.
 pub(super) fn sources(deployment: &Deployment) -> Vec<H160> {

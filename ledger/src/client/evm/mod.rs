@@ -32,12 +32,13 @@ use self::{
     sender::{Manner, Sender, Until},
 };
 pub use self::{
-    disputes::dispute_call,
+    disputes::{dispute_call, dispute_id},
     rpc::{Rpc, RpcFault},
 };
 use super::{
-    Action, AuditLeaf, AuditRound, AuditTerms, Balances, Case, Cursor, Deployment, Error, Estimate, Head,
-    Key, Ledger, Lock, News, NodeEntry, Parameters, Pod, Proposal, Receipt, Rewards, Stake, StakeThaw,
+    Action, AuditLeaf, AuditRound, AuditTerms, Balances, BeaconParameters, Case, Cursor, Deployment, Dispute,
+    DisputeEvent, Error, Estimate, Head, Key, Ledger, Lock, News, NodeEntry, Parameters, Pod, Proposal,
+    Receipt, Rewards, Stake, StakeThaw,
 };
 use crate::{audit::LeafId, eip712::Address};
 
@@ -345,6 +346,14 @@ impl Ledger for Client {
         self.reader.audit_terms().await
     }
 
+    async fn beacon(&self) -> Result<BeaconParameters, Error> {
+        self.reader.beacon().await
+    }
+
+    async fn auditors(&self) -> Result<Vec<Address>, Error> {
+        self.reader.auditors().await
+    }
+
     async fn audit_round(&self, epoch: u32) -> Result<AuditRound, Error> {
         self.reader.audit_round(epoch).await
     }
@@ -359,6 +368,14 @@ impl Ledger for Client {
 
     async fn audit_claimable(&self, account: Address) -> Result<Pod, Error> {
         self.reader.audit_claimable(account).await
+    }
+
+    async fn dispute(&self, case: [u8; 32]) -> Result<Option<Dispute>, Error> {
+        self.reader.dispute(case).await
+    }
+
+    async fn dispute_events(&self, case: [u8; 32]) -> Result<Vec<DisputeEvent>, Error> {
+        self.reader.dispute_events(case).await
     }
 
     async fn proposals(&self) -> Result<Vec<Proposal>, Error> {

@@ -244,6 +244,27 @@ impl Reader {
         Ok(logs)
     }
 
+    /// Logs from the newest block back to the first that is looked for, or to the deployment, in their order.
+    pub(super) async fn logs_back_to(
+        &self,
+        filter: &Filter,
+        is_first: impl Fn(&Log) -> bool,
+    ) -> Result<Vec<Log>, Error> {
+        let (mut end, mut found) = (self.head().await?.block.saturating_add(1), Vec::new());
+        while end > self.deployment.block && !found.iter().any(&is_first) {
+            let from = end.saturating_sub(self.log_range).max(self.deployment.block);
+            let (mut next, mut logs) = (from, Vec::new());
+            while next < end {
+                let range = self.logs_up_to(filter, next, end - 1).await?;
+                logs.extend(range.logs);
+                next = range.last.saturating_add(1);
+            }
+            logs.append(&mut found);
+            (found, end) = (logs, from);
+        }
+        Ok(found)
+    }
+
     /// Logs from a block on, at most up to another: of fewer blocks where that is a large range, or more than a
     /// node gives at once.
     pub(super) async fn logs_up_to(&self, filter: &Filter, first: u64, last: u64) -> Result<Range, Error> {

@@ -12,11 +12,13 @@ use crate::client::{Error, Refusal, show_address};
 const LONGEST: usize = 4096;
 
 static ERRORS: LazyLock<HashMap<[u8; 4], AbiError>> = LazyLock::new(|| {
-    let contracts: [&Abi; 13] = [
+    let contracts: [&Abi; 16] = [
         &b::ACCESSMANAGER_ABI,
         &b::AUDITMANAGER_ABI,
         &b::AUDITORSET_ABI,
         &b::BEACON_ABI,
+        &b::DISPUTEGAME_ABI,
+        &b::INT8REFEREE_ABI,
         &b::MODELREGISTRY_ABI,
         &b::NODEREGISTRY_ABI,
         &b::PODTOKEN_ABI,
@@ -25,6 +27,7 @@ static ERRORS: LazyLock<HashMap<[u8; 4], AbiError>> = LazyLock::new(|| {
         &b::SESSIONESCROW_ABI,
         &b::STAKEMANAGER_ABI,
         &b::TIMELOCKCONTROLLER_ABI,
+        &b::TRACEJUDGE_ABI,
         &b::VOUCHERCOLLECTOR_ABI,
     ];
     let errors = contracts.iter().flat_map(|abi| abi.errors.values().flatten());

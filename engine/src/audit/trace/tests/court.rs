@@ -2,7 +2,8 @@
 //! plays is written to `ledger/vectors`, for the contracts to play the same.
 
 use ledger::{
-    client::dispute_call,
+    audit::{roots, seal},
+    client::{dispute_call, dispute_id},
     dispute::{self as chain, Move, Opening},
     eip712::keccak,
     merkle,
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        dispute::{Side, roots_hash},
+        dispute::Side,
         tree::{STRIDE, parent},
     },
     *,
@@ -86,14 +87,9 @@ impl<'a> Case<'a> {
     }
 
     /// A side that says it sent what its trace says.
-    pub(super) fn signed(&self, mut trace: Trace<'a>) -> Side<'a> {
-        let last = self.layers.len() as u32;
-        let rows = (0..self.entered.positions()).map(|position| {
-            let mut row = trace.row(last, op::OUT, position).expect("a row").to_vec();
-            row.resize(self.model.config().hidden, 0);
-            travelling(&row)
-        });
-        let rows = rows.collect();
+    pub(super) fn signed(&self, trace: Trace<'a>) -> Side<'a> {
+        let mut rows = trace.sent();
+        rows.iter_mut().for_each(|row| row.resize(2 * self.model.config().hidden, 0));
         self.with(trace, rows)
     }
 
@@ -159,20 +155,20 @@ impl<'a> Case<'a> {
         let Move::Commit { roots, .. } = &moves[0].1 else { unreachable!("roots were shown") };
         let step = accuser.choose_rows(roots).expect("a chunk");
         let Move::ChooseRows { chunk, ref roots } = step else { unreachable!("a chunk") };
-        let shown = accused.reveal_rows(chunk);
+        let shown = accused.reveal_rows(chunk).expect("a chunk");
         let Move::RevealRows { rows } = &shown else { unreachable!("rows") };
         let chosen = accuser.choose_row(chunk, rows).expect("a row");
         let Move::ChooseRow { position, row, in_chunk } = &chosen else { unreachable!("a row") };
         let at = Boundary { model: Digest(self.hash.hash), layer: self.layers.end as u32 };
-        assert!(merkle::leads(at.row(*position, row), in_chunk, roots[chunk as usize]));
+        assert!(merkle::leads(at.rows(*position, &[*row])[0], in_chunk, roots[chunk as usize]));
         let (position, row) = (*position, *row);
         moves.extend([(false, step), (true, shown), (false, chosen)]);
-        let step = accused.reveal_row(position);
+        let step = accused.reveal_row(position).expect("a row");
         let Move::RevealPieces { pieces: listed } = &step else { unreachable!("pieces") };
         assert_eq!(merkle::root(listed), Some(row));
         let chosen = accuser.choose_piece(position, listed).expect("a piece");
         let Move::ChoosePiece { piece } = chosen else { unreachable!("a piece") };
-        let shown = accused.reveal_sent(position, piece);
+        let shown = accused.reveal_sent(position, piece).expect("a row");
         let Move::RevealPiece { piece: bytes, pieces } = &shown else { unreachable!("a piece") };
         assert_eq!(pieces, listed);
         assert_eq!(keccak(&[&piece.to_be_bytes()[..], bytes].concat()), pieces[piece as usize]);
@@ -271,18 +267,16 @@ impl<'a> Case<'a> {
     /// What the contracts are asked to play again.
     pub(super) fn vector(&self, name: &str, played: &Played) -> Value {
         let case_id = keccak(name.as_bytes());
-        let mut outcome = [0; 32];
-        outcome[12..].copy_from_slice(&OUTCOME);
-        let id = keccak([outcome, case_id].as_flattened());
+        let id = dispute_id(&OUTCOME, &case_id);
         let (mut entered, mut sent) = ([0; 32], [0; 32]);
         for (_, step) in &played.moves {
-            if let Move::Commit { roots, .. } = step {
-                sent = keccak(&roots_hash(roots));
+            if let Move::Commit { roots: list, .. } = step {
+                sent = seal(&roots(list));
             }
             if let Move::Prove { opening, .. } = step
                 && !opening.entered.roots.is_empty()
             {
-                entered = roots_hash(&opening.entered.roots);
+                entered = roots(&opening.entered.roots);
             }
         }
         let moves = played.moves.iter().map(|(accused, step)| {
@@ -326,7 +320,7 @@ impl<'a> Case<'a> {
         let hex = |hash: &[u8]| format!("0x{}", hex::encode(hash));
         json!({
             "commit": hex(&dispute_call(&[0; 32], &commit)),
-            "inRoots": hex(&roots_hash(&side.entered_roots())),
+            "inRoots": hex(&roots(&side.entered_roots())),
             "root": hex(&root),
             "to": self.entered.positions(),
             "cells": places.iter().map(|place| self.cell(side, *place)).collect::<Vec<_>>(),
