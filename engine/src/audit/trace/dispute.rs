@@ -379,12 +379,7 @@ pub(super) fn opened_unit(
 }
 
 /// A segment of a unit's tensor, with what leads from it to the unit's root.
-pub(super) fn opened_segment(
-    unit: &mut OpenUnit,
-    tensor: u32,
-    row: u32,
-    segment: u32,
-) -> Option<chain::Segment> {
+fn opened_segment(unit: &mut OpenUnit, tensor: u32, row: u32, segment: u32) -> Option<chain::Segment> {
     let opened = unit.open(tensor, row, segment)?;
     Some(chain::Segment {
         data: opened.bytes,
