@@ -418,7 +418,8 @@ impl Room {
             payee,
             offer: Offer { profile: self.profile.clone(), ..Offer::default() },
             loader: None,
-            audit: Some(Audit { signer: Signer::new(identity), rows: None }),
+            audit: Some(Audit { signer: Signer::new(identity), book: None }),
+            clerk: None,
             weights: None,
         };
         Ok(Node::start(stage, endpoint, config)?)

@@ -361,6 +361,7 @@ fn to_transport(message: Message) -> transport::Message {
     match message {
         Message::Step(step) => transport::Message::from_parts([head, step.body]),
         Message::Piece(piece) => transport::Message::from_parts([head, piece.body]),
+        Message::Shown(shown) => transport::Message::from_parts([head, shown.body]),
         _ => head.into(),
     }
 }

@@ -3,8 +3,9 @@
 
 use ledger::{
     EXAMPLE_PARAMETERS,
+    audit::LeafId,
     client::Parameters,
-    draw::{Rate, Rates, Work},
+    draw::{Rate, Rates, Work, is_drawn},
 };
 
 /// Most that a chunk is paid, as a share of the least stake of a node.
@@ -214,4 +215,29 @@ fn other_parameters_are_found_out() {
     breaks("so does handing nothing over", |game| game.withheld = 0.001);
     breaks("computing is cheaper than confirming plants", |game| game.auditor = 100.0);
     breaks("audits of those that are known cost little", |game| game.floor = 0.05);
+}
+
+/// Draws as the beacon makes them, over the leaves of as many epochs: cheating in `n` chunks is found as often as
+/// 1 - (1 - p)^n says. The table is that of `docs/attacks.md`.
+#[test]
+fn cheats_are_drawn_as_often_as_stated() {
+    const EPOCHS: u32 = 3000;
+    let rate = Rates::default().of(Work::Decode, 0);
+    let p = f64::from(rate.bits()) / 2f64.powi(32);
+    for n in [1, 5, 13, 45, 90] {
+        let is_found = |epoch: &u32| {
+            let beacon = [epoch.to_be_bytes(), n.to_be_bytes()].concat().repeat(4);
+            let root = [*epoch as u8; 32];
+            (0..n).any(|index| {
+                let leaf = LeafId { account: [7; 20], epoch: *epoch, index };
+                let case = leaf.case(1, &[8; 20], &root);
+                is_drawn(beacon.first_chunk().expect("32 bytes"), &case, rate, 1)
+            })
+        };
+        let found = (0..EPOCHS).filter(is_found).count() as f64 / f64::from(EPOCHS);
+        let stated = 1.0 - (1.0 - p).powi(n as i32);
+        println!("{n:>3} chunks: found {found:.3}, stated {stated:.3}");
+        let deviation = (stated * (1.0 - stated) / f64::from(EPOCHS)).sqrt();
+        assert!((found - stated).abs() < 4.0 * deviation, "{n}: {found} and {stated}");
+    }
 }

@@ -6,7 +6,11 @@ mod counsel;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use ledger::{
     audit::roots,
@@ -31,6 +35,8 @@ use super::{
 };
 use crate::model::{Model, ModelHash};
 
+/// One trace is computed at a time, however many disputes a process plays: the rest of it needs cores, too.
+static TRACING: Mutex<()> = Mutex::new(());
 /// How often a move is tried that the chain refuses.
 const ATTEMPTS: u32 = 8;
 /// Looks at a chain that shows no end of a dispute that is over.
@@ -250,7 +256,7 @@ impl<'c> Seat<'c> {
         let ask = Ask { dispute: dispute.clone(), events, reply };
         asks.send(ask).await.map_err(|_| CourtError::Stopped)?;
         match answer.await.map_err(|_| CourtError::Stopped)?? {
-            Answer::Move(step) => self.submit(dispute, step).await,
+            Answer::Move(step) => self.submit(dispute, *step).await,
             Answer::Nothing(reason) => {
                 self.fail(dispute, reason);
                 Ok(())
@@ -368,7 +374,10 @@ fn hear(court: &Court, evidence: Evidence, make: Make) -> Result<(mpsc::Sender<A
     let (report, brief) = oneshot::channel();
     let work = move || {
         let side = match gap(&model, &hash, &part(&evidence)) {
-            Ok(None) => make(&model, &hash, &evidence),
+            Ok(None) => {
+                let _alone = TRACING.lock().unwrap_or_else(PoisonError::into_inner);
+                make(&model, &hash, &evidence)
+            }
             Ok(Some(gap)) => return drop(report.send(Ok(Some(Box::new(gap))))),
             Err(error) => Err(error),
         };

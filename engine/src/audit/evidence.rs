@@ -128,18 +128,15 @@ impl Evidence {
         chunk_roots(&at.rows(0, &row_roots(rows)))
     }
 
-    /// As it travels and lies on disks.
+    /// As it travels.
     pub fn encode(&self) -> Vec<u8> {
         // Plans are texts, numbers and lists: they always have a JSON.
         let plan = serde_json::to_vec(&self.plan).unwrap_or_default();
-        let (kind, wide) = match &self.entered {
-            Entered::Tokens(_) => (0, 4),
-            Entered::Rows(rows) => (1, rows.first().map_or(0, Vec::len) as u32),
+        let (tokens, wide) = match &self.entered {
+            Entered::Tokens(_) => (true, 4),
+            Entered::Rows(rows) => (false, rows.first().map_or(0, Vec::len) as u32),
         };
-        let fields = [self.stage, plan.len() as u32, kind, wide, self.to()];
-        let mut bytes = MAGIC.to_vec();
-        fields.iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
-        bytes.extend_from_slice(&plan);
+        let mut bytes = header(&plan, self.stage, tokens, wide, self.to());
         match &self.entered {
             Entered::Tokens(tokens) => {
                 tokens.iter().for_each(|token| bytes.extend_from_slice(&token.to_le_bytes()));
@@ -182,6 +179,15 @@ impl Evidence {
         evidence.check_shape()?;
         Ok(evidence)
     }
+}
+
+/// What stands before the tokens or rows in an encoding: `count` of them, each of `wide` bytes.
+pub(super) fn header(plan: &[u8], stage: u32, tokens: bool, wide: u32, count: u32) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    let fields = [stage, plan.len() as u32, u32::from(!tokens), wide, count];
+    fields.iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
+    bytes.extend_from_slice(plan);
+    bytes
 }
 
 /// Computes the rows that the stage should have sent, as they travel. There are fewer than came in if one is a

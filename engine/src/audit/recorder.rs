@@ -15,26 +15,26 @@ use bytes::Bytes;
 use transport::NodeId;
 
 use super::{
+    book::{Book, Entry as Note, Signed},
     commitment::{Committed, Signer},
-    plan::Plan,
-    retain::RowStore,
+    plan::{Digest, Plan},
     rows::CHUNK,
 };
 use crate::message::{BlockHash, Close, Draws, Open, RouteId, Segment, SessionId};
-use recording::Recording;
+use recording::{Closed, Recording};
 
 /// Events that may wait: a few steps, each of which holds its rows.
 const QUEUE: usize = 16;
 /// Sessions that are over and wait for the commitments of the stage before.
 const MAX_CLOSED: usize = 64;
 
-/// What a node signs with, and where it keeps rows.
+/// What a node signs with, and where it keeps what proves it.
 #[derive(Clone, Debug)]
 pub struct Audit {
     /// The key.
     pub signer: Signer,
-    /// Output rows, for auditors.
-    pub rows: Option<Arc<RowStore>>,
+    /// What is committed to on a chain.
+    pub book: Option<Arc<Book>>,
 }
 
 /// A session as its recorder sees it.
@@ -169,6 +169,8 @@ impl Place {
 struct Entry {
     route: RouteId,
     place: Place,
+    /// Hash of the plan.
+    plan: Digest,
     blocks: Vec<BlockHash>,
     recording: Recording,
 }
@@ -195,8 +197,9 @@ impl<E: Fn(Outgoing)> Desk<E> {
     fn take(&mut self, event: Event) {
         match event {
             Event::Open { session, route, place, blocks } => {
-                let recording = Recording::new(&place, self.audit.rows.is_some());
-                self.sessions.insert(session, Entry { route, place: *place, blocks, recording });
+                let recording = Recording::new(&place, self.audit.book.is_some());
+                let plan = place.plan.hash();
+                self.sessions.insert(session, Entry { route, place: *place, plan, blocks, recording });
             }
             Event::Passed(passed) => self.passed(&passed),
             Event::Close(close) => self.close(&close),
@@ -271,9 +274,9 @@ impl<E: Fn(Outgoing)> Desk<E> {
 
     /// Hashes what stands, and takes from and leaves to other sessions what they have in common.
     fn hash(&mut self, session: SessionId) {
-        let Self { sessions, threads, .. } = self;
+        let Self { audit, sessions, threads, .. } = self;
         let Some(entry) = sessions.get_mut(&session) else { return };
-        let Entry { route, blocks, recording, .. } = entry;
+        let Entry { route, place, blocks, recording, .. } = entry;
         recording.hash(*threads);
         while let Some(missing) = recording.missing() {
             // What the stage did not compute for this session, it found computed for another.
@@ -281,6 +284,12 @@ impl<E: Fn(Outgoing)> Desk<E> {
             let Some(block) = name.and_then(|name| self.blocks.find(&(*route, *name))) else { break };
             recording.fill(block);
             recording.hash(*threads);
+        }
+        // Before a session can find the block: what came into it is kept by the time it is asked for.
+        while let Some((root, rows)) = recording.next_came() {
+            if let (Some(book), Some(rows)) = (&audit.book, rows) {
+                book.note(Note::Rows { model: place.plan.terms.model, root, rows });
+            }
         }
         while let Some((name, block)) = recording.next_shared(blocks) {
             self.blocks.insert((*route, name), block);
@@ -291,9 +300,9 @@ impl<E: Fn(Outgoing)> Desk<E> {
     fn settle(&mut self, session: SessionId) {
         self.hash(session);
         let Some(entry) = self.sessions.get_mut(&session) else { return };
-        let Entry { place, recording, .. } = entry;
+        let Entry { place, plan, recording, .. } = entry;
         loop {
-            let (chunk, before, rows) = match recording.close_chunk(&self.audit.signer) {
+            let closed = match recording.close_chunk(&self.audit.signer) {
                 Ok(Some(closed)) => closed,
                 Ok(None) => break,
                 Err(error) => {
@@ -301,10 +310,10 @@ impl<E: Fn(Outgoing)> Desk<E> {
                     return self.forget(session);
                 }
             };
-            if let (Some(store), Some(rows)) = (&self.audit.rows, rows) {
-                store.put(&chunk.out_root, &rows);
+            if let Some(book) = &self.audit.book {
+                commit(book, place, plan, &closed);
             }
-            let committed = Committed { session, before, chunk };
+            let committed = Committed { session, before: closed.before, chunk: closed.chunk };
             if let Some((to, address)) = &place.next {
                 (self.emit)(Outgoing {
                     to: *to,
@@ -320,9 +329,31 @@ impl<E: Fn(Outgoing)> Desk<E> {
     }
 
     fn forget(&mut self, session: SessionId) {
-        self.sessions.remove(&session);
+        let forgotten = self.sessions.remove(&session);
+        if let (Some(book), Some(Entry { place, plan, .. })) = (&self.audit.book, forgotten) {
+            book.note(Note::Over { plan, stage: place.stage as u32 });
+        }
         self.closed.retain(|closed| *closed != session);
     }
+}
+
+/// Puts a signed chunk in the book.
+fn commit(book: &Book, place: &Place, plan: &Digest, closed: &Closed) {
+    let Closed { chunk, commitment, sent_root, came, .. } = closed;
+    let model = place.plan.terms.model;
+    if let Some(rows) = came {
+        book.note(Note::Rows { model, root: chunk.in_root, rows: rows.clone() });
+    }
+    book.note(Note::Signed(Box::new(Signed {
+        plan: place.plan.clone(),
+        hash: *plan,
+        stage: place.stage as u32,
+        tokens: place.plan.stages[place.stage].embedding,
+        to: chunk.to,
+        in_root: chunk.in_root,
+        out_root: *sent_root,
+        commitment: *commitment,
+    })));
 }
 
 fn rows_of(segments: &[Segment]) -> usize {

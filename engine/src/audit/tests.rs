@@ -1,6 +1,7 @@
 //! Swarms whose nodes are honest, and such with one that really cheats: what receipts prove of them.
 
 use std::{
+    collections::HashMap,
     fs,
     path::Path,
     sync::{Arc, OnceLock},
@@ -12,15 +13,18 @@ use kernels::{
     backend::KvShape,
     cpu::{Cpu, Isa},
 };
+use ledger::audit::{roots, seal};
 use proptest::prelude::*;
 use transport::{Identity, Limits, Transport, sim::Network};
 
 use super::{
+    book::{Book, BookConfig},
     commitment::Signer,
+    draw::Rate,
+    evidence::{Evidence, replay},
     plan::Digest,
     receipt::Receipt,
     recorder::Audit,
-    retain::RowStore,
     store::{ReceiptStore, StoreLimits},
     verify::{Finding, Problem, Verdict, verify},
 };
@@ -45,18 +49,18 @@ const CUTS: [usize; 3] = [0, 2, 4];
 
 /// How a node differs from an honest one on the processor.
 #[derive(Default)]
-struct Ways {
+pub(super) struct Ways {
     /// Whose weights it computes with, and how they are held.
-    weights: Option<(Arc<Model>, Quantisation)>,
-    cheat: Option<Cheat>,
+    pub(super) weights: Option<(Arc<Model>, Quantisation)>,
+    pub(super) cheat: Option<Cheat>,
     /// KV pages, if they are few.
-    pages: Option<usize>,
-    device: Option<Device>,
-    rows: Option<Arc<RowStore>>,
-    unsigned: bool,
+    pub(super) pages: Option<usize>,
+    pub(super) device: Option<Device>,
+    pub(super) book: Option<Arc<Book>>,
+    pub(super) unsigned: bool,
 }
 
-struct World {
+pub(super) struct World {
     network: Network,
     model: Arc<Model>,
     hash: Digest,
@@ -74,7 +78,7 @@ fn cpu() -> Cpu {
     Cpu::new(1, Isa::detect()).expect("a processor")
 }
 
-fn open(name: &str) -> Arc<Model> {
+pub(super) fn open(name: &str) -> Arc<Model> {
     Arc::new(Model::open(&golden(name)).expect("opens"))
 }
 
@@ -83,7 +87,7 @@ fn hash_of(model: &Model) -> Digest {
 }
 
 impl World {
-    fn new(name: &str, speculation: bool) -> Self {
+    pub(super) fn new(name: &str, speculation: bool) -> Self {
         let model = open(name);
         let (network, hash) = (Network::new(7), hash_of(&model));
         let endpoint = network.endpoint(&identity(200), Limits::default()).expect("an endpoint");
@@ -115,6 +119,19 @@ impl World {
         Self { network, model, hash, store, swarm, submitter, gateway }
     }
 
+    fn book(&self, directory: &Path) -> Arc<Book> {
+        let config = BookConfig {
+            directory: directory.to_owned(),
+            limit_bytes: 1 << 30,
+            account: [7; 20],
+            model: Arc::new(OnceLock::from(self.hash)),
+            quantisation: Quantisation::Q8,
+            layers: self.model.config().layers,
+            plants: Rate::from_bits(0),
+        };
+        Arc::new(Book::open(config).expect("opens"))
+    }
+
     fn node(&self, seed: u8, shard: Shard, ways: Ways) -> Node {
         let endpoint = self.network.endpoint(&identity(seed), Limits::default()).expect("an endpoint");
         let (weights, quantisation) = ways.weights.unwrap_or_else(|| (self.model.clone(), Quantisation::Q8));
@@ -123,7 +140,7 @@ impl World {
         let shape = KvShape { layers, pages: 1, kv_heads, head_dim, profile: quantisation.profile() };
         let kv_bytes = ways.pages.map_or(BUDGET.kv_bytes, |pages| (pages * shape.page_bytes()) as u64);
         let budget = StageBudget { kv_bytes, ..BUDGET };
-        let audit = Audit { signer: Signer::new(identity(seed)), rows: ways.rows };
+        let audit = Audit { signer: Signer::new(identity(seed)), book: ways.book };
         let node = NodeConfig {
             gateways: vec![self.gateway.clone()],
             advertise: endpoint.local_address().to_string(),
@@ -135,6 +152,7 @@ impl World {
             offer: Offer::default(),
             loader: None,
             audit: (!ways.unsigned).then_some(audit),
+            clerk: None,
             weights: None,
             payee: None,
         };
@@ -147,20 +165,27 @@ impl World {
 
     /// Three nodes, one of which is different.
     async fn pipeline(&self, different: usize, ways: Ways) -> Vec<Node> {
+        let mut all = [Ways::default(), Ways::default(), Ways::default()];
+        if let Some(place) = all.get_mut(different) {
+            *place = ways;
+        }
+        self.nodes(all).await
+    }
+
+    /// Three nodes, with the ways of each.
+    pub(super) async fn nodes(&self, ways: [Ways; 3]) -> Vec<Node> {
         let layers = self.model.config().layers;
-        let mut ways = Some(ways);
-        let nodes = CUTS.iter().enumerate().map(|(index, &from)| {
+        let nodes = ways.into_iter().zip(CUTS).enumerate().map(|(index, (ways, from))| {
             let to = CUTS.get(index + 1).copied().unwrap_or(layers);
             let shard = Shard { layers: from..to, embedding: index == 0, head: to == layers };
-            let own = if index == different { ways.take() } else { None };
-            self.node(index as u8 + 1, shard, own.unwrap_or_default())
+            self.node(index as u8 + 1, shard, ways)
         });
         let nodes = nodes.collect();
         self.swarm.status().wait_for(SwarmStatus::ready).await.expect("serves");
         nodes
     }
 
-    async fn receipt(&self, request: Request) -> (Vec<u32>, Receipt) {
+    pub(super) async fn receipt(&self, request: Request) -> (Vec<u32>, Receipt) {
         let mut generation = self.submitter.submit(request).await.expect("is taken");
         let id = generation.receipt.take().expect("a receipt is promised");
         let mut tokens = Vec::new();
@@ -180,7 +205,7 @@ impl World {
         verify(receipt, &self.model, &self.hash, &cpu(), &|_| ()).expect("can be checked")
     }
 
-    async fn stop(self, nodes: Vec<Node>) {
+    pub(super) async fn stop(self, nodes: Vec<Node>) {
         self.swarm.stop().await;
         for node in nodes {
             node.stop().await;
@@ -188,7 +213,7 @@ impl World {
     }
 }
 
-fn request(seed: u64, prompt: usize, max_tokens: u32) -> Request {
+pub(super) fn request(seed: u64, prompt: usize, max_tokens: u32) -> Request {
     let sampling = Sampling { temperature: 0.9, seed, ..Sampling::default() };
     Request {
         prompt: (0..prompt as u32).map(|n| (n * 7 + seed as u32) % 60).collect(),
@@ -222,7 +247,7 @@ async fn caught(different: usize, ways: Ways, request: Request) -> Finding {
 }
 
 /// A copy of a golden model in which tensors are changed.
-fn doctored(name: &str, folder: &Path, change: impl Fn(&str, &mut [f32])) -> Arc<Model> {
+pub(super) fn doctored(name: &str, folder: &Path, change: impl Fn(&str, &mut [f32])) -> Arc<Model> {
     fs::copy(golden(name).join("config.json"), folder.join("config.json")).expect("copied");
     let mut bytes = fs::read(golden(name).join("model.safetensors")).expect("read");
     let places: Vec<(String, usize, usize)> = {
@@ -352,18 +377,22 @@ async fn receipts_cannot_be_altered() {
 async fn honest(devices: [Device; 3], few: Option<usize>, sessions: u64) -> usize {
     let world = World::new("llama", true);
     let layers = world.model.config().layers;
-    let mut nodes = Vec::new();
+    let (mut nodes, mut books) = (Vec::new(), Vec::new());
+    let folder = tempfile::tempdir().expect("a directory");
     for (index, (device, from)) in devices.into_iter().zip(CUTS).enumerate() {
         let to = CUTS.get(index + 1).copied().unwrap_or(layers);
         let shard = Shard { layers: from..to, embedding: index == 0, head: to == layers };
-        let ways = Ways { device: Some(device), pages: few, ..Ways::default() };
+        let book = world.book(&folder.path().join(index.to_string()));
+        books.push(book.clone());
+        let ways = Ways { device: Some(device), pages: few, book: Some(book), ..Ways::default() };
         nodes.push(world.node(index as u8 + 1, shard, ways));
     }
     world.swarm.status().wait_for(SwarmStatus::ready).await.expect("serves");
     let mut chunks = 0;
     // Short replies make the gateway expect more of them, and admit more sessions than have room.
+    let mut short = 0;
     for _ in 0..few.map_or(0, |_| 40) {
-        world.receipt(request(0, 3, 1)).await;
+        short += world.receipt(request(0, 3, 1)).await.1.stages.iter().map(Vec::len).sum::<usize>();
     }
     for round in 0..2 {
         let running = (0..sessions).map(|n| {
@@ -386,8 +415,36 @@ async fn honest(devices: [Device; 3], few: Option<usize>, sessions: u64) -> usiz
         Some(_) => assert!(load.iter().any(|load| load.preempted > 0), "{load:?}"),
         None => assert!(load[0].reused > 0, "{load:?}"),
     }
+    let (model, hash) = (world.model.clone(), world.hash);
     world.stop(nodes).await;
+    let committed: usize = books.iter().map(|book| proved(book, &model, &hash)).sum();
+    assert_eq!(committed, chunks + short, "every chunk is committed to");
     chunks
+}
+
+/// Computes again what a book's leaves are of, and says how many there are.
+fn proved(book: &Book, model: &Model, hash: &Digest) -> usize {
+    book.flush();
+    let sealed = book.seal().expect("is written").expect("something was signed");
+    let mut sessions: HashMap<Digest, (Evidence, Vec<[u8; 32]>)> = HashMap::new();
+    // The longest part of each session says what came out of all of it.
+    for index in (0..sealed.count).rev() {
+        let held = book.leaf(sealed.volume, index).expect("a leaf").chunk;
+        let evidence = book.evidence(sealed.volume, index).expect("is there");
+        let longest = sessions.get(&Digest(held.plan)).is_none_or(|(known, _)| known.to() < held.to);
+        if longest {
+            let rows = replay(&evidence, model, hash, &cpu(), &|_| ()).expect("computes");
+            let roots = evidence.out_roots(&rows);
+            sessions.insert(Digest(held.plan), (evidence, roots));
+        }
+    }
+    for index in 0..sealed.count {
+        let held = book.leaf(sealed.volume, index).expect("a leaf").chunk;
+        let (_, out) = &sessions[&Digest(held.plan)];
+        let out = &out[..held.to.div_ceil(super::rows::CHUNK) as usize];
+        assert_eq!(seal(&roots(out)), held.sealed_roots, "{held:?}");
+    }
+    sealed.count as usize
 }
 
 #[tokio::test]
@@ -406,26 +463,6 @@ async fn honest_cards_are_never_blamed() {
     let _stand_in = stand_in_driver::StandIn::fresh("");
     let card = Device::Cuda(kernels::cuda::Cuda::open(0).expect("the stand-in has a card"));
     honest([Device::Cpu(cpu()), card.clone(), card], None, 1).await;
-}
-
-/// What a stage keeps is what the next one got.
-#[tokio::test]
-async fn output_rows_are_kept_for_auditors() {
-    let folder = tempfile::tempdir().expect("a directory");
-    let window = Duration::from_secs(3600);
-    let rows = Arc::new(RowStore::open(folder.path(), 64 << 20, window).expect("opens"));
-    let world = World::new("llama", false);
-    let nodes = world.pipeline(1, Ways { rows: Some(rows.clone()), ..Ways::default() }).await;
-    let (_, receipt) = world.receipt(request(10, 100, 40)).await;
-    let wide = world.model.config().hidden * 2;
-    for chunk in &receipt.stages[1] {
-        let bytes = rows.get(&chunk.out_root).expect("kept");
-        let at = super::rows::Boundary { model: world.hash, layer: 4 };
-        let roots: Vec<[u8; 32]> = bytes.chunks(wide).map(super::rows::row_root).collect();
-        assert_eq!(roots.len(), (chunk.to - chunk.from) as usize);
-        assert_eq!(super::rows::chunk_root(&at.rows(chunk.from, &roots)), chunk.out_root);
-    }
-    world.stop(nodes).await;
 }
 
 const SEED: &[u8] = include_bytes!("../../fuzz/seeds/receipt/short");

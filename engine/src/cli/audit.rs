@@ -1,4 +1,4 @@
-//! `dolphin audit`: replays some of an endpoint's replies, again and again.
+//! `dolphin audit`: replays some of an endpoint's replies, again and again, or what a chain draws.
 
 use std::{collections::HashSet, process::ExitCode, sync::Arc, time::Duration};
 
@@ -19,6 +19,7 @@ use engine::{
 use serde_json::{Value, json};
 
 use super::{
+    auditor::{DutyArgs, Machine},
     interrupted,
     options::{CpuArgs, ModelArgs, byte_bar, follow},
 };
@@ -26,15 +27,25 @@ use super::{
 /// Longest receipt, and list of receipts, that is read.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Replay some of an endpoint's finished replies, drawn at random after they were signed.
+/// Replay some of what nodes have computed.
 ///
-/// It sees the receipts of its own key. Prints a line of JSON for every reply that it replayed. The beacon of
-/// each draw is made here, after the receipts were fetched, and printed. Ends with 3 once a reply does not
-/// hold, if --once is given; otherwise it goes on until it is stopped.
+/// With a URL: some of an endpoint's finished replies, drawn at random after they were signed. It sees the receipts of
+/// its own key. Prints a line of JSON for every reply that it replayed. The beacon of each draw is made here, after
+/// the receipts were fetched, and printed. Ends with 3 once a reply does not hold, if --once is given; otherwise it
+/// goes on until it is stopped.
+///
+/// With --chain: what the beacon draws of all that nodes have posted on a chain. The account does what an auditor
+/// there has to do, until it is stopped: submits rounds, calls for drawn leaves, and for those it is drawn for
+/// itself, fetches what came in from the node, computes it again, and answers. Auditors have stake (dolphin stake bond
+/// 50000 --role auditor), and lose some of it if they are silent once they are drawn: stop only after `dolphin audit
+/// --chain --resign` and when nothing is open.
 #[derive(Args, Debug)]
 pub(super) struct AuditCommand {
     /// The endpoint, `http://host:port/v1`
-    url: String,
+    #[arg(required_unless_present = "chain", conflicts_with = "chain")]
+    url: Option<String>,
+    #[command(flatten)]
+    duty: DutyArgs,
     #[command(flatten)]
     model: ModelArgs,
     /// Key of the endpoint
@@ -47,7 +58,7 @@ pub(super) struct AuditCommand {
     /// Between two looks
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     every_s: u64,
-    /// Look once, and end
+    /// Look once, do what is to be done, and end
     #[arg(long)]
     once: bool,
     /// What to compute on; every device gives the same bytes
@@ -59,20 +70,27 @@ pub(super) struct AuditCommand {
 
 impl AuditCommand {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        if self.duty.chain && self.duty.resign {
+            return self.duty.leave().await;
+        }
         let model = Arc::new(self.model.open()?);
         let bar = byte_bar("hashing");
         let (source, quant, progress) = (model.clone(), self.model.quant, follow(&bar));
-        let hash = tokio::task::spawn_blocking(move || source.hash(quant, &progress)).await??.hash;
+        let hash = tokio::task::spawn_blocking(move || source.hash(quant, &progress)).await??;
         bar.finish_and_clear();
         let device = Device::choose(self.device, self.cpu.cpu()?)?;
+        let Some(url) = self.url.clone() else {
+            let machine = Machine { model, quantisation: quant, hash: Arc::new(hash), device };
+            return self.duty.run(machine, Duration::from_secs(self.every_s.max(1)), self.once).await;
+        };
         let rate = self.rate.min(1000);
         let (prefill, decode) = (Rate::per_mille(rate * 2 / 5), Rate::per_mille(rate));
         let auditor = Auditor::new(Rates { prefill, decode, ..Rates::default() });
-        let mut round = Round { model, hash: Digest(hash), device, auditor, seen: HashSet::new() };
+        let mut round = Round { model, hash: Digest(hash.hash), device, auditor, seen: HashSet::new() };
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
         let work = async {
             loop {
-                let sound = self.look(&http, &mut round).await?;
+                let sound = self.look(&url, &http, &mut round).await?;
                 if self.once {
                     return Ok(if sound {
                         ExitCode::SUCCESS
@@ -90,8 +108,8 @@ impl AuditCommand {
     }
 
     /// Looks at what was finished since the last time; whether all that was replayed holds.
-    async fn look(&self, http: &reqwest::Client, round: &mut Round) -> anyhow::Result<bool> {
-        let list: Value = serde_json::from_slice(&self.get(http, "receipts").await?)?;
+    async fn look(&self, url: &str, http: &reqwest::Client, round: &mut Round) -> anyhow::Result<bool> {
+        let list: Value = serde_json::from_slice(&self.get(url, http, "receipts").await?)?;
         let ids = list["data"].as_array().context("the endpoint lists no receipts")?;
         let ids: Vec<&str> = ids.iter().filter_map(|entry| entry["id"].as_str()).collect();
         let mut receipts = Vec::new();
@@ -99,7 +117,7 @@ impl AuditCommand {
             if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 bail!("the endpoint lists a receipt with another name than receipts have");
             }
-            let bytes = self.get(http, &format!("receipts/{id}")).await?;
+            let bytes = self.get(url, http, &format!("receipts/{id}")).await?;
             receipts.push(((*id).to_owned(), Receipt::read(&bytes[..])?));
         }
         // What the endpoint does not list any more need not be remembered.
@@ -119,8 +137,8 @@ impl AuditCommand {
         Ok(sound)
     }
 
-    async fn get(&self, http: &reqwest::Client, path: &str) -> anyhow::Result<Vec<u8>> {
-        let request = http.get(format!("{}/{path}", self.url));
+    async fn get(&self, url: &str, http: &reqwest::Client, path: &str) -> anyhow::Result<Vec<u8>> {
+        let request = http.get(format!("{url}/{path}"));
         let request = match &self.api_key {
             Some(key) => request.bearer_auth(key),
             None => request,

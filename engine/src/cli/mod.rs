@@ -2,6 +2,8 @@
 //! (`DOLPHIN_…`) or in one TOML file, in that order of precedence.
 
 mod audit;
+mod auditor;
+mod audits;
 mod chain;
 mod doctor;
 mod earn;
@@ -63,7 +65,7 @@ enum Command {
     Pull(tools::PullCommand),
     /// Check a finished reply from its receipt and the model's files
     Verify(verify::Verify),
-    /// Replay some of an endpoint's finished replies, drawn after they were signed
+    /// Replay some of what nodes have computed: replies of an endpoint, or what a chain draws
     Audit(audit::AuditCommand),
     /// Look for cards, and test and measure what this machine computes on
     Doctor(doctor::Doctor),

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::Args;
 use engine::{
-    audit::{commitment::Signer, recorder::Audit, retain::RowStore},
+    audit::{clerk::ClerkStatus, commitment::Signer, recorder::Audit},
     device::Device,
     local::{load_stage, shard_bytes},
     message::{Ask, Offer},
@@ -25,7 +25,7 @@ use engine::{
 };
 use tokio::sync::watch;
 use transport::{
-    Identity, NodeId, Transport,
+    NodeId, Transport,
     quic::{
         Endpoint,
         nat::{Filtering, NatView, Reachability},
@@ -33,6 +33,7 @@ use transport::{
 };
 
 use super::{
+    audits::{Audited, AuditsArgs},
     chain::{ChainArgs, PriceArgs},
     interrupted,
     options::{LinkArgs, ModelArgs, StageArgs, byte_bar, follow, identity},
@@ -67,12 +68,6 @@ pub(super) struct NodeCommand {
     /// The node's key, made on first use [default: node.key in the configuration directory]
     #[arg(long, env = "DOLPHIN_KEY_FILE", value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Keep the rows that went out in this directory for a day, so that an auditor can ask for them
-    #[arg(long, env = "DOLPHIN_RETAIN", value_name = "DIR")]
-    retain: Option<PathBuf>,
-    /// Most bytes of them; the oldest go
-    #[arg(long, env = "DOLPHIN_RETAIN_BYTES", default_value = "4GiB", value_name = "BYTES")]
-    retain_bytes: ByteSize,
     #[command(flatten)]
     fetch: FetchArgs,
     #[command(flatten)]
@@ -83,6 +78,8 @@ pub(super) struct NodeCommand {
     chain: ChainArgs,
     #[command(flatten)]
     price: PriceArgs,
+    #[command(flatten)]
+    audits: AuditsArgs,
     /// Print one line of JSON once the layers are loaded
     #[arg(long)]
     json: bool,
@@ -157,9 +154,6 @@ pub(super) fn parse_layers(text: &str) -> Result<Range<usize>, String> {
     }
 }
 
-/// How long rows are kept.
-const RETAIN: Duration = Duration::from_secs(24 * 3600);
-
 /// Where a node is, for people.
 struct Place<'a> {
     id: NodeId,
@@ -173,15 +167,6 @@ struct Place<'a> {
 }
 
 impl NodeCommand {
-    fn audit(&self, identity: &Identity) -> anyhow::Result<Audit> {
-        let open = |directory: &PathBuf| {
-            RowStore::open(directory, self.retain_bytes.as_u64(), RETAIN)
-                .with_context(|| format!("--retain {}", directory.display()))
-        };
-        let rows = self.retain.as_ref().map(open).transpose()?.map(Arc::new);
-        Ok(Audit { signer: Signer::new(identity.clone()), rows })
-    }
-
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let gateway = resolve(&self.join[0].address).await?;
         let listen = self.listen.unwrap_or_else(|| match gateway.ip().is_loopback() {
@@ -211,6 +196,17 @@ impl NodeCommand {
         let shard = self.shard(&model, endpoint.as_ref(), model.fingerprint(quantisation), &offer).await?;
         let fetched = self.fetched(&endpoint, weights.as_ref(), &shard).await?;
         let weight_bytes = shard_bytes(&model, &shard, quantisation);
+        let ledger = self.audits.ledger(&self.chain, &self.price).await?;
+        let audited = Audited {
+            identity: &key.identity,
+            endpoint: &advertise,
+            model: &model,
+            quantisation,
+            known: weights.as_ref().map(Fetcher::hash),
+        };
+        let clerk = self.audits.clerk(ledger.as_ref(), &audited).await?;
+        let (signer, book) =
+            (Signer::new(key.identity.clone()), clerk.as_ref().map(|clerk| clerk.book.clone()));
         let config = NodeConfig {
             gateways: self.join.clone(),
             advertise: advertise.clone(),
@@ -218,10 +214,11 @@ impl NodeCommand {
             chunk: self.stage.whole_budget(&chosen)?.chunk,
             weight_bytes,
             device: device.clone(),
-            payee: self.chain.payee(&self.price, &key.identity).await?,
+            payee: self.chain.payee(&self.price, &key.identity, ledger.as_ref())?,
             offer,
             loader: None,
-            audit: Some(self.audit(&key.identity)?),
+            audit: Some(Audit { signer, book }),
+            clerk,
             weights,
         };
         let mut node = self.start(&model, chosen, &shard, endpoint, config).await?;
@@ -229,10 +226,10 @@ impl NodeCommand {
         let place = Place { id, address, carriers: &carriers, device: &device, weight_bytes, fetched };
         let stop = interrupted();
         self.announce(&place, &shard, &model);
-        let status = node.status();
+        let (status, audits) = (node.status(), node.audits());
         tokio::select! {
             () = stop => {}
-            () = self.report(status, &nat) => {}
+            () = self.report(status, audits, &nat) => {}
             outcome = node.finished() => return Ok(outcome?),
         }
         node.stop().await;
@@ -303,8 +300,13 @@ impl NodeCommand {
 
     /// Prints where the node is seen, and each link to another node and by what way it goes, once that is known or
     /// changes.
-    async fn report(&self, mut status: watch::Receiver<NodeStatus>, nat: &NatView) {
-        let (mut place, mut shown) = (Reachability::default(), Vec::new());
+    async fn report(
+        &self,
+        mut status: watch::Receiver<NodeStatus>,
+        audits: Option<watch::Receiver<ClerkStatus>>,
+        nat: &NatView,
+    ) {
+        let (mut place, mut shown, mut posted) = (Reachability::default(), Vec::new(), None);
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
@@ -317,6 +319,12 @@ impl NodeCommand {
             let (now, links) = (nat.reachability(), status.borrow_and_update().links.clone());
             if self.json {
                 continue;
+            }
+            if let Some(audits) = audits.as_ref().map(|audits| audits.borrow().clone())
+                && audits.posted > posted
+            {
+                posted = audits.posted;
+                println!("{}", show::audits(&audits));
             }
             if now != place && now.filtering != Filtering::Unknown {
                 place = now;

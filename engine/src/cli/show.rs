@@ -3,7 +3,10 @@
 use std::fmt::Write;
 
 use bytesize::ByteSize;
-use engine::swarm::{NodeSummary, SwarmStatus};
+use engine::{
+    audit::clerk::ClerkStatus,
+    swarm::{NodeSummary, SwarmStatus},
+};
 use transport::quic::nat::Reachability;
 
 /// The pipeline as a table: who holds what, and on what.
@@ -21,6 +24,16 @@ pub(super) fn pipeline(status: &SwarmStatus) -> String {
         );
     }
     out
+}
+
+/// How a node's part in audits goes.
+pub(super) fn audits(status: &ClerkStatus) -> String {
+    let ClerkStatus { posted, committed, cases, opened, bytes, .. } = status;
+    let epoch = posted.map_or_else(String::new, |epoch| format!("epoch {epoch} posted, "));
+    format!(
+        "  audits   {epoch}{committed} chunks committed to, {cases} cases, {opened} leaves opened, {} of evidence",
+        ByteSize(*bytes)
+    )
 }
 
 fn layers(node: &NodeSummary) -> String {

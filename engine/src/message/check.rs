@@ -35,6 +35,8 @@ impl Message {
             | Message::Committed(_)
             | Message::Want(_) => Ok(()),
             Message::Piece(piece) => piece.check(),
+            Message::Show(show) => show.check(),
+            Message::Shown(shown) => shown.check(),
         }
     }
 }

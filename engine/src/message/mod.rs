@@ -1,7 +1,7 @@
 //! What nodes and gateways say to one another: the payload of a transport message.
 //!
-//! A message is its `postcard` encoding followed, for a [`Step`] and a [`Piece`] alone, by a raw body (token
-//! ids or activation rows, little-endian; bytes of files). Decoding never allocates beyond the bytes it was given, and
+//! A message is its `postcard` encoding followed, for a [`Step`], a [`Piece`] and a [`Shown`] alone, by a raw body
+//! (token ids or activation rows, little-endian; bytes of files or of evidence). Decoding never allocates beyond the bytes it was given, and
 //! everything decoded is checked before it is believed.
 
 mod block;
@@ -9,6 +9,7 @@ mod check;
 mod offer;
 mod pay;
 mod rows;
+mod show;
 mod weights;
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ pub(crate) use check::check_sampling;
 pub use offer::{Cannot, LoadRefusal, Neighbour, Offer, Path};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
+pub use show::{Hidden, MAX_SHOWN_BYTES, Show, Shown, show_digest};
 pub use weights::{Denial, MAX_PIECE_BYTES, Part, Piece, Want};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
@@ -111,6 +113,10 @@ pub enum Message {
     Want(Want),
     /// Gateway to node: here they are; the body follows.
     Piece(Piece),
+    /// Auditor to node: show me what proves a leaf.
+    Show(Show),
+    /// Node to auditor: here is a part of it; the body follows.
+    Shown(Shown),
 }
 
 /// How fast a node is.
@@ -494,15 +500,17 @@ impl Message {
             Message::Paid(_) => "Paid",
             Message::Want(_) => "Want",
             Message::Piece(_) => "Piece",
+            Message::Show(_) => "Show",
+            Message::Shown(_) => "Shown",
         }
     }
 
-    /// Bytes of the message, without the body of a step or piece.
+    /// Bytes of the message, without its body.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")
     }
 
-    /// Reads a message; what follows a step or a piece is its body.
+    /// Reads a message; what follows one that has a body is that.
     pub fn decode(bytes: Bytes) -> Result<Self, MessageError> {
         if bytes.len() > MAX_CONTROL_BYTES && !LONG_VARIANTS.contains(bytes.first().unwrap_or(&0)) {
             return Err(MessageError::Invalid("more bytes than its kind may have"));
@@ -513,6 +521,7 @@ impl Message {
         match &mut message {
             Message::Step(step) => step.body = rest,
             Message::Piece(piece) => piece.body = rest,
+            Message::Shown(shown) => shown.body = rest,
             _ if !rest.is_empty() => return Err(MessageError::Malformed),
             _ => {}
         }

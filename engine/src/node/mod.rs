@@ -2,6 +2,7 @@
 //! them what it holds, and serves whatever routes they send through it.
 
 mod ask;
+mod audits;
 mod fetch;
 mod reload;
 pub mod state;
@@ -19,7 +20,10 @@ use tokio::{
 use transport::{NodeId, PathKind, Transport, peer::AddressError};
 
 use crate::{
-    audit::recorder::Audit,
+    audit::{
+        clerk::{self, Clerk, ClerkConfig, ClerkStatus},
+        recorder::Audit,
+    },
     message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
@@ -110,6 +114,8 @@ pub struct NodeConfig {
     pub loader: Option<Loader>,
     /// What it signs its work with, where a gateway asks for proofs; without, it signs nothing.
     pub audit: Option<Audit>,
+    /// Its part in the audits of a chain.
+    pub clerk: Option<ClerkConfig>,
     /// Fetches layers that the node is told to load, for one without the model's files.
     pub weights: Option<Fetcher>,
 }
@@ -164,6 +170,7 @@ pub struct Node {
     status: watch::Receiver<NodeStatus>,
     load: watch::Receiver<StageLoad>,
     settle: Option<till::Caller>,
+    audits: Option<watch::Receiver<ClerkStatus>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), NodeError>>,
 }
@@ -213,6 +220,11 @@ impl Node {
         let (report, load) = watch::channel(StageLoad::default());
         let (worker, outputs) = Worker::start(stage, config.audit.clone(), report.clone())?;
         let (peers, events) = Peers::start(transport);
+        let (clerk, said) = match config.clerk.map(|clerk| Clerk::start(clerk, id)) {
+            Some((clerk, said)) => (Some(clerk), said),
+            None => (None, mpsc::channel(1).1),
+        };
+        let audits = clerk.as_ref().map(Clerk::status);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
         let settle = till.as_ref().map(Till::caller);
@@ -227,6 +239,7 @@ impl Node {
             load: report,
             loader: config.loader,
             audit: config.audit,
+            clerk,
             assigned: None,
             weights: config.weights,
             fetching: None,
@@ -237,8 +250,8 @@ impl Node {
             told_near: Vec::new(),
             links: Vec::new(),
         };
-        let task = tokio::spawn(desk.run(events, receipts, stopping));
-        Ok(Self { id, status, load, settle, stop, task })
+        let task = tokio::spawn(desk.run(events, receipts, said, stopping));
+        Ok(Self { id, status, load, settle, audits, stop, task })
     }
 
     /// The node's id.
@@ -259,6 +272,11 @@ impl Node {
     /// By which a paid node is asked to collect.
     pub fn settler(&self) -> Option<till::Caller> {
         self.settle.clone()
+    }
+
+    /// How its part in audits goes, if it has one.
+    pub fn audits(&self) -> Option<watch::Receiver<ClerkStatus>> {
+        self.audits.clone()
     }
 
     /// Runs until every gateway has refused the node, or its stage is gone.
@@ -317,6 +335,7 @@ struct Desk {
     load: watch::Sender<StageLoad>,
     loader: Option<Loader>,
     audit: Option<Audit>,
+    clerk: Option<Clerk>,
     /// What is to be loaded once no session is left.
     assigned: Option<Assigned>,
     weights: Option<Fetcher>,
@@ -338,6 +357,7 @@ impl Desk {
         mut self,
         mut events: mpsc::Receiver<PeerEvent>,
         mut receipts: mpsc::Receiver<till::Event>,
+        mut said: mpsc::Receiver<clerk::Event>,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), NodeError> {
         let mut look = tokio::time::interval(LOOK);
@@ -364,6 +384,7 @@ impl Desk {
                     }
                 }
                 Some(receipt) = receipts.recv() => self.state.till(receipt),
+                Some(event) = said.recv() => self.said(event),
                 () = tokio::time::sleep_until(redial.unwrap_or_else(Instant::now)), if redial.is_some() => self.redial(),
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.state.wake(now()),
             }
@@ -374,7 +395,7 @@ impl Desk {
         };
         self.peers.shutdown().await;
         // A worker or a till that waits to report must not be waited for.
-        drop((self.outputs, receipts));
+        drop((self.outputs, receipts, said, self.clerk));
         if let Some(till) = self.till {
             till.stop().await;
         }
@@ -412,6 +433,7 @@ impl Desk {
                 }
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
                 (_, Message::Piece(piece)) => self.piece(peer, piece),
+                (_, Message::Show(show)) => self.show(peer, show),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }

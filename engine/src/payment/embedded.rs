@@ -10,9 +10,12 @@ use std::{
 
 use ledger::{
     EXAMPLE_PARAMETERS,
-    client::{Action, BadKey, Client, Config, Deployment, Error, Key, Ledger, Parameters, Pod},
+    beacon::{Clock, Secret},
+    client::{
+        Action, BadKey, BeaconParameters, Client, Config, Deployment, Error, Key, Ledger, Parameters, Pod,
+    },
     eip712::{Address, keccak},
-    embedded::{Chain, Genesis, OpenError, Sealing, Server, serve},
+    embedded::{Chain, Genesis, LocalBeacon, OpenError, Sealing, Server, serve_with_beacon},
 };
 use thiserror::Error;
 
@@ -26,6 +29,8 @@ use super::{
 
 /// What every account has for gas, in the chain's wei.
 const GAS_MONEY: u128 = 1_000_000_000_000_000_000_000;
+/// From round to round of its beacon.
+const BEACON_PERIOD_S: u64 = 3;
 /// What the payer has in the escrow.
 const PAYER_MONEY: Pod = Pod(1000 * super::ONE_POD);
 
@@ -93,20 +98,24 @@ impl Embedded {
     pub async fn start(directory: Option<&Path>, listen: SocketAddr) -> Result<Self, EmbeddedError> {
         let seed = seed(directory)?;
         let key = key(&seed, "holder")?;
+        let began = genesis_time(directory)?;
         let genesis = Genesis {
-            timestamp: genesis_time(directory)?,
+            timestamp: began,
             ..Genesis::default().with_account(key.address(), GAS_MONEY * 1_000_000)
         };
         let chain = match directory {
             Some(directory) => Chain::open(&directory.join("chain"), genesis, Sealing::Instant)?,
             None => Chain::in_memory(genesis, Sealing::Instant),
         };
-        let server = serve(chain.clone(), listen, false).await.map_err(EmbeddedError::Serve)?;
+        let beacon = beacon(&seed, began);
+        let rounds = beacon.parameters();
+        let server = serve_with_beacon(chain.clone(), listen, false, beacon).await;
+        let server = server.map_err(EmbeddedError::Serve)?;
         let known = directory.map(|directory| directory.join("deployment.json"));
         let deployment = match known.as_deref().filter(|path| path.exists()) {
             Some(path) => read_deployment(path)?,
             None => {
-                let parameters = parameters(key.address());
+                let parameters = parameters(key.address(), rounds);
                 let deployment = Client::deploy(config(&chain), key.clone(), &parameters).await?;
                 if let Some(path) = &known {
                     write(path, &serde_json::to_vec_pretty(&deployment).unwrap_or_default())?;
@@ -205,10 +214,16 @@ fn config(chain: &Chain) -> Config {
     config
 }
 
-fn parameters(holder: Address) -> Parameters {
+fn parameters(holder: Address, beacon: BeaconParameters) -> Parameters {
     let parameters: Parameters =
         serde_json::from_str(EXAMPLE_PARAMETERS).expect("a test of ledger reads the example");
-    Parameters { holder, guardian: holder, poster: holder, ..parameters }
+    Parameters { holder, guardian: holder, poster: holder, beacon, ..parameters }
+}
+
+/// What draws here: whoever has the directory knows all rounds beforehand.
+fn beacon(seed: &[u8; 32], began: u64) -> LocalBeacon {
+    let secret = Secret::from_seed(&keccak(&[seed.as_slice(), b"beacon"].concat()));
+    LocalBeacon { secret, clock: Clock { genesis: began, period: BEACON_PERIOD_S } }
 }
 
 fn key(seed: &[u8; 32], name: &str) -> Result<Key, BadKey> {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     message::{Denial, MAX_PIECE_BYTES, Part, Piece, Want},
-    model::{Model, Place, Progress, Quantisation, Shard, ShardCache},
+    model::{Model, ModelHash, Place, Progress, Quantisation, Shard, ShardCache},
     node::GatewayAddress,
 };
 
@@ -182,6 +182,11 @@ impl Fetcher {
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         self.mirror.model()
+    }
+
+    /// The model's hash.
+    pub fn hash(&self) -> ModelHash {
+        self.mirror.model_hash().clone()
     }
 
     /// Fetches what is missing of `shard` from `gateways` over links for this alone, and says how many bytes that

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::catalogue::{Catalogue, Entry};
-use crate::model::{FETCHED, HashTree, Model, ModelError, Place, Quantisation, Shard, ShardCache};
+use crate::model::{FETCHED, HashTree, Model, ModelError, ModelHash, Place, Quantisation, Shard, ShardCache};
 
 /// Held by the process that writes.
 const LOCK: &str = "lock";
@@ -122,6 +122,11 @@ impl Mirror {
     /// The model hash, under which every fetched tensor is.
     pub fn hash(&self) -> [u8; 32] {
         self.tree.root.hash
+    }
+
+    /// The same, and what it is made of.
+    pub(super) fn model_hash(&self) -> &ModelHash {
+        &self.tree.root
     }
 
     /// Hash of the catalogue.

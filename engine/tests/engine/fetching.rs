@@ -48,6 +48,7 @@ async fn node(world: &World, seed: u8, shard: Shard, directory: &Path) -> (Node,
         offer: Offer { weight_bytes: 1 << 30, movable: true, load_rate: Some(1 << 30), profile: None },
         loader: Some(Loader::new(model, QUANTISATION, BUDGET, cpu)),
         audit: None,
+        clerk: None,
         weights: Some(weights),
     };
     (Node::start(stage, endpoint, config).unwrap(), fetched)

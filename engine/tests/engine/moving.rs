@@ -53,6 +53,7 @@ fn movable(world: &World, seed: u8, layers: std::ops::Range<usize>, slow: &Slow)
         offer: Offer { weight_bytes, movable: true, load_rate: Some(1 << 30), profile: None },
         loader: Some(Loader::new(world.model.clone(), QUANTISATION, BUDGET, slow.clone())),
         audit: None,
+        clerk: None,
         weights: None,
         payee: None,
     };

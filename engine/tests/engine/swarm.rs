@@ -119,6 +119,7 @@ impl World {
             offer: Offer::default(),
             loader: None,
             audit: None,
+            clerk: None,
             weights: None,
         };
         on_device!(self.device.clone(), backend => {

@@ -12,9 +12,11 @@
 //! sealing    blocks made, written, then part of the chain
 //! rpc, views what is asked and answered
 //! server     the same over HTTP
+//! beacon     rounds of a key of its own beside it
 //! ```
 
 mod admission;
+mod beacon;
 mod block;
 mod error;
 mod evm;
@@ -38,10 +40,11 @@ use std::{
 
 use sealing::Kept;
 
+pub use beacon::LocalBeacon;
 pub use error::RpcError;
 pub use genesis::{Genesis, Sealing};
 pub use journal::OpenError;
-pub use server::{Server, serve};
+pub use server::{Server, serve, serve_with_beacon};
 
 /// A chain. Clones are handles of the same one.
 #[derive(Clone)]
@@ -89,6 +92,11 @@ impl Chain {
     /// Makes a block of what waits, also of nothing. Returns its number.
     pub fn mine(&self) -> Result<u64, RpcError> {
         self.write()?.mine(now())
+    }
+
+    /// The time that the next block would have, in seconds since 1970.
+    pub fn time(&self) -> Result<u64, RpcError> {
+        Ok(self.read()?.state.next_environment(now()).timestamp)
     }
 
     /// Moves the time of later blocks ahead; time runs on from there. Returns by how much it is ahead in all,

@@ -35,7 +35,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Chain, error::RpcError};
+use super::{Chain, beacon::LocalBeacon, error::RpcError};
 
 /// Longest request body.
 const BODY_BYTES: usize = 2 << 20;
@@ -83,14 +83,29 @@ impl Drop for Server {
 ///
 /// With `controls`, whoever connects may also move time and return to snapshots: for tests.
 pub async fn serve(chain: Chain, address: SocketAddr, controls: bool) -> io::Result<Server> {
+    let service = Service { chain, controls, at_once: Arc::new(Semaphore::new(AT_ONCE)) };
+    start(Router::new().route("/", post(handle)).with_state(service), address).await
+}
+
+/// The same with the rounds of a beacon, at the same address.
+pub async fn serve_with_beacon(
+    chain: Chain,
+    address: SocketAddr,
+    controls: bool,
+    beacon: LocalBeacon,
+) -> io::Result<Server> {
+    let rounds = beacon.routes(chain.clone());
+    let service = Service { chain, controls, at_once: Arc::new(Semaphore::new(AT_ONCE)) };
+    start(Router::new().route("/", post(handle)).with_state(service).merge(rounds), address).await
+}
+
+async fn start(router: Router, address: SocketAddr) -> io::Result<Server> {
     if !address.ip().is_loopback() {
         let message = "the embedded chain is served on a loopback address only";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
-    let service = Service { chain, controls, at_once: Arc::new(Semaphore::new(AT_ONCE)) };
-    let router = Router::new().route("/", post(handle)).with_state(service);
     Ok(Server { address, task: tokio::spawn(accept(listener, router)) })
 }
 
@@ -162,7 +177,7 @@ fn check(headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
 }
 
 /// Whether a `Host` header names this machine by itself.
-fn is_here(host: &str) -> bool {
+pub(super) fn is_here(host: &str) -> bool {
     if let Ok(address) = host.parse::<SocketAddr>() {
         return address.ip().is_loopback();
     }

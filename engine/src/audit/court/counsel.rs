@@ -17,7 +17,7 @@ use crate::audit::trace::{
 #[derive(Debug)]
 pub(super) enum Answer {
     /// Makes a move.
-    Move(Move),
+    Move(Box<Move>),
     /// Has none, and says why.
     Nothing(&'static str),
 }
@@ -71,7 +71,7 @@ impl<'a> Counsel<'a> {
                 self.asks(dispute, &shown)?
             }
         };
-        Ok(step.map_or(Answer::Nothing(INCOMPLETE), Answer::Move))
+        Ok(step.map_or(Answer::Nothing(INCOMPLETE), |step| Answer::Move(Box::new(step))))
     }
 
     /// What the accused shows.

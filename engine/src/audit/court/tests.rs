@@ -1,7 +1,5 @@
 //! Disputes that audits have come to, played on a chain by drivers of both sides.
 
-mod scene;
-
 use kernels::backend::Profile;
 use ledger::{
     audit::{Chunk, seal},
@@ -12,6 +10,7 @@ use super::*;
 use crate::{
     audit::{
         plan::{Digest, Plan, PlannedStage, Terms},
+        scene::{Scene, pod},
         trace::{
             Entered,
             cheat::Cheat,
@@ -22,10 +21,10 @@ use crate::{
     model::Quantisation,
     request::Sampling,
 };
-use scene::{Scene, pod};
 
 const POSITIONS: u32 = 3;
 const FLIP: Cheat = Cheat::Flip { slot: 1, operation: op::Q, position: 2, word: 40, bits: 1 << 13 };
+const SKIP: Cheat = Cheat::Skip { slot: 1 };
 
 /// A model at a quantisation.
 #[derive(Clone)]
@@ -89,9 +88,14 @@ impl World {
     }
 }
 
+/// One word of a product is another; it may not even be seen in the rows.
 fn flipped<'a>(model: &'a Model, hash: &'a ModelHash, evidence: &Evidence) -> Result<Side<'a>, TraceError> {
-    let trace = cheating(model, part(evidence).layers, evidence.entered.clone(), FLIP);
-    Ok(Side::of(trace, hash))
+    Ok(Side::of(cheating(model, part(evidence).layers, evidence.entered.clone(), FLIP), hash))
+}
+
+/// A layer is left out.
+fn skipping<'a>(model: &'a Model, hash: &'a ModelHash, evidence: &Evidence) -> Result<Side<'a>, TraceError> {
+    Ok(Side::of(cheating(model, part(evidence).layers, evidence.entered.clone(), SKIP), hash))
 }
 
 /// The trace is right, and the rows that were sent are others.
@@ -132,20 +136,20 @@ async fn crashing(court: Court, case: [u8; 32], evidence: Evidence, make: Make) 
 /// Every way in which a dispute ends, and what it costs whom.
 #[tokio::test(flavor = "multi_thread")]
 async fn disputes_are_played_to_their_ends() {
-    let (scene, secret) = Scene::new().await;
+    let scene = Scene::new().await;
     let (world, plain) = (World::new(Quantisation::Q8), World::new(Quantisation::F32));
     assert_eq!(plain.quantisation.profile(), Profile::F32);
     let evidence = world.evidence(2);
     let untraced = plain.evidence(2);
     let chunks = [
-        world.chunk(&evidence, Some(flipped), 0),
+        world.chunk(&evidence, Some(skipping), 0),
         world.chunk(&evidence, Some(other_rows), 1),
         world.chunk(&evidence, Some(honest), 2),
         plain.chunk(&untraced, None, 3),
         world.chunk(&evidence, Some(honest), 4),
-        world.chunk(&evidence, Some(flipped), 5),
+        world.chunk(&evidence, Some(skipping), 5),
     ];
-    let cases = scene.disputed(&secret, &chunks).await;
+    let cases = scene.disputed(&chunks).await;
     let (node, auditor) = (world.court(&scene.node), world.court(&scene.auditors[0]));
     let both = async |index: usize, accused: Make, accuser: Make| {
         let case = cases[index];
@@ -162,7 +166,7 @@ async fn disputes_are_played_to_their_ends() {
     assert_eq!(scene.held().await, [pod("4000"), pod("4000")], "six bonds are out");
 
     // A node that computes something else loses a fifth of its stake, and its bond.
-    assert_eq!(both(0, flipped, honest).await, (lost, won));
+    assert_eq!(both(0, skipping, honest).await, (lost, won));
     assert_eq!(scene.stakes().await, [pod("8000"), pod("50000")]);
     assert_eq!(scene.held().await, [pod("4000"), pod("5500")]);
     // So does one that sent something else than it computes; both sides crash after every move.
@@ -209,6 +213,8 @@ async fn silences(scene: &Scene, [node, auditor]: [&Court; 2], cases: &[[u8; 32]
     let (outcome, ()) = tokio::join!(alone, patient);
     assert_eq!(outcome.expect("ends"), Outcome::Won { silence: true });
     assert_eq!(scene.stakes().await, [pod("6400"), pod("32000")]);
+    // What thaws is liable, too.
+    scene.flees().await;
     let outcome = play(auditor, cases[5], evidence.clone()).await.expect("ends");
     assert_eq!(outcome, Outcome::Won { silence: true });
     assert_eq!(scene.stakes().await, [pod("5120"), pod("32000")]);
@@ -221,11 +227,16 @@ async fn silences(scene: &Scene, [node, auditor]: [&Court; 2], cases: &[[u8; 32]
 /// Nothing is played that is not the account's, not of the evidence, or not there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_played_is_said() {
-    let (scene, secret) = Scene::new().await;
+    let scene = Scene::new().await;
     let world = World::new(Quantisation::Q8);
     let evidence = world.evidence(2);
-    let case = scene.disputed(&secret, &[world.chunk(&evidence, Some(honest), 0)]).await[0];
-    let node = world.court(&scene.node);
+    let empty = world.evidence(0);
+    let chunks = [world.chunk(&evidence, Some(honest), 0), world.chunk(&empty, None, 1)];
+    let cases = scene.disputed(&chunks).await;
+    let (case, node) = (cases[0], world.court(&scene.node));
+    let auditor = world.court(&scene.auditors[0]);
+    let outcome = play(&auditor, cases[1], empty).await.expect("ends");
+    assert_eq!(outcome, Outcome::Abandoned, "a stage of no layers computes nothing");
     let other = world.court(&scene.auditors[1]);
     assert!(matches!(play(&other, case, evidence.clone()).await, Err(CourtError::NotOurs)));
     assert!(matches!(play(&node, [1; 32], evidence.clone()).await, Err(CourtError::NoDispute)));
@@ -237,7 +248,7 @@ async fn what_cannot_be_played_is_said() {
     assert!(matches!(play(&node, case, elsewhere).await, Err(CourtError::OtherEvidence("session"))));
 
     // What was sealed is not what this side computes: it makes no move, and asks less and less often.
-    let mut seat = Seat::new(&node, case, evidence.clone(), flipped).expect("a seat");
+    let mut seat = Seat::new(&node, case, evidence.clone(), skipping).expect("a seat");
     while seat.failed.is_none_or(|(_, times, _)| times < 2) {
         assert_eq!(seat.look().await.expect("goes on"), None);
         tokio::time::sleep(node.poll).await;

@@ -53,8 +53,21 @@ struct Heard {
     hash: Digest,
 }
 
-/// A signed chunk, what the stage before committed to, and the rows if they are to be kept.
-type Closed = (Chunk, Digest, Option<Vec<Bytes>>);
+/// A signed chunk.
+pub(super) struct Closed {
+    pub(super) chunk: Chunk,
+    /// What the stage before committed to.
+    pub(super) before: Digest,
+    /// What was signed.
+    pub(super) commitment: Digest,
+    /// The root of the rows that went out, without tokens.
+    pub(super) sent_root: Digest,
+    /// What came in, if that is to be kept and is less than a block.
+    pub(super) came: Option<Vec<Bytes>>,
+}
+
+/// What came into a block: its root, and the rows unless another session had them.
+pub(super) type Came = (Digest, Option<Vec<Bytes>>);
 
 pub(super) struct Recording {
     /// What comes in: rows, or tokens at the first stage.
@@ -75,14 +88,16 @@ pub(super) struct Recording {
     chain: Chain,
     previous: Option<Follower>,
     heard: VecDeque<Heard>,
-    /// Output rows that are hashed and not signed, from the chain's position; none of shared blocks.
-    kept: Option<BTreeMap<u32, Bytes>>,
+    /// What came in, as it travels, and is hashed and not handed out; none of shared blocks.
+    came: Option<BTreeMap<u32, Bytes>>,
+    /// Roots of the blocks of what came in, as far as they were handed out.
+    blocks_in: Vec<Digest>,
     /// Blocks that were shared with later sessions.
     shared: usize,
 }
 
 impl Recording {
-    pub(super) fn new(place: &Place, keep_rows: bool) -> Self {
+    pub(super) fn new(place: &Place, keep_input: bool) -> Self {
         let (plan, index) = (&place.plan, place.stage);
         let (hash, model) = (plan.hash(), plan.terms.model);
         let stage = &plan.stages[index];
@@ -103,7 +118,8 @@ impl Recording {
             chain: Chain::new(hash, number(index)),
             previous,
             heard: VecDeque::new(),
-            kept: (keep_rows && !stage.head).then(BTreeMap::new),
+            came: keep_input.then(BTreeMap::new),
+            blocks_in: Vec::new(),
             shared: 0,
         }
     }
@@ -195,11 +211,22 @@ impl Recording {
         let (ins, outs): (Vec<_>, Vec<_>) = hashed.into_iter().unzip();
         self.ins.extend(ins);
         self.outs.extend(outs);
-        if let Some(kept) = &mut self.kept {
-            // The step that a row came with is not to stay in memory for it.
-            let copies = ready.iter().map(|(_, output)| Bytes::copy_from_slice(output));
-            kept.extend((first..).zip(copies));
+        // The step that a row came with is not to stay in memory for it.
+        if let Some(came) = &mut self.came {
+            came.extend((first..).zip(ready.iter().map(|(input, _)| Bytes::copy_from_slice(input))));
         }
+    }
+
+    /// The next whole block of what came in, if that is to be kept and all of it is hashed.
+    pub(super) fn next_came(&mut self) -> Option<Came> {
+        let from = self.blocks_in.len() as u32 * CHUNK;
+        let to = from + CHUNK;
+        let came = self.came.as_mut().filter(|_| self.ins.len() >= to as usize)?;
+        let rest = came.split_off(&to);
+        let rows: Vec<Bytes> = std::mem::replace(came, rest).into_values().collect();
+        let root = chunk_root(&self.leaves_in(from, to));
+        self.blocks_in.push(root);
+        Some((root, Some(rows).filter(|rows| rows.len() == CHUNK as usize)))
     }
 
     /// The next whole block that was not shared before, whose name is among `names` after the root.
@@ -220,7 +247,8 @@ impl Recording {
         if to <= from || (self.outs.len() as u64) < u64::from(to) || !drawn {
             return Ok(None);
         }
-        let in_root = chunk_root(&self.leaves_in(from, to));
+        let block = self.blocks_in.get((from / CHUNK) as usize).filter(|_| to - from == CHUNK);
+        let in_root = block.copied().unwrap_or_else(|| chunk_root(&self.leaves_in(from, to)));
         let mut before = Digest::default();
         if self.previous.is_some() {
             let Some(heard) = self.heard.front() else { return Ok(None) };
@@ -237,16 +265,15 @@ impl Recording {
             before = heard.hash;
             self.heard.pop_front();
         }
-        let out_root = chunk_root(&self.leaves_out(from, to));
-        let hash = self.chain.next(to, &in_root, &out_root, &before);
-        self.chain.push(to, hash);
-        let rows = self.kept.as_mut().map(|kept| {
-            let rest = kept.split_off(&to);
-            std::mem::replace(kept, rest).into_values().collect::<Vec<Bytes>>()
-        });
-        // Rows of shared blocks were kept for the session that computed them.
-        let rows = rows.filter(|rows| rows.len() == (to - from) as usize);
-        Ok(Some((Chunk { from, to, in_root, out_root, signature: signer.sign(&hash) }, before, rows)))
+        let out_root = chunk_root(&self.leaves_out(from, to, self.head));
+        let sent_root = if self.head { chunk_root(&self.leaves_out(from, to, false)) } else { out_root };
+        let commitment = self.chain.next(to, &in_root, &out_root, &before);
+        self.chain.push(to, commitment);
+        let came = self.came.as_ref().filter(|_| to - from < CHUNK);
+        let came = came.map(|came| came.range(from..to).map(|(_, row)| row.clone()).collect());
+        let came = came.filter(|came: &Vec<Bytes>| came.len() == (to - from) as usize);
+        let chunk = Chunk { from, to, in_root, out_root, signature: signer.sign(&commitment) };
+        Ok(Some(Closed { chunk, before, commitment, sent_root, came }))
     }
 
     /// Whether all that stands is signed.
@@ -262,9 +289,10 @@ impl Recording {
         }
     }
 
-    fn leaves_out(&self, from: u32, to: u32) -> Vec<[u8; 32]> {
+    /// Of what went out, with the tokens that were drawn or without.
+    fn leaves_out(&self, from: u32, to: u32, drawn: bool) -> Vec<[u8; 32]> {
         let roots = &self.outs[from as usize..to as usize];
-        if !self.head {
+        if !drawn {
             return self.output.rows(from, roots);
         }
         self.output.drawn(from, roots, |position| {

@@ -4,7 +4,8 @@
 //! [`kind`] says how a word follows from its inputs, [`wiring`] which these are, [`tree`] how all of them are
 //! hashed. A [`Trace`] is computed from nothing else, so that what it says and what the contracts say of a word
 //! is the same by construction; a test holds it to the rows that stages send. It keeps the roots of rows and
-//! what goes from layer to layer, and computes a layer again when its words are asked for.
+//! what goes from layer to layer, has all rows of one position of one layer at a time, and computes a layer again when
+//! its words are asked for.
 
 pub mod dispute;
 pub mod gap;
@@ -67,6 +68,36 @@ impl Entered {
 /// The rows of a slot, `[operation][position][word]`.
 type Rows = Vec<Vec<Vec<u32>>>;
 
+/// A slot at work.
+struct Held {
+    slot: u32,
+    unit: OpenUnit,
+    /// Rows that later positions look at, and all rows of one position.
+    rows: Rows,
+    /// That position.
+    full: Option<u32>,
+}
+
+impl Held {
+    /// Drops the rows of a position that no later one looks at.
+    fn drop_rows(&mut self, position: u32) {
+        for (operation, rows) in (0..).zip(&mut self.rows) {
+            if !is_kept(operation, position) {
+                rows[position as usize] = Vec::new();
+            }
+        }
+    }
+}
+
+/// Whether later positions look at a row: at keys, at values of their block, at the columns of blocks before it.
+fn is_kept(operation: u32, position: u32) -> bool {
+    match operation {
+        op::KEY | op::VALUE => true,
+        op::COLUMNS => position % wiring::BLOCK == wiring::BLOCK - 1,
+        _ => false,
+    }
+}
+
 /// The trace of a stage.
 pub struct Trace<'a> {
     model: &'a Model,
@@ -82,8 +113,8 @@ pub struct Trace<'a> {
     roots: Vec<Vec<Vec<Hash>>>,
     /// Nodes over all rows of an operation, `[slot][operation]`.
     tops: Vec<Vec<Hash>>,
-    /// The slot that was computed last, with its weights.
-    held: Option<(u32, OpenUnit, Rows)>,
+    /// The slot that was computed last.
+    held: Option<Held>,
     #[cfg(test)]
     cheat: Option<cheat::Cheat>,
 }
@@ -157,14 +188,22 @@ impl<'a> Trace<'a> {
 
     fn run(mut self) -> Result<Self, TraceError> {
         for slot in 0..=self.layers.len() as u32 {
-            self.hold(slot)?;
-            let Some((_, _, rows)) = &self.held else { continue };
-            let root = |row: &Vec<u32>| self.row_nodes(row, self.depths.pieces).first().copied();
-            let operations = rows.iter().map(|rows| rows.iter().map(|row| root(row).unwrap_or_default()));
-            let operations: Vec<Vec<Hash>> = operations.map(Iterator::collect).collect();
-            self.tops.push(operations.iter().map(|rows| top(rows.clone(), self.depths.positions)).collect());
-            self.roots.push(operations);
-            self.outs.push(rows.last().cloned().unwrap_or_default());
+            let mut held = self.open(slot)?;
+            let operations = held.rows.len();
+            let (mut outs, mut roots) = (Vec::new(), vec![Vec::new(); operations]);
+            for position in 0..self.entered.positions() {
+                for operation in 0..operations {
+                    self.compute(&mut held, operation as u32, position)?;
+                    let row = &held.rows[operation][position as usize];
+                    roots[operation].push(top(self.row_nodes(row, 0), self.depths.pieces));
+                }
+                outs.push(held.rows[operations - 1][position as usize].clone());
+                held.drop_rows(position);
+            }
+            self.tops.push(roots.iter().map(|rows| top(rows.clone(), self.depths.positions)).collect());
+            self.roots.push(roots);
+            self.outs.push(outs);
+            self.held = Some(held);
             tracing::info!(layers = slot, of = self.layers.len(), "traced for a dispute");
         }
         Ok(self)
@@ -255,12 +294,19 @@ impl<'a> Trace<'a> {
     /// # Errors
     /// As [`Trace::node`].
     pub fn row(&mut self, slot: u32, operation: u32, position: u32) -> Result<&[u32], TraceError> {
-        if slot as usize > self.layers.len() {
+        let (last, at) = (if slot == 0 { 0 } else { op::OUT }, position as usize);
+        if slot as usize > self.layers.len() || operation > last || position >= self.entered.positions() {
             return Ok(&[]);
         }
+        if operation == last {
+            return Ok(&self.outs[slot as usize][at]);
+        }
         self.hold(slot)?;
-        let rows = self.held.as_ref().and_then(|(_, _, rows)| rows.get(operation as usize));
-        Ok(rows.and_then(|rows| rows.get(position as usize)).map_or(&[], Vec::as_slice))
+        let is_there = |held: &Held| !held.rows[operation as usize][at].is_empty();
+        if !self.held.as_ref().is_some_and(is_there) {
+            self.fill(position)?;
+        }
+        Ok(self.held.as_ref().map_or(&[], |held| &held.rows[operation as usize][at]))
     }
 
     /// The bytes of the piece that a word is in; `None` where there is none.
@@ -300,40 +346,65 @@ impl<'a> Trace<'a> {
         Difference { layer, operation, place }
     }
 
-    /// Computes a slot, if it is not the one that is held.
+    /// Begins with a slot.
+    fn open(&self, slot: u32) -> Result<Held, TraceError> {
+        let unit = self.weights(slot.checked_sub(1).map(|layer| self.layers.start + layer as usize))?;
+        let operations = if slot == 0 { 1 } else { OPERATIONS as usize };
+        let rows = vec![vec![Vec::new(); self.entered.positions() as usize]; operations];
+        Ok(Held { slot, unit, rows, full: None })
+    }
+
+    /// Computes what positions look at of others, if it is of another slot that this is held.
     fn hold(&mut self, slot: u32) -> Result<(), TraceError> {
-        if self.held.as_ref().is_some_and(|(held, ..)| *held == slot) {
+        if self.held.as_ref().is_some_and(|held| held.slot == slot) {
             return Ok(());
         }
-        let layer = slot.checked_sub(1).map(|layer| self.layers.start + layer as usize);
-        let unit = self.weights(layer)?;
-        let mut rows: Rows = Vec::new();
-        let operations = if slot == 0 { 1 } else { OPERATIONS };
-        for operation in 0..operations {
-            rows.push(Vec::new());
+        let mut held = self.open(slot)?;
+        if slot > 0 {
             for position in 0..self.entered.positions() {
-                let width = self.width(slot, operation, position);
-                rows[operation as usize].push(Vec::with_capacity(width as usize));
-                for word in 0..width {
-                    let place = Place { slot, operation, position, word };
-                    let leaf = self.leaf(&rows, &unit, &place)?;
-                    let value = recompute(&leaf).ok_or(TraceError::Unsupported("such weights"))?;
-                    rows[operation as usize][position as usize].push(value);
+                for operation in 0..=op::COLUMNS {
+                    if operation < op::COLUMNS || is_kept(operation, position) {
+                        self.compute(&mut held, operation, position)?;
+                    }
                 }
-                #[cfg(test)]
-                if let Some(cheat) = &self.cheat {
-                    let before = slot.checked_sub(1).map(|slot| &self.outs[slot as usize][position as usize]);
-                    cheat.spoil(
-                        slot,
-                        operation,
-                        position,
-                        before,
-                        &mut rows[operation as usize][position as usize],
-                    );
-                }
+                held.drop_rows(position);
             }
         }
-        self.held = Some((slot, unit, rows));
+        self.held = Some(held);
+        Ok(())
+    }
+
+    /// Computes all rows of a position in the slot that is held.
+    fn fill(&mut self, position: u32) -> Result<(), TraceError> {
+        let Some(mut held) = self.held.take_if(|held| held.full != Some(position)) else { return Ok(()) };
+        if let Some(before) = held.full.replace(position) {
+            held.drop_rows(before);
+        }
+        for operation in 0..held.rows.len() as u32 {
+            if !is_kept(operation, position) {
+                self.compute(&mut held, operation, position)?;
+            }
+        }
+        self.held = Some(held);
+        Ok(())
+    }
+
+    /// Computes a row from those before it.
+    fn compute(&self, held: &mut Held, operation: u32, position: u32) -> Result<(), TraceError> {
+        let Held { slot, unit, rows, .. } = held;
+        let (slot, at) = (*slot, position as usize);
+        let width = self.width(slot, operation, position);
+        rows[operation as usize][at] = Vec::with_capacity(width as usize);
+        for word in 0..width {
+            let leaf = self.leaf(rows, unit, &Place { slot, operation, position, word })?;
+            let value = recompute(&leaf).ok_or(TraceError::Unsupported("such weights"))?;
+            rows[operation as usize][at].push(value);
+        }
+        #[cfg(test)]
+        if let Some(cheat) = &self.cheat {
+            let before = slot.checked_sub(1).map(|slot| &self.outs[slot as usize][at]);
+            cheat.spoil(slot, operation, position, before, &mut rows[operation as usize][at]);
+        }
         Ok(())
     }
 
@@ -413,7 +484,8 @@ impl<'a> Trace<'a> {
             return Ok(Leaf { kind: Kind::Zero, inputs: Vec::new(), numbers: [0; 4], weight: Vec::new() });
         }
         self.hold(place.slot)?;
-        let Some((_, unit, rows)) = &self.held else { return Err(TraceError::Input("there")) };
+        self.fill(place.position)?;
+        let Some(Held { unit, rows, .. }) = &self.held else { return Err(TraceError::Input("there")) };
         self.leaf(rows, unit, place)
     }
 }

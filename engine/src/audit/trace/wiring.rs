@@ -10,7 +10,7 @@ pub mod op;
 /// Operations of a layer.
 pub const OPERATIONS: u32 = 47;
 /// Positions of a block of attention.
-const BLOCK: u32 = 64;
+pub(super) const BLOCK: u32 = 64;
 /// Lanes of a sum of squares.
 const LANES: u32 = 256;
 

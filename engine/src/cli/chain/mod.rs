@@ -16,7 +16,7 @@ use ledger::client::{Action, Client, Estimate, Ledger, Pod, Receipt, show_addres
 use serde_json::{Value, json};
 
 pub(in crate::cli) use options::ChainArgs;
-pub(in crate::cli) use pay::{PriceArgs, SpendArgs, earned_directory, per_token};
+pub(in crate::cli) use pay::{PriceArgs, SpendArgs, earned_directory, per_token, state_directory};
 
 /// How something irreversible is asked for and told.
 #[derive(Args, Debug)]

@@ -39,6 +39,13 @@ pub(in crate::cli) struct PriceArgs {
     pub credit: u64,
 }
 
+impl PriceArgs {
+    /// What is asked for, if anything is.
+    pub(in crate::cli) fn asked(&self) -> Option<Pod> {
+        self.price.filter(|price| *price > Pod::ZERO)
+    }
+}
+
 /// Wei for one token of a price for a million.
 pub(in crate::cli) fn per_token(price: Pod) -> anyhow::Result<u64> {
     let wei = price.0 / 1_000_000;
@@ -78,29 +85,40 @@ impl ChainArgs {
         Ok(Arc::new(self.open(Some(key), Some(directory)).await?))
     }
 
+    /// The account of an auditor, the chain for it, and where its answers are kept.
+    pub(in crate::cli) async fn auditor(&self) -> anyhow::Result<(Key, Arc<dyn Ledger>, PathBuf)> {
+        let key = self.account.key()?;
+        let ledger = self.ledger(key.clone()).await?;
+        Ok((key.clone(), ledger, state_directory("audited", &key.address())?))
+    }
+
+    /// The chain for the account; asks for its passphrase. One account has one of them.
+    pub(in crate::cli) async fn of_account(&self) -> anyhow::Result<Arc<dyn Ledger>> {
+        self.ledger(self.account.key()?).await
+    }
+
     /// What a node with these options is paid by; nothing without a price.
-    pub(in crate::cli) async fn payee(
+    pub(in crate::cli) fn payee(
         &self,
         price: &PriceArgs,
         identity: &Identity,
+        ledger: Option<&Arc<dyn Ledger>>,
     ) -> anyhow::Result<Option<Payee>> {
-        let Some(asked) = price.price.filter(|price| *price > Pod::ZERO) else { return Ok(None) };
+        let (Some(asked), Some(ledger)) = (price.asked(), ledger) else { return Ok(None) };
         if price.credit == 0 {
             bail!("--credit must be at least 1");
         }
-        let (key, deployment) = (self.account.key()?, self.deployment()?);
-        let account = key.address();
-        let ledger = self.ledger(key).await?;
-        let store = Store::open(&earned_directory(identity)?)?;
+        let chain = OnChain::new(ledger.clone()).context("the account has no key")?;
+        let deployment = ledger.deployment();
         let payee = Payee {
-            account,
+            account: chain.account(),
             price: per_token(asked)?,
             credit: price.credit,
             collector: deployment.collector_domain(),
             registry: deployment.nodes_domain(),
             binding: [0; 64],
-            chain: Arc::new(OnChain::new(ledger).context("the account has no key")?),
-            store: Arc::new(store),
+            chain: Arc::new(chain),
+            store: Arc::new(Store::open(&earned_directory(identity)?)?),
             rules: SettleRules::default(),
         };
         Ok(Some(payee.bind(identity)))
@@ -112,7 +130,7 @@ pub(in crate::cli) fn earned_directory(identity: &Identity) -> anyhow::Result<Pa
     state_directory("earned", identity.id().as_bytes())
 }
 
-fn state_directory(kind: &str, owner: &[u8]) -> anyhow::Result<PathBuf> {
+pub(in crate::cli) fn state_directory(kind: &str, owner: &[u8]) -> anyhow::Result<PathBuf> {
     let base = file::directory().context("there is no home directory for what is owed and earned")?;
     Ok(base.join(kind).join(hex::encode(owner)))
 }
