@@ -10,7 +10,8 @@
 //! On a chain a node keeps what it signed in a [`book`] with what proves it ([`evidence`]); its [`clerk`] posts the
 //! roots, does what each case asks for ([`docket`]), and shows evidence to auditors ([`show`]). A disputed result goes
 //! to [`court`], word by word of its [`trace`].
-//! An auditor follows them: [`drand`] has the beacon's rounds, [`duty`] says what it owes, [`watch`] does it.
+//!
+//! Of auditors [`duty`] says what they owe, [`watch`] does it, and [`drand`] has the beacon's rounds.
 
 pub mod auditor;
 pub mod book;
