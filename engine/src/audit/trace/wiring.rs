@@ -325,20 +325,24 @@ impl At<'_> {
 
     /// A word of a row that is quantised twice: by groups of 32, then by segments.
     fn quantised(&self, scales: u32, source: u32, n: u32) -> Wiring {
-        let is_scale = self.operation == scales;
-        let (narrow, values) = if is_scale { (groups(n), GROUP as u32) } else { (8 * groups(n), 4) };
-        let (word, values, quants) = match self.word.checked_sub(narrow) {
-            None => (self.word, values, 8),
-            Some(word) => (word, if is_scale { SEGMENT as u32 } else { 4 }, 64),
-        };
-        let from = word * values;
-        let values = (from < n).then(|| self.words(source, from, values.min(n - from)));
-        if is_scale {
-            return Wiring::new(Kind::GroupScale, values.into_iter().collect());
+        let (mut word, narrow) = (self.word, groups(n));
+        if self.operation == scales {
+            let (from, size) = match word.checked_sub(narrow) {
+                None => (word * GROUP as u32, GROUP as u32),
+                Some(word) => (word * SEGMENT as u32, SEGMENT as u32),
+            };
+            return Wiring::new(Kind::GroupScale, vec![self.words(source, from, size.min(n - from))]);
         }
-        let first = if self.word < narrow { 0 } else { groups(n) };
-        let parts = [Some(self.word(scales, first + word / quants)), values];
-        Wiring::new(Kind::GroupQuants, parts.into_iter().flatten().collect())
+        let mut scale = word / 8;
+        if scale >= narrow {
+            word -= 8 * narrow;
+            scale = narrow + word / 64;
+        }
+        let mut parts = vec![self.word(scales, scale)];
+        if 4 * word < n {
+            parts.push(self.words(source, 4 * word, 4.min(n - 4 * word)));
+        }
+        Wiring::new(Kind::GroupQuants, parts)
     }
 
     fn product(&self, wide: bool) -> Wiring {
