@@ -13,14 +13,18 @@ use clap::Args;
 use engine::{
     audit::{
         commitment::{Chain, Chunk, Committed, Follower, Signer},
+        evidence::Evidence,
         plan::Digest,
         receipt::Receipt,
         rows::{Boundary, CHUNK, chunk_root, row_roots},
+        trace::Entered,
         verify::verify,
+        watch::{Budget, Worker},
     },
+    device::Device,
     local::Local,
     message::{Message, SessionId, row_bytes},
-    model::Quantisation,
+    model::{Model, ModelHash, Quantisation},
     stage::{StageLimits, kv::pages_for},
 };
 use kernels::cpu::{Cpu, Isa};
@@ -73,13 +77,16 @@ struct Rows {
     decode: Vec<f64>,
 }
 
-/// Milliseconds of a token with and without receipts, and seconds of a reply and of its check.
+/// Milliseconds of a token with and without receipts, and seconds of a reply, of its check, and of an audit of its
+/// first stage with its weights loaded or not.
 #[derive(Default)]
 struct Replies {
     without: Vec<f64>,
     with: Vec<f64>,
     made: Vec<f64>,
     checked: Vec<f64>,
+    audited: Vec<f64>,
+    begun: Vec<f64>,
 }
 
 impl VerifyArgs {
@@ -147,7 +154,7 @@ impl VerifyArgs {
         let setup = Setup::of_one_client(model.clone(), self.quant, self.stages, self.threads(), reach);
         let without = Served::start(&setup, self.max_tokens).await?;
         let with = Served::start(&Setup { receipts: true, ..setup }, self.max_tokens).await?;
-        let hash = block_in_place(|| model.hash(self.quant, &|_| ()))?.hash;
+        let hash = Arc::new(block_in_place(|| model.hash(self.quant, &|_| ()))?);
         let cpu = Cpu::new(self.threads(), Isa::detect())?;
         let workload = Workload::Random { tokens: self.prompt_tokens, seed: 1 };
         let mut replies = Replies::default();
@@ -157,7 +164,7 @@ impl VerifyArgs {
             let proved = with.token_ms(prompt).await?;
             let (made, receipt) = receipt(&with.local, repetition, self.max_tokens).await?;
             let started = Instant::now();
-            let verdict = block_in_place(|| verify(&receipt, &model, &Digest(hash), &cpu, &|_| ()))?;
+            let verdict = block_in_place(|| verify(&receipt, &model, &Digest(hash.hash), &cpu, &|_| ()))?;
             ensure!(verdict.sound, "a receipt does not hold: {verdict:?}");
             if repetition > 0 {
                 replies.without.push(plain);
@@ -165,10 +172,37 @@ impl VerifyArgs {
                 replies.made.push(made);
                 replies.checked.push(started.elapsed().as_secs_f64());
             }
+            let (begun, audited) = self.audit(&model, &hash, receipt).await?;
+            if repetition > 0 {
+                replies.begun.push(begun);
+                replies.audited.push(audited);
+            }
         }
         without.local.stop().await;
         with.local.stop().await;
         Ok((replies, model.name().to_owned()))
+    }
+
+    /// Seconds of an audit of all that the first stage did for a reply, with loading its weights and without.
+    async fn audit(
+        &self,
+        model: &Arc<Model>,
+        hash: &Arc<ModelHash>,
+        receipt: Receipt,
+    ) -> anyhow::Result<(f64, f64)> {
+        let mut tokens = [receipt.prompt, receipt.reply].concat();
+        // Nothing is computed from the last one.
+        tokens.pop();
+        let evidence = Arc::new(Evidence { plan: receipt.plan, stage: 0, entered: Entered::Tokens(tokens) });
+        let device = Device::Cpu(Cpu::new(self.threads(), Isa::detect())?);
+        let budget = Budget { at_once: 1, positions: evidence.to(), memory: 1 << 30 };
+        let worker = Arc::new(Worker::new(model.clone(), self.quant, hash.clone(), device, budget));
+        let started = Instant::now();
+        worker.replay(evidence.clone()).await?;
+        let begun = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        worker.replay(evidence).await?;
+        Ok((begun, started.elapsed().as_secs_f64()))
     }
 
     fn figures(&self, rows: &Rows, replies: &Replies) -> anyhow::Result<Vec<Figure>> {
@@ -176,6 +210,7 @@ impl VerifyArgs {
             let scaled: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e6).collect();
             Figure::summary(name, Summary::of(&scaled), "us")
         };
+        let part = |audit: &[f64]| ratio(audit, &replies.made).map(|ratio| ratio * self.stages as f64);
         Ok(vec![
             micro("hash of a row among others", &rows.root),
             micro("rows of a prompt's position hashed and signed at a stage", &rows.prompt_proof)
@@ -189,6 +224,18 @@ impl VerifyArgs {
             Figure::summary("a reply with its receipt", Summary::of(&replies.made), "s"),
             Figure::summary("the check of its receipt", Summary::of(&replies.checked), "s")
                 .against("the reply", ratio(&replies.checked, &replies.made)),
+            Figure::summary(
+                "an audit of its first stage, weights to be loaded",
+                Summary::of(&replies.begun),
+                "s",
+            )
+            .against("the stage's part of the reply", part(&replies.begun)),
+            Figure::summary(
+                "an audit of its first stage, weights loaded",
+                Summary::of(&replies.audited),
+                "s",
+            )
+            .against("the stage's part of the reply", part(&replies.audited)),
         ])
     }
 }

@@ -203,11 +203,20 @@ pub fn replay<B: Backend + Clone>(
     backend: &B,
     progress: &dyn Fn(Progress),
 ) -> Result<Vec<Vec<u8>>, VerifyError> {
-    let Evidence { plan, entered, .. } = evidence;
-    let planned = evidence.planned().ok_or(VerifyError::OtherShape("stages"))?;
-    fits(evidence, planned, model, hash)?;
+    let planned = fits(evidence, model, hash)?;
+    let quantisation = evidence.plan.terms.quantisation;
+    let mut stage = StageReplay::new(model, planned, quantisation, evidence.to(), backend)?;
+    replay_on(evidence, &mut stage, progress)
+}
+
+/// The same with a stage that is loaded, and has begun a session for evidence that fits its model.
+pub(super) fn replay_on<B: Backend + Clone>(
+    evidence: &Evidence,
+    stage: &mut StageReplay<B>,
+    progress: &dyn Fn(Progress),
+) -> Result<Vec<Vec<u8>>, VerifyError> {
+    let entered = &evidence.entered;
     let to = entered.positions();
-    let mut stage = StageReplay::new(model, planned, plan.terms.quantisation, to, backend)?;
     let (mut rows, wide, step) = (Vec::new(), stage.row_bytes(), stage.rows());
     for from in (0..to).step_by(step) {
         let range = from as usize..(from as usize + step).min(to as usize);
@@ -223,12 +232,13 @@ pub fn replay<B: Backend + Clone>(
     Ok(rows)
 }
 
-fn fits(
-    evidence: &Evidence,
-    planned: &PlannedStage,
+/// The stage, if the evidence is of this model and has its shape.
+pub(super) fn fits<'a>(
+    evidence: &'a Evidence,
     model: &Model,
     hash: &Digest,
-) -> Result<(), VerifyError> {
+) -> Result<&'a PlannedStage, VerifyError> {
+    let planned = evidence.planned().ok_or(VerifyError::OtherShape("stages"))?;
     let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(VerifyError::OtherShape(what)) };
     let (terms, config) = (&evidence.plan.terms, model.config());
     if terms.model != *hash {
@@ -247,7 +257,8 @@ fn fits(
             ensure(!planned.embedding, "an embedding")?;
             ensure(rows.iter().all(|row| row.len() == wide), "rows")
         }
-    }
+    }?;
+    Ok(planned)
 }
 
 #[cfg(test)]

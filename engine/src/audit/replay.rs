@@ -1,14 +1,12 @@
 //! One stage of a session, computed anew as one prefill.
 
-use std::ops::Range;
-
 use kernels::backend::{Backend, Profile};
 
 use super::{plan::PlannedStage, verify::VerifyError};
 use crate::{
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, decode_rows, encode_rows, row_bytes},
-    model::{Model, Quantisation},
+    model::{Model, Quantisation, Shard},
     stage::{ComputeError, Input, Prompt, Stage, StepError},
 };
 
@@ -27,7 +25,8 @@ pub(super) enum Came<'a> {
 
 pub(super) struct StageReplay<B: Backend> {
     stage: Stage<B>,
-    layers: Range<usize>,
+    shard: Shard,
+    quantisation: Quantisation,
     profile: Profile,
     hidden: usize,
     /// Of the last step.
@@ -48,13 +47,25 @@ impl<B: Backend + Clone> StageReplay<B> {
         let budget =
             StageBudget { rows: ROWS, chunk: ROWS, sessions: 1, context: positions, kv_bytes: u64::MAX };
         let shard = planned.shard();
-        let mut stage = load_stage(model, &shard, quantisation, &budget, backend.clone(), &|_| ())?;
-        stage
-            .open(SESSION, ROUTE, positions, Prompt::default())
-            .map_err(|error| VerifyError::Room(error.to_string()))?;
+        let stage = load_stage(model, &shard, quantisation, &budget, backend.clone(), &|_| ())?;
         let (profile, hidden) = (quantisation.profile(), model.config().hidden);
-        let segment = [segment(0, 0)];
-        Ok(Self { stage, layers: shard.layers, profile, hidden, segment, rows: Vec::new() })
+        let (segment, rows) = ([segment(0, 0)], Vec::new());
+        let mut replay = Self { stage, shard, quantisation, profile, hidden, segment, rows };
+        replay.begin(positions)?;
+        Ok(replay)
+    }
+
+    /// Whether a session of this stage could be computed as it is loaded.
+    pub(super) fn serves(&self, planned: &PlannedStage, quantisation: Quantisation, positions: u32) -> bool {
+        let loaded = (&self.shard, self.quantisation) == (&planned.shard(), quantisation);
+        loaded && positions <= self.stage.limits().positions
+    }
+
+    /// Begins another session, of at most `positions` rows.
+    pub(super) fn begin(&mut self, positions: u32) -> Result<(), VerifyError> {
+        self.stage.close(SESSION, &[]);
+        let opened = self.stage.open(SESSION, ROUTE, positions, Prompt::default());
+        opened.map(|_| ()).map_err(|error| VerifyError::Room(error.to_string()))
     }
 
     /// Most rows of a step.
@@ -85,7 +96,7 @@ impl<B: Backend + Clone> StageReplay<B> {
                 Input::Rows(&self.rows)
             }
         };
-        self.stage.step(self.layers.clone(), &self.segment, input, &mut faults)?;
+        self.stage.step(self.shard.layers.clone(), &self.segment, input, &mut faults)?;
         if !faults.is_empty() {
             return Ok(None);
         }

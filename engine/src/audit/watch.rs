@@ -6,7 +6,7 @@
 //! known     what events have told
 //! epochs    what is due once in an epoch: membership, the list, the beacon, draws
 //! cases     what is due in cases
-//! work      computing answers
+//! work      computing answers; machine, on a device
 //! desk      what survives a crash
 //! source    where evidence comes from
 //! ```
@@ -15,6 +15,7 @@ mod cases;
 mod desk;
 mod epochs;
 mod known;
+mod machine;
 mod source;
 mod work;
 

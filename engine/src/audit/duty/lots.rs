@@ -49,6 +49,9 @@ pub struct Lots<'a> {
     pub me: &'a Address,
 }
 
+/// Most leaves that a root's turn looks at.
+const TURN: u32 = 1 << 8;
+
 /// A root on the way through its leaves.
 struct Walk {
     posted: Posted,
@@ -73,18 +76,19 @@ impl Lots<'_> {
         turns.sort_unstable_by_key(|(lot, _)| *lot);
         while !turns.is_empty() && found.len() < most && looks > 0 {
             turns.retain_mut(|(_, walk)| {
-                let next = if found.len() < most { self.next(walk, &mut looks) } else { None };
+                let turn = TURN.min(looks);
+                let next = if found.len() < most { self.next(walk, turn, &mut looks) } else { None };
                 found.extend(next);
-                next.is_some()
+                walk.looked < walk.posted.count.min(MOST_LOOKS)
             });
         }
         found
     }
 
-    /// The next leaf of a root that is drawn.
-    fn next(&self, walk: &mut Walk, looks: &mut u32) -> Option<(LeafId, [u8; 32])> {
+    /// The next leaf of a root that is drawn, if it is among so many.
+    fn next(&self, walk: &mut Walk, turn: u32, looks: &mut u32) -> Option<(LeafId, [u8; 32])> {
         let Posted { account, epoch, root, count, prompts, rates } = walk.posted;
-        while walk.looked < count.min(MOST_LOOKS) && *looks > 0 {
+        for _ in 0..turn.min(count.min(MOST_LOOKS) - walk.looked) {
             *looks -= 1;
             let index = ((u64::from(walk.begin) + u64::from(walk.looked)) % u64::from(count)) as u32;
             walk.looked += 1;
@@ -135,18 +139,20 @@ mod tests {
         assert_eq!(found.into_iter().collect::<HashSet<_>>(), wanted);
     }
 
-    /// A hundred roots that claim sixteen million leaves each, and one that has ten.
+    /// A hundred roots that claim sixteen million leaves each, and one that has ten; also where none is drawn of
+    /// theirs.
     #[test]
     fn claims_cost_neither_time_nor_others_their_turn() {
-        let mut roots: Vec<_> = (1..=100).map(|account| posted(account, 1 << 24, 5)).collect();
-        roots.push(posted(101, 10, 1000));
-        let found = LOTS.drawn(&roots, 150);
+        let claims = |per_mille| {
+            let claim = |account| Posted { prompts: 0, ..posted(account, 1 << 24, per_mille) };
+            (1..=100).map(claim).chain([Posted { prompts: 0, ..posted(101, 10, 1000) }]).collect::<Vec<_>>()
+        };
+        let found = LOTS.drawn(&claims(5), 150);
         assert_eq!(found.len(), 150);
         let of = |account: u8| found.iter().filter(|(leaf, _)| leaf.account == [account; 20]).count();
-        assert!((1..=101).all(|account| (1..=2).contains(&of(account))), "{}", of(101));
-        // Where nothing is ever drawn, the looks end by themselves.
-        let empty: Vec<_> = (1..=3).map(|account| posted(account, 1 << 24, 0)).collect();
-        assert!(LOTS.drawn(&empty, 1).is_empty());
+        assert!((1..=101).all(|account| of(account) <= 3) && of(101) > 1, "{}", of(101));
+        let found = LOTS.drawn(&claims(0), 6);
+        assert!(found.len() == 6 && found.iter().all(|(leaf, _)| leaf.account == [101; 20]));
     }
 
     #[test]

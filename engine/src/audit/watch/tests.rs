@@ -353,7 +353,7 @@ async fn nodes_that_compute_wrong_are_found_and_those_that_do_not_pass() {
     }
 }
 
-/// It is stopped after each of its turns; in the second round its files are gone as well.
+/// It is stopped after each of its turns; then after every second one, and its files are gone as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_shown_after_any_crash() {
     for lost in [false, true] {
@@ -375,7 +375,7 @@ async fn answers_are_shown_after_any_crash() {
                     std::fs::remove_dir_all(place.path().join(name)).expect("is removed");
                 }
             }
-            world.auditor(number, place.path()).await.turn().await;
+            turns(&mut [world.auditor(number, place.path()).await], 1 + usize::from(lost)).await;
             let case = world.case(cases[0].1).await;
             committed |= case.stage == CaseStage::Revealing;
         }

@@ -3,9 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kernels::backend::Backend;
 use ledger::{
-    audit::{Chunk, roots, seal},
+    audit::{Chunk, seal},
     eip712::Domain,
     node::binding_digest,
 };
@@ -19,21 +18,16 @@ use transport::NodeId;
 use super::{
     desk::{Desk, Kept},
     known::Host,
+    machine::{Machine, machine},
     source::{EvidenceSource, Wanted},
 };
 use crate::{
     audit::{
-        duty::NO_ROWS,
-        evidence::{self, Evidence},
-        plan::Digest,
-        rows::CHUNK,
-        show::FetchError,
-        verify::VerifyError,
+        duty::NO_ROWS, evidence::Evidence, plan::Digest, rows::CHUNK, show::FetchError, verify::VerifyError,
     },
     device::Device,
     message::row_bytes,
     model::{Model, ModelHash, Quantisation},
-    on_device,
     payment::store::StoreError,
 };
 
@@ -89,7 +83,7 @@ pub struct Worker {
     model: Arc<Model>,
     quantisation: Quantisation,
     hash: Arc<ModelHash>,
-    device: Device,
+    machine: Box<dyn Machine>,
     budget: Budget,
     replays: Semaphore,
     /// In MiB.
@@ -130,7 +124,8 @@ impl Worker {
     ) -> Self {
         let room_mib = (budget.memory >> 20).clamp(1, 1 << 20) as u32;
         let (replays, memory) = (Semaphore::new(budget.at_once.max(1)), Semaphore::new(room_mib as usize));
-        Self { model, quantisation, hash, device, budget, replays, memory, room_mib }
+        let machine = machine(model.clone(), hash.clone(), device, budget.at_once.max(1), budget.positions);
+        Self { model, quantisation, hash, machine, budget, replays, memory, room_mib }
     }
 
     /// The model that it has, with its hash.
@@ -249,19 +244,14 @@ impl Worker {
         if first == second { Ok((first, evidence, took)) } else { Err(WorkError::Unstable) }
     }
 
-    async fn replay(self: &Arc<Self>, evidence: Arc<Evidence>) -> Result<[u8; 32], WorkError> {
+    /// The hash over what should have gone out, as a leaf has it.
+    ///
+    /// # Errors
+    /// [`WorkError::Compute`] if it cannot be computed with this model and device.
+    pub async fn replay(self: &Arc<Self>, evidence: Arc<Evidence>) -> Result<[u8; 32], WorkError> {
         let worker = self.clone();
-        let replay = move || on_device!(&worker.device, backend => worker.replay_on(&evidence, backend));
+        let replay = move || worker.machine.roots(&evidence);
         Ok(tokio::task::spawn_blocking(replay).await.map_err(|_| WorkError::Died)??)
-    }
-
-    fn replay_on<B: Backend + Clone>(
-        &self,
-        evidence: &Evidence,
-        backend: &B,
-    ) -> Result<[u8; 32], VerifyError> {
-        let rows = evidence::replay(evidence, &self.model, &Digest(self.hash.hash), backend, &|_| ())?;
-        Ok(roots(&evidence.out_roots(&rows)))
     }
 }
 
