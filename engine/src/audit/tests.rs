@@ -483,7 +483,7 @@ async fn a_reply_that_went_on_elsewhere_is_proved_by_those_that_finished_it() {
         world.network.kill(lost);
         let spare = Shard { layers: 2..4, embedding: false, head: false };
         nodes.push(world.node(9, spare, Ways::default()));
-        while generation.events.recv().await.is_some() {}
+        while !matches!(generation.events.recv().await, Some(Event::Finished(_) | Event::Failed(_))) {}
         let text = world.store.get(&id.to_string(), 0, Duration::from_secs(60)).await.expect("a receipt");
         let receipt = Receipt::read(text.as_bytes()).expect("a receipt");
         assert_eq!((receipt.prompt.len(), &receipt.reply), (40, &right));

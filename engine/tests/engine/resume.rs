@@ -55,10 +55,12 @@ fn styles() -> Vec<Request> {
 /// All that a client is told.
 async fn events(mut generation: Generation) -> Vec<Event> {
     let mut events = Vec::new();
-    while let Some(event) = generation.events.recv().await {
-        events.push(event);
+    loop {
+        events.push(generation.events.recv().await.unwrap());
+        if let Some(Event::Finished(_) | Event::Failed(_)) = events.last() {
+            return events;
+        }
     }
-    events
 }
 
 /// What clients are told where nothing happens.
