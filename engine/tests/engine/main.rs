@@ -16,6 +16,7 @@ mod payment;
 mod planner;
 mod process;
 mod receipts;
+mod resume;
 mod sharing;
 mod slow;
 mod support;
