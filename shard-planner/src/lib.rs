@@ -57,5 +57,6 @@ pub use rehearse::plan_rehearsed;
 pub use replan::replan;
 pub use report::Report;
 pub use search::Effort;
+pub use shortage::KvShortage;
 pub use solve::{assess, assess_routes, plan, plan_with};
 pub use vacancy::vacancy;

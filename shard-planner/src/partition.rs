@@ -7,7 +7,7 @@
 
 use microlp::{ComparisonOp, OptimizationDirection, SolveOptions, Variable};
 
-use crate::problem::Problem;
+use crate::{cluster::Node, problem::Problem};
 
 /// Most columns: clusters of more kinds have no such bound.
 const MOST_COLUMNS: usize = 1024;
@@ -97,7 +97,8 @@ fn kinds(problem: &Problem) -> Vec<Kind> {
     for (node, own) in nodes.iter().enumerate() {
         let alike = |kind: &&mut Kind| {
             let other = &nodes[kind.node];
-            (own.memory, own.max_layers, own.max_batch) == (other.memory, other.max_layers, other.max_batch)
+            let room = |node: &Node| (node.memory, node.kv_memory, node.max_weights, node.max_sessions);
+            (room(own), own.max_layers, own.max_batch) == (room(other), other.max_layers, other.max_batch)
                 && (&own.pinned, &own.profiles, own.rates) == (&other.pinned, &other.profiles, other.rates)
         };
         if let Some(kind) = kinds.iter_mut().find(alike) {
@@ -208,7 +209,7 @@ impl<'a> Pipelines<'a> {
             layers.iter().zip(&self.problem.model.kv_bytes).map(|(&bytes, &kv)| kv as f64 / bytes as f64);
         let each = sessions * f64::from(self.problem.demand.context) * kv.fold(f64::INFINITY, f64::min);
         let all = layers.iter().sum::<u64>() as f64;
-        (self.problem.cluster.nodes()[kind.node].memory as f64 / (all * (1.0 + each))).min(kind.most)
+        (self.problem.cluster.nodes()[kind.node].all_memory() as f64 / (all * (1.0 + each))).min(kind.most)
     }
 
     /// Latency around as few stages as can be.

@@ -1,7 +1,7 @@
 //! What nodes and gateways say to one another: the payload of a transport message.
 //!
-//! A message is its `postcard` encoding followed, for a [`Step`] and a [`Piece`] alone, by a raw body (token
-//! ids or activation rows, little-endian; bytes of files). Decoding never allocates beyond the bytes it was given, and
+//! A message is its `postcard` encoding followed, for a [`Step`], a [`Piece`] and [`Padding`] alone, by a raw body
+//! (token ids or activation rows, little-endian; bytes of files, or of nothing). Decoding never allocates beyond the bytes it was given, and
 //! everything decoded is checked before it is believed.
 
 mod block;
@@ -26,7 +26,9 @@ use crate::{
 
 pub use block::BlockHash;
 pub(crate) use check::check_sampling;
-pub use offer::{Cannot, LoadRefusal, Neighbour, Offer, Path};
+pub use offer::{
+    Cannot, Carried, KvMemory, LoadRefusal, MAX_PROBE_BYTES, Neighbour, Offer, Padding, Path, Probe,
+};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 pub use weights::{Denial, MAX_PIECE_BYTES, Part, Piece, Want};
@@ -111,6 +113,10 @@ pub enum Message {
     Want(Want),
     /// Gateway to node: here they are; the body follows.
     Piece(Piece),
+    /// Node to node: send me bytes of nothing.
+    Probe(Probe),
+    /// Node to node: here they are; the body follows.
+    Padding(Padding),
 }
 
 /// How fast a node is.
@@ -494,15 +500,17 @@ impl Message {
             Message::Paid(_) => "Paid",
             Message::Want(_) => "Want",
             Message::Piece(_) => "Piece",
+            Message::Probe(_) => "Probe",
+            Message::Padding(_) => "Padding",
         }
     }
 
-    /// Bytes of the message, without the body of a step or piece.
+    /// Bytes of the message, without the body of a step, a piece or padding.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a message holds no type that postcard cannot encode")
     }
 
-    /// Reads a message; what follows a step or a piece is its body.
+    /// Reads a message; what follows a step, a piece or padding is its body.
     pub fn decode(bytes: Bytes) -> Result<Self, MessageError> {
         if bytes.len() > MAX_CONTROL_BYTES && !LONG_VARIANTS.contains(bytes.first().unwrap_or(&0)) {
             return Err(MessageError::Invalid("more bytes than its kind may have"));
@@ -513,6 +521,7 @@ impl Message {
         match &mut message {
             Message::Step(step) => step.body = rest,
             Message::Piece(piece) => piece.body = rest,
+            Message::Padding(padding) => padding.body = rest,
             _ if !rest.is_empty() => return Err(MessageError::Malformed),
             _ => {}
         }

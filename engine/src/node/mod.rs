@@ -3,6 +3,7 @@
 
 mod ask;
 mod fetch;
+mod near;
 mod reload;
 pub mod state;
 pub mod worker;
@@ -31,6 +32,7 @@ use crate::{
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
+use near::Prober;
 use reload::{Assigned, Outcome, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
@@ -235,6 +237,7 @@ impl Node {
             publish,
             told_ns: 0,
             told_near: Vec::new(),
+            prober: Prober::default(),
             links: Vec::new(),
         };
         let task = tokio::spawn(desk.run(events, receipts, stopping));
@@ -329,6 +332,7 @@ struct Desk {
     /// The pace that gateways were last told.
     told_ns: u64,
     told_near: Vec<Neighbour>,
+    prober: Prober,
     /// Links to other nodes, as they were last looked at.
     links: Vec<(NodeId, PathKind)>,
 }
@@ -356,7 +360,7 @@ impl Desk {
                         break Err(error);
                     }
                 }
-                _ = look.tick() => self.tell_near(),
+                _ = look.tick() => self.look(),
                 step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
@@ -412,6 +416,8 @@ impl Desk {
                 }
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
                 (_, Message::Piece(piece)) => self.piece(peer, piece),
+                (None, Message::Probe(probe)) => self.probed(peer, probe),
+                (None, Message::Padding(_)) => self.padded(peer),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }

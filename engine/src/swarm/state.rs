@@ -1,8 +1,10 @@
 //! What a gateway knows and decides. Pure but for the channels it answers through: events and the
 //! time go in, actions come out.
 
+mod links;
 mod opening;
 mod planning;
+mod service;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -80,6 +82,8 @@ struct Running {
     reserved: u32,
     /// Tokens drawn.
     drawn: u32,
+    /// When the first was.
+    first: Option<Instant>,
     deadline: Instant,
     events: mpsc::Sender<Event>,
 }
@@ -185,7 +189,7 @@ impl State {
         if members_changed {
             look(&self.members, &self.config, self.main_hops(&status.pipeline), status);
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
-            status.links = self.planning.links();
+            status.links = self.planning.links(Instant::now());
         }
         let counts = (self.running.len(), self.waiting.len(), self.tabs.spent());
         let counts_changed = counts != (status.running, status.waiting, status.spent);
@@ -201,12 +205,12 @@ impl State {
             Notice::Message(peer, message) => match message {
                 Message::Ask(ask) => self.asked(peer, ask),
                 Message::Join(join) => self.joined(peer, *join),
-                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
+                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens, now),
                 Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
                 Message::Cannot(cannot) if self.members.contains_key(&peer) => {
                     self.cannot(peer, &cannot, now)
                 }
-                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near),
+                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near, now),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::Committed(committed) if self.members.contains_key(&peer) => {
                     if let Err(error) = self.recordings.committed(peer, *committed) {
@@ -406,6 +410,7 @@ impl State {
         let Waiting { submission: Submission { request, reply }, deadline } = waiting;
         let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
         let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
+        self.replies.asked(positions);
         let tenant = request.tenant;
         let price = fare.map_or(0, |fare| fare.price);
         let follow = self.drafts().model.then(|| Action::Follow(drafter::Command::open(session, &request)));
@@ -423,7 +428,8 @@ impl State {
         self.tabs.begin(session, fare, positions, left, NodeId(hops[hops.len() - 1].node));
         self.actions.push(Action::Watch { session, events: events.clone() });
         self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
-        let running = Running { route, hops, left, positions, reserved, drawn: 0, deadline, events };
+        let running =
+            Running { route, hops, left, positions, reserved, drawn: 0, first: None, deadline, events };
         self.running.insert(session, running);
     }
 
@@ -437,7 +443,7 @@ impl State {
         id
     }
 
-    fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
+    fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>, now: Instant) {
         let mut accepted: Vec<(SessionId, Vec<u32>)> = Vec::new();
         for report in tokens {
             let Some(running) = self.running.get_mut(&report.session) else {
@@ -455,6 +461,7 @@ impl State {
                 None => accepted.push((report.session, vec![report.token])),
             }
             running.drawn += 1;
+            running.first.get_or_insert(now);
             running.positions += 1;
             if running.positions > running.reserved {
                 running.reserved += PAGE as u32;
@@ -475,7 +482,9 @@ impl State {
                 self.actions.push(Action::Send { to: running.node(0), message: close });
                 self.replies.ended(running.drawn);
                 self.tabs.end(report.session, false);
-                self.finish(report.session);
+                if let Some(ended) = self.finish(report.session) {
+                    self.replied(&ended, now);
+                }
             }
         }
         if self.drafts().model {
@@ -542,8 +551,8 @@ impl State {
         }
     }
 
-    fn finish(&mut self, session: SessionId) {
-        let Some(running) = self.running.remove(&session) else { return };
+    fn finish(&mut self, session: SessionId) -> Option<Running> {
+        let running = self.running.remove(&session)?;
         self.tabs.end(session, true);
         if self.drafts().model {
             self.actions.push(Action::Follow(drafter::Command::Close(session)));
@@ -553,6 +562,7 @@ impl State {
                 member.release(running.reserved);
             }
         }
+        Some(running)
     }
 }
 
