@@ -30,6 +30,7 @@ mod overlap;
 mod partition;
 pub mod plan;
 mod predict;
+mod priced;
 mod problem;
 mod quickest;
 pub mod rehearse;

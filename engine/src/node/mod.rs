@@ -21,7 +21,7 @@ use transport::{NodeId, PathKind, Transport, peer::AddressError};
 
 use crate::{
     audit::recorder::Audit,
-    message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
+    message::{Join, LoadRefusal, Message, Offer, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
@@ -32,7 +32,7 @@ use crate::{
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
-use near::Prober;
+use near::Near;
 use reload::{Assigned, Outcome, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
@@ -236,9 +236,7 @@ impl Node {
             till,
             publish,
             told_ns: 0,
-            told_near: Vec::new(),
-            prober: Prober::default(),
-            links: Vec::new(),
+            near: Near::default(),
         };
         let task = tokio::spawn(desk.run(events, receipts, stopping));
         Ok(Self { id, status, load, settle, stop, task })
@@ -331,10 +329,7 @@ struct Desk {
     publish: watch::Sender<NodeStatus>,
     /// The pace that gateways were last told.
     told_ns: u64,
-    told_near: Vec<Neighbour>,
-    prober: Prober,
-    /// Links to other nodes, as they were last looked at.
-    links: Vec<(NodeId, PathKind)>,
+    near: Near,
 }
 
 impl Desk {
@@ -403,7 +398,7 @@ impl Desk {
                     gateway.welcome = true;
                     // Somebody new has to be told.
                     self.told_ns = 0;
-                    self.told_near.clear();
+                    self.near.told.clear();
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
                 }
@@ -512,7 +507,7 @@ impl Desk {
             sessions: self.state.sessions(),
             drafted: self.state.drafted().offered,
             accepted: self.state.drafted().accepted,
-            links: self.links.clone(),
+            links: self.near.links.clone(),
         };
         self.publish.send_if_modified(|old| {
             let changed = *old != status;

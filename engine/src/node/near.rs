@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use transport::{NodeId, Throughput};
+use transport::{NodeId, PathKind, Throughput};
 
 use super::Desk;
 use crate::{
@@ -32,9 +32,19 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A measurement that was told of so long ago is told of again when there is a newer one.
 const OLD_S: u32 = 600;
 
+/// Links to other nodes.
+#[derive(Debug, Default)]
+pub(super) struct Near {
+    /// As they were last looked at.
+    pub(super) links: Vec<(NodeId, PathKind)>,
+    /// As gateways were last told of them.
+    pub(super) told: Vec<Neighbour>,
+    prober: Prober,
+}
+
 /// Which link is probed when. Pure.
 #[derive(Debug, Default)]
-pub(super) struct Prober {
+struct Prober {
     idle_since: Option<Instant>,
     /// Who was asked last, and until when the bytes are waited for.
     pending: Option<(NodeId, Instant)>,
@@ -102,10 +112,10 @@ impl Desk {
         let mut others: Vec<(NodeId, Way)> =
             self.peers.ways().filter(|(peer, _)| !gateways.contains_key(peer)).collect();
         others.sort_unstable_by_key(|(peer, _)| *peer);
-        self.links = others.iter().map(|(peer, way)| (*peer, way.path)).collect();
-        self.prober.note(self.state.sessions() > 0 || self.loading.is_some(), now);
+        self.near.links = others.iter().map(|(peer, way)| (*peer, way.path)).collect();
+        self.near.prober.note(self.state.sessions() > 0 || self.loading.is_some(), now);
         let seen: Vec<_> = others.iter().map(|(peer, way)| (*peer, way.throughput)).collect();
-        if let Some((peer, bytes)) = self.prober.next(&seen, now) {
+        if let Some((peer, bytes)) = self.near.prober.next(&seen, now) {
             self.peers.send(peer, None, Message::Probe(Probe { bytes }));
         }
         let near = others.iter().take(MAX_STAGES).map(|(peer, way)| neighbour(*peer, way, now));
@@ -113,9 +123,9 @@ impl Desk {
     }
 
     fn tell_near(&mut self, near: Vec<Neighbour>) {
-        let same = |new: &Neighbour| self.told_near.iter().any(|old| is_alike(old, new));
+        let same = |new: &Neighbour| self.near.told.iter().any(|old| is_alike(old, new));
         // As many, so that none is gone either.
-        if near.len() == self.told_near.len() && near.iter().all(same) {
+        if near.len() == self.near.told.len() && near.iter().all(same) {
             return;
         }
         let welcome: Vec<NodeId> =
@@ -123,21 +133,21 @@ impl Desk {
         for id in welcome {
             self.peers.send(id, None, Message::Near(near.clone()));
         }
-        self.told_near = near;
+        self.near.told = near;
     }
 
     /// Another node asks for bytes of nothing.
     pub(super) fn probed(&mut self, peer: NodeId, probe: Probe) {
         let now = tokio::time::Instant::now().into_std();
-        self.prober.note(self.state.sessions() > 0 || self.loading.is_some(), now);
-        let bytes = self.prober.give(probe.bytes, now);
+        self.near.prober.note(self.state.sessions() > 0 || self.loading.is_some(), now);
+        let bytes = self.near.prober.give(probe.bytes, now);
         let padding = Padding { body: vec![0; bytes as usize].into() };
         self.peers.send(peer, None, Message::Padding(padding));
     }
 
     /// They came.
     pub(super) fn padded(&mut self, peer: NodeId) {
-        if !self.prober.answered(peer) {
+        if !self.near.prober.answered(peer) {
             self.peers.expel(peer, "sent padding that it was not asked for");
         }
     }
