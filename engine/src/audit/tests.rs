@@ -103,6 +103,7 @@ impl World {
             fingerprint: model.fingerprint(Quantisation::Q8),
             model: planned(&model, Quantisation::Q8, false).expect("a shape"),
             positions: 256,
+            relay_bytes_per_s: None,
             running: 64,
             waiting: 256,
             allow: None,

@@ -16,13 +16,14 @@ use engine::{
     audit::{clerk::ClerkStatus, commitment::Signer, recorder::Audit},
     device::Device,
     local::{load_stage, shard_bytes},
-    message::{Ask, Offer},
+    message::{Ask, KvMemory, Offer},
     model::{Model, Quantisation, Shard, ShardCache, cache_root},
     node::{GatewayAddress, Loader, Node, NodeConfig, NodeStatus, ask, load_rate},
     on_device,
     profile::soonest,
     weights::Fetcher,
 };
+use kernels::backend::Backend;
 use tokio::sync::watch;
 use transport::{
     NodeId, Transport,
@@ -340,9 +341,19 @@ impl NodeCommand {
     /// What it lends, and how fast that is.
     async fn offer(&self, model: &Arc<Model>, device: &Device) -> anyhow::Result<Offer> {
         let (source, quantisation, device) = (model.clone(), self.model.quant, device.clone());
+        let lent = self.memory.as_u64();
+        let budget = self.stage.whole_budget(&device)?;
+        let free = on_device!(&device, backend => backend.free_bytes())?.map(|free| free as u64);
+        // What a card has is what weights and KV share; a processor's is for the asking.
+        let (weight_bytes, kv) = match (free, budget.kv_bytes) {
+            (Some(free), u64::MAX) => (lent, KvMemory::Shared(free)),
+            (Some(free), own) => (lent.min(free.saturating_sub(own)), KvMemory::Own(own)),
+            (None, own) => (lent, KvMemory::Own(own)),
+        };
         let measuring = move || on_device!(device, backend => soonest(&source, quantisation, backend));
         Ok(Offer {
-            weight_bytes: self.memory.as_u64(),
+            weight_bytes,
+            kv,
             movable: matches!(self.layers, Layers::Auto) && self.join.len() == 1,
             load_rate: None,
             profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),

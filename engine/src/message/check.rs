@@ -3,9 +3,9 @@
 use kernels::backend::PAGE;
 
 use super::{
-    Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
-    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, offer::check_near,
-    pay::Tariff,
+    Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_PROBE_BYTES, MAX_SEGMENTS, MAX_STAGES,
+    MAX_TEXT_BYTES, MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport,
+    offer::check_near, pay::Tariff,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -37,6 +37,10 @@ impl Message {
             Message::Piece(piece) => piece.check(),
             Message::Show(show) => show.check(),
             Message::Shown(shown) => shown.check(),
+            Message::Probe(probe) => ensure(probe.bytes <= MAX_PROBE_BYTES, "a probe that is too long"),
+            Message::Padding(padding) => {
+                ensure(padding.body.len() <= MAX_PROBE_BYTES as usize, "padding that is too long")
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What nodes and gateways say to one another: the payload of a transport message.
 //!
-//! A message is its `postcard` encoding followed, for a [`Step`], a [`Piece`] and a [`Shown`] alone, by a raw body
-//! (token ids or activation rows, little-endian; bytes of files or of evidence). Decoding never allocates beyond the bytes it was given, and
+//! A message is its `postcard` encoding followed, for a [`Step`], a [`Piece`], a [`Shown`] and [`Padding`] alone, by a raw
+//! body (token ids or activation rows, little-endian; bytes of files, of evidence or of nothing). Decoding never allocates beyond the bytes it was given, and
 //! everything decoded is checked before it is believed.
 
 mod block;
@@ -27,7 +27,9 @@ use crate::{
 
 pub use block::BlockHash;
 pub(crate) use check::check_sampling;
-pub use offer::{Cannot, LoadRefusal, Neighbour, Offer, Path};
+pub use offer::{
+    Cannot, Carried, KvMemory, LoadRefusal, MAX_PROBE_BYTES, Neighbour, Offer, Padding, Path, Probe,
+};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 pub use show::{Hidden, MAX_SHOWN_BYTES, Show, Shown, show_digest};
@@ -117,6 +119,10 @@ pub enum Message {
     Show(Show),
     /// Node to auditor: here is a part of it; the body follows.
     Shown(Shown),
+    /// Node to node: send me bytes of nothing.
+    Probe(Probe),
+    /// Node to node: here they are; the body follows.
+    Padding(Padding),
 }
 
 /// How fast a node is.
@@ -511,6 +517,8 @@ impl Message {
             Message::Piece(_) => "Piece",
             Message::Show(_) => "Show",
             Message::Shown(_) => "Shown",
+            Message::Probe(_) => "Probe",
+            Message::Padding(_) => "Padding",
         }
     }
 
@@ -531,6 +539,7 @@ impl Message {
             Message::Step(step) => step.body = rest,
             Message::Piece(piece) => piece.body = rest,
             Message::Shown(shown) => shown.body = rest,
+            Message::Padding(padding) => padding.body = rest,
             _ if !rest.is_empty() => return Err(MessageError::Malformed),
             _ => {}
         }

@@ -4,6 +4,7 @@
 mod ask;
 mod audits;
 mod fetch;
+mod near;
 mod reload;
 pub mod state;
 pub mod worker;
@@ -24,7 +25,7 @@ use crate::{
         clerk::{self, Clerk, ClerkConfig, ClerkStatus},
         recorder::Audit,
     },
-    message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
+    message::{Join, LoadRefusal, Message, Offer, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
@@ -35,6 +36,7 @@ use crate::{
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
+use near::Near;
 use reload::{Assigned, Outcome, SIGNING_LOOK, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
@@ -248,8 +250,7 @@ impl Node {
             till,
             publish,
             told_ns: 0,
-            told_near: Vec::new(),
-            links: Vec::new(),
+            near: Near::default(),
         };
         let task = tokio::spawn(desk.run(events, receipts, said, stopping));
         Ok(Self { id, status, load, settle, audits, stop, task })
@@ -350,9 +351,7 @@ struct Desk {
     publish: watch::Sender<NodeStatus>,
     /// The pace that gateways were last told.
     told_ns: u64,
-    told_near: Vec<Neighbour>,
-    /// Links to other nodes, as they were last looked at.
-    links: Vec<(NodeId, PathKind)>,
+    near: Near,
 }
 
 impl Desk {
@@ -379,7 +378,7 @@ impl Desk {
                         break Err(error);
                     }
                 }
-                _ = look.tick() => self.tell_near(),
+                _ = look.tick() => self.look(),
                 () = tokio::time::sleep(SIGNING_LOOK), if self.signing_since.is_some() => {}
                 step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
@@ -424,7 +423,7 @@ impl Desk {
                     gateway.welcome = true;
                     // Somebody new has to be told.
                     self.told_ns = 0;
-                    self.told_near.clear();
+                    self.near.told.clear();
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
                 }
@@ -438,6 +437,8 @@ impl Desk {
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
                 (_, Message::Piece(piece)) => self.piece(peer, piece),
                 (_, Message::Show(show)) => self.show(peer, show),
+                (None, Message::Probe(probe)) => self.probed(peer, probe),
+                (None, Message::Padding(_)) => self.padded(peer),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }
@@ -532,7 +533,7 @@ impl Desk {
             sessions: self.state.sessions(),
             drafted: self.state.drafted().offered,
             accepted: self.state.drafted().accepted,
-            links: self.links.clone(),
+            links: self.near.links.clone(),
         };
         self.publish.send_if_modified(|old| {
             let changed = *old != status;

@@ -1,10 +1,12 @@
 //! What a gateway knows and decides. Pure but for the channels it answers through: events and the
 //! time go in, actions come out.
 
+mod links;
 mod opening;
 mod planning;
 mod replies;
 mod resume;
+mod service;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -156,7 +158,7 @@ impl State {
         if members_changed {
             look(&self.members, &self.config, self.main_hops(&status.pipeline), status);
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
-            status.links = self.planning.links();
+            status.links = self.planning.links(Instant::now());
         }
         let counts = (self.under_way(), self.waiting.len(), self.resumed, self.tabs.spent());
         let counts_changed = counts != (status.running, status.waiting, status.resumed, status.spent);
@@ -172,12 +174,12 @@ impl State {
             Notice::Message(peer, message) => match message {
                 Message::Ask(ask) => self.asked(peer, ask),
                 Message::Join(join) => self.joined(peer, *join),
-                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
+                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens, now),
                 Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
                 Message::Cannot(cannot) if self.members.contains_key(&peer) => {
                     self.cannot(peer, &cannot, now)
                 }
-                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near),
+                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near, now),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::Committed(committed) if self.members.contains_key(&peer) => {
                     if let Err(error) = self.recordings.committed(peer, *committed) {

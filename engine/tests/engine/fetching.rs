@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use engine::{
     local::{load_stage, shard_bytes},
-    message::Offer,
+    message::{KvMemory, Offer},
     model::Shard,
     node::{Loader, Node, NodeConfig},
     request::Finish,
@@ -45,7 +45,13 @@ async fn node(world: &World, seed: u8, shard: Shard, directory: &Path) -> (Node,
         weight_bytes: shard_bytes(&model, &shard, QUANTISATION),
         device: "a test".into(),
         payee: None,
-        offer: Offer { weight_bytes: 1 << 30, movable: true, load_rate: Some(1 << 30), profile: None },
+        offer: Offer {
+            weight_bytes: 1 << 30,
+            kv: KvMemory::default(),
+            movable: true,
+            load_rate: Some(1 << 30),
+            profile: None,
+        },
         loader: Some(Loader::new(model, QUANTISATION, BUDGET, cpu)),
         audit: None,
         clerk: None,

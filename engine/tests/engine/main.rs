@@ -8,6 +8,7 @@ mod cards;
 mod fetching;
 mod kquants;
 #[cfg(unix)]
+mod links;
 mod market;
 mod moving;
 mod pages;

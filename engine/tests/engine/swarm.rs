@@ -64,6 +64,7 @@ impl World {
             fingerprint: model.fingerprint(QUANTISATION),
             model: planned(&model, QUANTISATION, false).unwrap(),
             positions: 256,
+            relay_bytes_per_s: None,
             running: 64,
             waiting: 256,
             allow: None,

@@ -73,6 +73,11 @@ impl Carrier for Connection {
         Some(self.quinn.rtt())
     }
 
+    fn send_limit(&self) -> Option<u64> {
+        let path = self.quinn.stats().path;
+        Some((path.cwnd as f64 / path.rtt.max(Duration::from_micros(1)).as_secs_f64()) as u64)
+    }
+
     fn end(&self, finished: bool) {
         self.quinn.close(if finished { FINISHED } else { GONE }, b"");
     }
