@@ -420,6 +420,7 @@ impl Room {
             loader: None,
             audit: Some(Audit { signer: Signer::new(identity), rows: None }),
             weights: None,
+            stock: None,
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

@@ -136,6 +136,7 @@ impl World {
             loader: None,
             audit: (!ways.unsigned).then_some(audit),
             weights: None,
+            stock: None,
             payee: None,
         };
         cheat::next(ways.cheat);

@@ -21,7 +21,7 @@ use engine::{
     node::{GatewayAddress, Loader, Node, NodeConfig, NodeStatus, ask, load_rate},
     on_device,
     profile::soonest,
-    weights::Fetcher,
+    weights::{Fetcher, Stock},
 };
 use tokio::sync::watch;
 use transport::{
@@ -104,6 +104,10 @@ struct FetchArgs {
     /// Bytes a second that are fetched [default: as many as come]
     #[arg(long, env = "DOLPHIN_FETCH_BANDWIDTH", value_name = "BYTES")]
     fetch_bandwidth: Option<ByteSize>,
+    /// Bytes a second of the weights here that other nodes are given when they fetch, over all of them; a quarter of
+    /// that while the node serves. 0 gives none
+    #[arg(long, env = "DOLPHIN_SHARE_BANDWIDTH", default_value = "8MB", value_name = "BYTES")]
+    share_bandwidth: ByteSize,
 }
 
 impl FetchArgs {
@@ -126,6 +130,12 @@ impl FetchArgs {
             .context("asking the gateway for its model")?;
         let bandwidth = self.fetch_bandwidth.map(|bandwidth| bandwidth.as_u64());
         Ok(Some(Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth)))
+    }
+
+    /// What is given of what was fetched.
+    fn stock(&self, weights: Option<&Fetcher>) -> Option<Stock> {
+        let bandwidth = Some(self.share_bandwidth.as_u64()).filter(|&bandwidth| bandwidth > 0)?;
+        weights.map(|weights| weights.stock(bandwidth))
     }
 }
 
@@ -222,6 +232,7 @@ impl NodeCommand {
             offer,
             loader: None,
             audit: Some(self.audit(&key.identity)?),
+            stock: self.fetch.stock(weights.as_ref()),
             weights,
         };
         let mut node = self.start(&model, chosen, &shard, endpoint, config).await?;

@@ -5,7 +5,7 @@ use kernels::backend::PAGE;
 use super::{
     Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
     MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, offer::check_near,
-    pay::Tariff,
+    pay::Tariff, weights::check_holders,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -33,8 +33,11 @@ impl Message {
             | Message::Close(_)
             | Message::Held(_)
             | Message::Committed(_)
-            | Message::Want(_) => Ok(()),
+            | Message::Want(_)
+            | Message::Lend(_) => Ok(()),
             Message::Piece(piece) => piece.check(),
+            Message::Shares(parts) | Message::Seek(parts) => parts.check(),
+            Message::Holders(holders) => check_holders(holders),
         }
     }
 }

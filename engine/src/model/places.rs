@@ -29,6 +29,12 @@ impl Place {
         &self.item.name
     }
 
+    /// Whether its bytes stand for the same values as the same bytes of `other` would.
+    pub(crate) fn has_form_of(&self, other: &Self) -> bool {
+        let form = |place: &Self| (place.info.dtype, place.info.bytes, place.item.interleaved_heads);
+        form(self) == form(other) && self.info.shape == other.info.shape && self.name() == other.name()
+    }
+
     /// File, first byte and bytes.
     pub(crate) fn range(&self) -> (usize, u64, u64) {
         (self.info.file, self.info.offset, self.info.bytes)

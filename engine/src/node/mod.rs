@@ -3,6 +3,7 @@
 
 mod ask;
 mod fetch;
+mod give;
 mod reload;
 pub mod state;
 pub mod worker;
@@ -27,10 +28,11 @@ use crate::{
     },
     peers::{Notice, PeerEvent, Peers},
     stage::{Stage, StageLimits},
-    weights::Fetcher,
+    weights::{Fetcher, Stock},
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
+use give::{Giving, given};
 use reload::{Assigned, Outcome, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
@@ -112,6 +114,8 @@ pub struct NodeConfig {
     pub audit: Option<Audit>,
     /// Fetches layers that the node is told to load, for one without the model's files.
     pub weights: Option<Fetcher>,
+    /// What it gives of the model to other nodes; nothing if `None`.
+    pub stock: Option<Stock>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -230,6 +234,7 @@ impl Node {
             assigned: None,
             weights: config.weights,
             fetching: None,
+            giving: config.stock.map(Giving::start),
             loading: None,
             till,
             publish,
@@ -322,6 +327,7 @@ struct Desk {
     weights: Option<Fetcher>,
     /// Weights of what was assigned, on their way.
     fetching: Option<Fetching>,
+    giving: Option<Giving>,
     loading: Option<JoinHandle<Outcome>>,
     /// Of a node that serves for pay.
     till: Option<Till>,
@@ -356,7 +362,11 @@ impl Desk {
                         break Err(error);
                     }
                 }
-                _ = look.tick() => self.tell_near(),
+                _ = look.tick() => {
+                    self.tell_near();
+                    self.tell_shares();
+                }
+                piece = given(&mut self.giving) => self.give(piece),
                 step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
@@ -402,6 +412,7 @@ impl Desk {
                     self.told_near.clear();
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
+                    self.forget_shares();
                 }
                 (Some(_), Message::Refuse(reason)) => {
                     self.gateways.remove(&peer);
@@ -411,7 +422,9 @@ impl Desk {
                     }
                 }
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
-                (_, Message::Piece(piece)) => self.piece(peer, piece),
+                (Some(_), Message::Lend(node)) => self.lend(NodeId(node)),
+                (_, Message::Want(want)) => self.wanted(peer, want),
+                (_, answer @ (Message::Piece(_) | Message::Holders(_))) => self.answered(peer, answer),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }

@@ -1,6 +1,7 @@
 //! What a gateway knows and decides. Pure but for the channels it answers through: events and the
 //! time go in, actions come out.
 
+mod holders;
 mod opening;
 mod planning;
 
@@ -28,6 +29,7 @@ use crate::{
     request::{Event, Failure, Generation, Refusal, Submission},
     speculation::drafter,
 };
+use holders::Leaves;
 use planning::Planning;
 
 /// Told to clients that come when everything is taken.
@@ -121,6 +123,7 @@ pub(super) struct State {
     /// Since the status was last refreshed.
     members_changed: bool,
     planning: Planning,
+    leaves: Leaves,
     running: HashMap<SessionId, Running>,
     routes: Vec<(RouteId, Vec<Hop>)>,
     waiting: VecDeque<Waiting>,
@@ -144,6 +147,7 @@ impl State {
             salt: random().to_le_bytes(),
             members: HashMap::new(),
             members_changed: true,
+            leaves: Leaves::default(),
             running: HashMap::new(),
             routes: Vec::new(),
             waiting: VecDeque::new(),
@@ -207,6 +211,8 @@ impl State {
                     self.cannot(peer, &cannot, now)
                 }
                 Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near),
+                Message::Shares(parts) if self.members.contains_key(&peer) => self.shares(peer, parts),
+                Message::Seek(seek) if self.admits(peer) => self.seek(peer, &seek, now),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::Committed(committed) if self.members.contains_key(&peer) => {
                     if let Err(error) = self.recordings.committed(peer, *committed) {
@@ -237,6 +243,7 @@ impl State {
 
     fn remove(&mut self, peer: NodeId, reason: &str) {
         self.planning.lost(peer);
+        self.leaves.lost(peer);
         if self.members.remove(&peer).is_none() {
             return;
         }

@@ -1,6 +1,6 @@
 //! Nodes without the model's files: they fetch their layers from the gateway, serve, and fetch what a new plan adds.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use engine::{
     local::{load_stage, shard_bytes},
@@ -20,9 +20,15 @@ use crate::{
 
 /// A gateway that gives weights away.
 fn giving(name: &str, seed: u64) -> World {
+    counted(name, seed).0
+}
+
+/// The same, and what it gives.
+fn counted(name: &str, seed: u64) -> (World, Stock) {
     let stock = Stock::new(Arc::new(open(name)), Some(8 << 20));
     stock.hash(QUANTISATION).unwrap();
-    World::new(name, seed, |config| config.weights = Some(stock))
+    let given = stock.clone();
+    (World::new(name, seed, |config| config.weights = Some(stock)), given)
 }
 
 /// A node of a new process that has nothing but what is in `directory`; and what it fetched.
@@ -48,6 +54,7 @@ async fn node(world: &World, seed: u8, shard: Shard, directory: &Path) -> (Node,
         offer: Offer { weight_bytes: 1 << 30, movable: true, load_rate: Some(1 << 30), profile: None },
         loader: Some(Loader::new(model, QUANTISATION, BUDGET, cpu)),
         audit: None,
+        stock: Some(weights.stock(8 << 20)),
         weights: Some(weights),
     };
     (Node::start(stage, endpoint, config).unwrap(), fetched)
@@ -98,6 +105,58 @@ async fn a_node_that_is_told_to_hold_more_fetches_that_and_serves() {
     let (again, fetched) = node(&world, 1, part(0..layers, layers), &place.path().join("a")).await;
     assert_eq!(fetched, 0);
     world.stop(vec![again]).await;
+}
+
+/// A second holder of the same layers has them from the first, as has the third; the gateway describes the model.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_node_has_the_others_get_from_it() {
+    let (world, from_gateway) = counted("llama", 72);
+    let layers = world.model.config().layers;
+    let place = tempfile::tempdir().unwrap();
+    let all = || part(0..layers, layers);
+    let (first, fetched) = node(&world, 1, all(), &place.path().join("a")).await;
+    world.until(|status| status.nodes.len() == 1).await;
+    let described = from_gateway.given_bytes() - fetched;
+    // It says within a second what it has.
+    let mut nodes = vec![first];
+    for (seed, directory) in [(2, "b"), (3, "c")] {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let before = from_gateway.given_bytes();
+        let (next, bytes) = node(&world, seed, all(), &place.path().join(directory)).await;
+        assert_eq!(bytes, fetched);
+        assert_eq!(from_gateway.given_bytes() - before, described, "no byte of a tensor");
+        nodes.push(next);
+    }
+    world.until(|status| status.nodes.len() == 3 && status.ready()).await;
+    let prompt = Golden::read("llama").input;
+    let tokens = reply(&world, request(&prompt, 12)).await;
+    assert_eq!(tokens, (expected(&world.model, &prompt, 12), Finish::Length));
+    world.stop(nodes).await;
+}
+
+/// The node whose layers another is told to take over still lives: it gives them. One that dies is not waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_hold_more_gets_it_from_those_that_have_it() {
+    let (world, from_gateway) = counted("llama", 73);
+    let layers = world.model.config().layers;
+    let place = tempfile::tempdir().unwrap();
+    let (first, _) = node(&world, 1, part(0..3, layers), &place.path().join("a")).await;
+    let (second, _) = node(&world, 2, part(3..layers, layers), &place.path().join("b")).await;
+    // It has the second's layers as well.
+    let (third, _) = node(&world, 3, part(3..layers, layers), &place.path().join("c")).await;
+    world.until(|status| status.ready() && status.nodes.len() == 3).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let before = from_gateway.given_bytes();
+    world.network.kill(first.id());
+    let status = world.until(|status| status.nodes.len() == 2 && status.ready()).await;
+    assert!(status.moved > 0);
+    let (embedding, stored, _) = world.model.stored_bytes();
+    let lost = embedding + stored[..3].iter().sum::<u64>();
+    assert!(from_gateway.given_bytes() - before <= lost, "what nobody else had, once");
+    let prompt = Golden::read("llama").input;
+    let tokens = reply(&world, request(&prompt, 12)).await;
+    assert_eq!(tokens, (expected(&world.model, &prompt, 12), Finish::Length));
+    world.stop(vec![second, third]).await;
 }
 
 #[tokio::test]

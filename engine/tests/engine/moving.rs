@@ -54,6 +54,7 @@ fn movable(world: &World, seed: u8, layers: std::ops::Range<usize>, slow: &Slow)
         loader: Some(Loader::new(world.model.clone(), QUANTISATION, BUDGET, slow.clone())),
         audit: None,
         weights: None,
+        stock: None,
         payee: None,
     };
     Node::start(stage, Arc::new(endpoint), config).unwrap()

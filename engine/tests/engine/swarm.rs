@@ -120,6 +120,7 @@ impl World {
             loader: None,
             audit: None,
             weights: None,
+            stock: None,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();
