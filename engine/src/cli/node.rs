@@ -111,6 +111,10 @@ struct FetchArgs {
 }
 
 impl FetchArgs {
+    fn directory(&self) -> Option<PathBuf> {
+        self.fetch_dir.clone().or_else(|| cache_root().map(|root| root.join("fetched")))
+    }
+
     /// Asks the gateways for what they serve, if weights are to be fetched.
     async fn describe(
         &self,
@@ -121,21 +125,13 @@ impl FetchArgs {
         if !self.fetch {
             return Ok(None);
         }
-        let place = || cache_root().map(|root| root.join("fetched"));
-        let root =
-            self.fetch_dir.clone().or_else(place).context("--fetch needs --fetch-dir: there is no cache")?;
+        let root = self.directory().context("--fetch needs --fetch-dir: there is no cache")?;
         let cache = ShardCache::of_user();
         let mirror = Fetcher::describe(transport, gateways, &root, quantisation, cache)
             .await
             .context("asking the gateway for its model")?;
         let bandwidth = self.fetch_bandwidth.map(|bandwidth| bandwidth.as_u64());
         Ok(Some(Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth)))
-    }
-
-    /// What is given of what was fetched.
-    fn stock(&self, weights: Option<&Fetcher>) -> Option<Stock> {
-        let bandwidth = Some(self.share_bandwidth.as_u64()).filter(|&bandwidth| bandwidth > 0)?;
-        weights.map(|weights| weights.stock(bandwidth))
     }
 }
 
@@ -232,7 +228,7 @@ impl NodeCommand {
             offer,
             loader: None,
             audit: Some(self.audit(&key.identity)?),
-            stock: self.fetch.stock(weights.as_ref()),
+            stock: self.stock(&model, weights.as_ref()),
             weights,
         };
         let mut node = self.start(&model, chosen, &shard, endpoint, config).await?;
@@ -248,6 +244,19 @@ impl NodeCommand {
         }
         node.stop().await;
         Ok(())
+    }
+
+    /// What other nodes are given of the model.
+    fn stock(&self, model: &Arc<Model>, weights: Option<&Fetcher>) -> Option<Stock> {
+        let bandwidth = Some(self.fetch.share_bandwidth.as_u64()).filter(|&bandwidth| bandwidth > 0)?;
+        match weights {
+            Some(weights) => Some(weights.stock(bandwidth)),
+            // The embedded model is in every node.
+            None => {
+                self.model.model.as_ref()?;
+                Some(Stock::own(model.clone(), self.model.quant, self.fetch.directory()?, bandwidth))
+            }
+        }
     }
 
     /// Fetches what is missing of a shard, and says how many bytes that was.

@@ -80,6 +80,12 @@ impl Model {
         Ok(places)
     }
 
+    /// Whether every tensor of the model is here.
+    pub fn is_whole(&self) -> bool {
+        let layers = 0..self.config().layers;
+        self.places(&Shard { layers, embedding: true, head: true }, Quantisation::default()).is_ok()
+    }
+
     /// The settings file, if the model has one beside its weights.
     pub(crate) fn settings(&self) -> Option<&[u8]> {
         self.settings.as_deref()

@@ -13,14 +13,14 @@ use super::{Desk, GatewayAddress, reload::Assigned};
 use crate::{
     message::{LoadRefusal, Message, clip},
     model::Shard,
-    weights::{Answer, Dialler, Errand, FetchError},
+    weights::{Answer, Dialler, Errand, FetchError, Stock},
 };
 
 /// Weights on their way.
 #[derive(Debug)]
 pub(super) struct Fetching {
-    gateway: NodeId,
-    shard: Shard,
+    /// What is loaded then, and whose word it was; nothing, if only a description is fetched.
+    assigned: Option<Assigned>,
     errands: mpsc::Receiver<Errand>,
     givers: HashMap<NodeId, Line>,
     task: JoinHandle<Result<(), FetchError>>,
@@ -75,7 +75,21 @@ impl Desk {
             tracing::info!(layers = ?wanted.layers, fetched = fetched.into_inner(), "weights fetched");
             outcome
         });
-        self.fetching = Some(Fetching { gateway, shard, errands, givers: HashMap::new(), task });
+        let assigned = Some(Assigned { gateway, shard });
+        self.fetching = Some(Fetching { assigned, errands, givers: HashMap::new(), task });
+    }
+
+    /// Begins to find out which bytes of a gateway's model the node has in files of its own, to give them.
+    pub(super) fn describe(&mut self, gateway: NodeId) {
+        let stock = self.giving.as_ref().map(|giving| giving.stock().clone()).filter(Stock::is_unknown);
+        let (Some(stock), Some(known)) = (stock, self.gateways.get(&gateway)) else { return };
+        if self.fetching.is_some() {
+            return;
+        }
+        let address = GatewayAddress { id: gateway, address: known.address.clone() };
+        let (dialler, errands) = Dialler::desk();
+        let task = tokio::spawn(async move { stock.describe(&dialler, &address).await });
+        self.fetching = Some(Fetching { assigned: None, errands, givers: HashMap::new(), task });
     }
 
     pub(super) fn fetched(&mut self, step: Advance) {
@@ -93,8 +107,14 @@ impl Desk {
                 }
             }
             Advance::Done(outcome) => {
-                let (gateway, shard) = (fetching.gateway, fetching.shard.clone());
+                let assigned = fetching.assigned.take();
                 self.fetching = None;
+                let Some(Assigned { gateway, shard }) = assigned else {
+                    if let Err(reason) = outcome {
+                        tracing::info!(%reason, "no weights are given to other nodes");
+                    }
+                    return;
+                };
                 match outcome {
                     Ok(()) => self.assigned = Some(Assigned { gateway, shard }),
                     // One that is gone will tell what to hold when it is back.

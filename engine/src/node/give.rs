@@ -11,6 +11,7 @@ use crate::{
 
 /// What a node gives.
 pub(super) struct Giving {
+    stock: Stock,
     giver: Giver,
     pieces: mpsc::Receiver<(NodeId, Piece)>,
     /// What gateways were last told of it.
@@ -19,8 +20,12 @@ pub(super) struct Giving {
 
 impl Giving {
     pub(super) fn start(stock: Stock) -> Self {
-        let (giver, pieces) = Giver::beside(stock);
-        Self { giver, pieces, told: None }
+        let (giver, pieces) = Giver::beside(stock.clone());
+        Self { stock, giver, pieces, told: None }
+    }
+
+    pub(super) fn stock(&self) -> &Stock {
+        &self.stock
     }
 }
 
@@ -71,7 +76,7 @@ impl Desk {
     pub(super) fn tell_shares(&mut self) {
         let Some(giving) = &mut self.giving else { return };
         giving.giver.serves(self.state.sessions() > 0);
-        let parts = giving.giver.parts();
+        let parts = giving.stock.parts();
         if giving.told == parts {
             return;
         }

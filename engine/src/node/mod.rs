@@ -413,6 +413,7 @@ impl Desk {
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
                     self.forget_shares();
+                    self.describe(peer);
                 }
                 (Some(_), Message::Refuse(reason)) => {
                     self.gateways.remove(&peer);

@@ -155,21 +155,10 @@ impl Fetcher {
         let mut round = Round::new(gateways);
         loop {
             let gateway = round.next().await?;
-            let attempt = async {
-                let dialler = Dialler::links(transport);
-                let catalogue = match dialler.gateway(&gateway).await {
-                    Ok(mut source) => catalogue(&mut source).await,
-                    Err(error) => Err(error.into()),
-                };
-                dialler.finish().await;
-                let (root, cache, bytes) = (root.to_owned(), cache.clone(), catalogue?);
-                let open = spawn_blocking(move || Mirror::open(&root, &bytes, quantisation, cache));
-                open.await.map_err(|_| FetchError::Died)?.map_err(|error| match error {
-                    MirrorError::Disk { .. } => FetchError::Mirror(error),
-                    error => FetchError::Described { peer: gateway.id, error: Box::new(error) },
-                })
-            };
-            match attempt.await {
+            let dialler = Dialler::links(transport);
+            let mirror = described(&dialler, &gateway, root, quantisation, cache.clone()).await;
+            dialler.finish().await;
+            match mirror {
                 Ok(mirror) => return Ok(mirror),
                 Err(error) => round.failed(gateway.clone(), error, false)?,
             }
@@ -270,6 +259,23 @@ impl Fetcher {
         };
         gathering.run(jobs, source).await
     }
+}
+
+/// Asks `gateway` which model it serves, and opens its mirror below `root`.
+pub(super) async fn described(
+    dialler: &Dialler,
+    gateway: &GatewayAddress,
+    root: &Path,
+    quantisation: Quantisation,
+    cache: Option<ShardCache>,
+) -> Result<Mirror, FetchError> {
+    let bytes = catalogue(&mut dialler.gateway(gateway).await?).await?;
+    let root = root.to_owned();
+    let open = spawn_blocking(move || Mirror::open(&root, &bytes, quantisation, cache));
+    open.await.map_err(|_| FetchError::Died)?.map_err(|error| match error {
+        MirrorError::Disk { .. } => FetchError::Mirror(error),
+        error => FetchError::Described { peer: gateway.id, error: Box::new(error) },
+    })
 }
 
 /// Asks for the catalogue.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,10 +14,18 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 use transport::NodeId;
 
-use super::{catalogue::Catalogue, mirror::Mirror, pace::Pace, shelf::Shelf};
+use super::{
+    catalogue::Catalogue,
+    fetch::{FetchError, described},
+    mirror::Mirror,
+    pace::Pace,
+    shelf::{Shelf, own_places},
+    source::Dialler,
+};
 use crate::{
     message::{Denial, MAX_PIECE_BYTES, Part, Parts, Piece, Want},
     model::{HashTree, Model, Quantisation},
+    node::GatewayAddress,
 };
 
 /// Nodes that a gateway gives weights to at once.
@@ -46,6 +55,8 @@ pub struct Stock {
     bandwidth: Option<u64>,
     offered: Arc<OnceLock<Option<Offered>>>,
     given: Arc<AtomicU64>,
+    /// How a node describes it that has files of its own: at which quantisation, and where descriptions are kept.
+    own: Option<(Quantisation, PathBuf)>,
 }
 
 #[derive(Debug)]
@@ -61,7 +72,35 @@ struct Offered {
 impl Stock {
     /// Files of `model`, given at no more than `bandwidth` bytes in a second over all nodes.
     pub fn new(model: Arc<Model>, bandwidth: Option<u64>) -> Self {
-        Self { model, bandwidth, offered: Arc::default(), given: Arc::default() }
+        Self { model, bandwidth, offered: Arc::default(), given: Arc::default(), own: None }
+    }
+
+    /// What a node has in files of its own. Which bytes of a gateway's model that are, is known once the gateway has
+    /// described it; the description is kept below `directory`.
+    pub fn own(model: Arc<Model>, quantisation: Quantisation, directory: PathBuf, bandwidth: u64) -> Self {
+        Self { own: Some((quantisation, directory)), ..Self::new(model, Some(bandwidth)) }
+    }
+
+    /// Whether it has to be described.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.own.is_some() && self.offered.get().is_none()
+    }
+
+    /// Finds out which bytes of `gateway`'s model are here.
+    ///
+    /// # Errors
+    /// If the gateway does not describe it, or the description cannot be used.
+    pub(crate) async fn describe(
+        &self,
+        dialler: &Dialler,
+        gateway: &GatewayAddress,
+    ) -> Result<(), FetchError> {
+        let Some((quantisation, directory)) = &self.own else { return Ok(()) };
+        let mirror = described(dialler, gateway, directory, *quantisation, None).await?;
+        let shelf = mirror.shelf().of_own(self.model.clone(), own_places(&self.model, *quantisation));
+        // Described twice it is the same.
+        let _ = self.offered.set(Some(Offered::of(&mirror, Arc::new(shelf))));
+        Ok(())
     }
 
     /// What `mirror` has, now and later.
@@ -214,11 +253,6 @@ impl Giver {
         let serving = Arc::new(AtomicBool::new(false));
         tokio::spawn(give(stock.clone(), serving.clone(), inbox, outbox));
         (Self { stock, asks, takers: HashMap::new(), most, leave, serving }, pieces)
-    }
-
-    /// The parts that it gives.
-    pub(crate) fn parts(&self) -> Option<Parts> {
-        self.stock.parts()
     }
 
     /// `peer` may ask from now on.

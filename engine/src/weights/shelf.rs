@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use crate::model::{Model, ModelError, Place};
+use crate::model::{Model, ModelError, Place, Quantisation, Shard};
 
 /// It is not here.
 const ABSENT: u8 = 0;
@@ -129,4 +129,13 @@ impl Shelf {
             }
         }
     }
+}
+
+/// The tensors of a model of which some may be missing.
+pub(super) fn own_places(model: &Model, quantisation: Quantisation) -> Vec<Place> {
+    let layers = model.config().layers;
+    let shard = |layers, embedding, head| Shard { layers, embedding, head };
+    let ends = [shard(0..0, true, false), shard(layers..layers, false, true)];
+    let units = (0..layers).map(|layer| shard(layer..layer + 1, false, false)).chain(ends);
+    units.filter_map(|unit| model.places(&unit, quantisation).ok()).flatten().collect()
 }
