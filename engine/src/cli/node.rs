@@ -21,6 +21,7 @@ use engine::{
     node::{GatewayAddress, Loader, Node, NodeConfig, NodeStatus, ask, load_rate},
     on_device,
     profile::soonest,
+    pull::{Pull, Reference, Repository},
     weights::{Fetcher, Stock},
 };
 use tokio::sync::watch;
@@ -98,6 +99,10 @@ struct FetchArgs {
     /// Where it is kept [default: `fetched` in the cache directory]
     #[arg(long, env = "DOLPHIN_FETCH_DIR", value_name = "DIR")]
     fetch_dir: Option<PathBuf>,
+    /// Repository (`owner/name` or `owner/name@revision`) on a hub of the Hugging Face kind that has the gateway's
+    /// files: the layers' bytes are asked for there first; `HF_ENDPOINT` and `HF_TOKEN` are as for `pull`
+    #[arg(long, env = "DOLPHIN_HUB", requires = "fetch", value_name = "REPOSITORY")]
+    hub: Option<Reference>,
     /// Most bytes of the files that the layers may have
     #[arg(long, env = "DOLPHIN_FETCH_LIMIT", default_value = "256GiB", value_name = "BYTES")]
     fetch_limit: ByteSize,
@@ -131,7 +136,10 @@ impl FetchArgs {
             .await
             .context("asking the gateway for its model")?;
         let bandwidth = self.fetch_bandwidth.map(|bandwidth| bandwidth.as_u64());
-        Ok(Some(Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth)))
+        let fetcher = Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth);
+        let Some(reference) = &self.hub else { return Ok(Some(fetcher)) };
+        let hub = Repository::open(&Pull::new(reference.clone(), Some(root))?).await;
+        Ok(Some(fetcher.from_hub(hub.with_context(|| format!("--hub {reference}"))?)))
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     message::{Denial, MAX_PIECE_BYTES, Part, Want},
     model::{Model, Progress, Quantisation, Shard, ShardCache},
     node::GatewayAddress,
+    pull::{PullError, Repository},
 };
 
 /// First wait before a gateway is asked again; it doubles up to [`LONGEST_WAIT`].
@@ -88,6 +89,15 @@ pub enum FetchError {
         /// Which tensor.
         tensor: String,
     },
+    /// The hub has other files of the same names.
+    #[error("the hub has another model: tensor `{tensor}` is not under the model hash")]
+    Elsewhere {
+        /// Which tensor.
+        tensor: String,
+    },
+    /// The hub does not bring them.
+    #[error(transparent)]
+    Hub(#[from] PullError),
     /// What the giver describes cannot be used.
     #[error("{}: {error}", peer.short())]
     Described {
@@ -132,13 +142,21 @@ pub struct Fetcher {
     /// Bytes in a second.
     bandwidth: Option<u64>,
     liars: Arc<Liars>,
+    /// Has the same files.
+    hub: Option<Arc<Repository>>,
 }
 
 impl Fetcher {
     /// Keeps what it fetches of shards of up to `limit_bytes` in `mirror`, at no more than `bandwidth` bytes in a
     /// second.
     pub fn new(mirror: Mirror, limit_bytes: u64, bandwidth: Option<u64>) -> Self {
-        Self { mirror: Arc::new(mirror), limit_bytes, bandwidth, liars: Arc::default() }
+        Self { mirror: Arc::new(mirror), limit_bytes, bandwidth, liars: Arc::default(), hub: None }
+    }
+
+    /// Asks `hub`, which may have the same files, before anybody else.
+    #[must_use]
+    pub fn from_hub(self, hub: Repository) -> Self {
+        Self { hub: Some(Arc::new(hub)), ..self }
     }
 
     /// Asks `gateways`, one after the other, which model they serve, and opens its mirror below `root`.
@@ -239,11 +257,6 @@ impl Fetcher {
             Ok((held, jobs(&mirror, missing), total - left, total))
         });
         let (held, jobs, done, total) = plan.await.map_err(|_| FetchError::Died)??;
-        if jobs.is_empty() {
-            progress(Progress { done, total });
-            return Ok(());
-        }
-        let source = dialler.gateway(gateway).await?;
         let gathering = Gathering {
             mirror: &self.mirror,
             held: Arc::new(Mutex::new(held)),
@@ -257,7 +270,15 @@ impl Fetcher {
             total,
             progress,
         };
-        gathering.run(jobs, source).await
+        gathering.progress(0);
+        let jobs = match &self.hub {
+            Some(hub) => gathering.from_hub(hub, jobs).await?,
+            None => jobs,
+        };
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        gathering.run(jobs, dialler.gateway(gateway).await?).await
     }
 }
 

@@ -57,7 +57,7 @@ const MAX_LIARS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Job {
     part: u16,
-    places: Vec<Place>,
+    pub(super) places: Vec<Place>,
 }
 
 impl Job {
@@ -176,7 +176,6 @@ impl Gathering<'_> {
     /// # Errors
     /// What the gateway had; what is ours.
     pub(super) async fn run(&self, jobs: Vec<Job>, mut gateway: Source) -> Result<(), FetchError> {
-        self.progress(0);
         let newcomers = self.seek(&mut gateway).await;
         let mut table = Table {
             open: jobs,
@@ -212,7 +211,7 @@ impl Gathering<'_> {
         }
     }
 
-    fn progress(&self, more: u64) {
+    pub(super) fn progress(&self, more: u64) {
         self.fetched.fetch_add(more, Ordering::Relaxed);
         // What was wrong comes twice.
         let done = (self.done.fetch_add(more, Ordering::Relaxed) + more).min(self.total);
@@ -339,33 +338,24 @@ impl Gathering<'_> {
         join_all(found.map(dial)).await.into_iter().flatten().collect()
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+    pub(super) fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches what is missing of a job from one giver.
     async fn fetch(&self, source: &mut Source, job: &Job, done: &AtomicU64) -> Result<(), FetchError> {
-        let (mut missing, mut resumed) = (Vec::new(), HashSet::new());
-        {
+        let resumed = self.resumed(job);
+        let missing = {
             let held = self.held();
-            for place in &job.places {
-                let begun = held.begun(place);
-                if begun > 0 {
-                    resumed.insert(place.name().to_owned());
-                }
-                missing.push((place.clone(), begun));
-            }
-        }
+            job.places.iter().map(|place| (place.clone(), held.begun(place))).collect()
+        };
         let chunks = self.chunks(missing, source.piece_bytes());
         let here = job.bytes() - chunks.iter().map(|chunk| u64::from(chunk.want.length)).sum::<u64>();
         done.fetch_add(here, Ordering::Relaxed);
         let mut stream = Stream::new(source, &chunks, &self.pace);
         while let Some((chunk, body)) = stream.next().await? {
             let length = body.len() as u64;
-            let (mirror, held, place) = (self.mirror.clone(), self.held.clone(), chunk.place.clone());
-            let (offset, last) = (chunk.offset, chunk.last);
-            let keep = spawn_blocking(move || keep(&mirror, &held, &place, (offset, last), &body));
-            if !keep.await.map_err(|_| FetchError::Died)?? {
+            if !self.keep(&chunk.place, (chunk.offset, chunk.last), body).await? {
                 let tensor = chunk.place.name().to_owned();
                 if resumed.contains(&tensor) {
                     stream.drain().await?;
@@ -374,9 +364,25 @@ impl Gathering<'_> {
                 return Err(FetchError::Wrong { peer: stream.source.peer, tensor });
             }
             done.fetch_add(length, Ordering::Relaxed);
-            self.progress(length);
         }
         Ok(())
+    }
+
+    /// Writes bytes of a tensor, `offset` bytes into it; `false` if they are the `last` and it is not the model's.
+    pub(super) async fn keep(
+        &self,
+        place: &Place,
+        (offset, last): (u64, bool),
+        body: Bytes,
+    ) -> Result<bool, FetchError> {
+        let (mirror, held, place) = (self.mirror.clone(), self.held.clone(), place.clone());
+        let length = body.len() as u64;
+        let keep = spawn_blocking(move || keep(&mirror, &held, &place, (offset, last), &body));
+        let is_right = keep.await.map_err(|_| FetchError::Died)??;
+        if is_right {
+            self.progress(length);
+        }
+        Ok(is_right)
     }
 
     /// Pieces of tensors, of each of which the first bytes are here.
@@ -384,7 +390,7 @@ impl Gathering<'_> {
         let mut chunks = Vec::new();
         for (place, begun) in places {
             let ((file, start), (_, _, bytes)) = (self.mirror.spot(&place), place.range());
-            let (of, place) = (Part::File { catalogue: self.mirror.digest(), file }, Arc::new(place));
+            let of = Part::File { catalogue: self.mirror.digest(), file };
             // The last piece shows whether all are right, so it is asked for even if all are here.
             let begun = begun.min(bytes.saturating_sub(1)) / u64::from(piece_bytes);
             for offset in (begun * u64::from(piece_bytes)..bytes).step_by(piece_bytes as usize) {
@@ -416,7 +422,7 @@ impl Table<'_> {
 
 /// Bytes of a tensor.
 struct Chunk {
-    place: Arc<Place>,
+    place: Place,
     want: Want,
     /// The first of them within the tensor.
     offset: u64,

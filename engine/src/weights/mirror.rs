@@ -139,6 +139,14 @@ impl Mirror {
         &self.shelf
     }
 
+    /// Name and bytes of a described file.
+    pub(super) fn file(&self, number: u32) -> (&str, u64) {
+        let path = self.files.iter().find(|file| file.0 == number).map(|file| &file.1);
+        let name = path.and_then(|path| path.file_name()).and_then(|name| name.to_str());
+        let bytes = self.catalogue.1.get(number as usize).copied();
+        (name.unwrap_or_default(), bytes.unwrap_or_default())
+    }
+
     /// Where a tensor is in the described files: number and first byte.
     pub(super) fn spot(&self, place: &Place) -> (u32, u64) {
         (self.number(place), place.range().1)

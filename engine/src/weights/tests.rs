@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use axum::http::StatusCode;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -22,6 +23,10 @@ use crate::{
         tests::{everything, golden},
     },
     node::GatewayAddress,
+    pull::{
+        Repository,
+        tests::{Mood, Server},
+    },
 };
 
 const QUANTISATION: Quantisation = Quantisation::Q8;
@@ -342,6 +347,44 @@ async fn what_a_liar_was_asked_for_comes_from_another_node() {
     world.fetch(&fetcher, &[gateway], &world.all()).await.expect("fetched");
     world.is_whole(&fetcher);
     assert_eq!(from_gateway.bytes.load(Ordering::Relaxed), 0);
+}
+
+/// A hub with the gateway's files is asked for the layers' bytes and for nothing else; what it has wrong, or has
+/// not, comes from the gateway.
+#[tokio::test]
+async fn a_hub_that_has_the_files_is_asked_first() {
+    let world = World::new(&golden("llama"));
+    let (gateway, from_gateway) = world.counted(2, Manner::Honest);
+    let part = Shard { layers: 1..3, embedding: false, head: false };
+    let (_, layers, _) = world.model.stored_bytes();
+    let bytes = layers[1] + layers[2];
+    let cases = [
+        ("llama", Vec::new(), true),
+        ("llama", vec![Mood::Cut(1000), Mood::Answer(StatusCode::BAD_GATEWAY), Mood::Cut(70)], true),
+        ("llama", vec![Mood::Wrong; 20], false),
+        ("llama", vec![Mood::Whole; 20], false),
+        ("llama", vec![Mood::Answer(StatusCode::FORBIDDEN); 20], false),
+        // Another model of the same shape, and one of another.
+        ("llama_tied", Vec::new(), false),
+        ("qwen3", Vec::new(), false),
+    ];
+    for (name, moods, is_used) in cases {
+        let server = Server::of_golden(name).await;
+        server.moods(moods.clone());
+        let place = tempfile::tempdir().expect("temporary directory");
+        let request = server.request(&place);
+        let from = [gateway.clone()];
+        let mirror = Fetcher::describe(&world.seeker, &from, place.path(), QUANTISATION, None).await;
+        let hub = Repository::open(&request).await.expect("a repository");
+        let fetcher = Fetcher::new(mirror.expect("a catalogue"), LIMIT, None).from_hub(hub);
+        let before = from_gateway.bytes.load(Ordering::Relaxed);
+        world.fetch(&fetcher, &from, &part).await.expect("fetched");
+        let given = from_gateway.bytes.load(Ordering::Relaxed) - before;
+        assert_eq!(given, if is_used { 0 } else { bytes }, "{name} {moods:?}");
+        assert_eq!(fetcher.stock(1).parts().expect("described").parts, [2, 3]);
+        let asked = server.asked();
+        assert!(!is_used || asked.iter().all(|(_, range)| range.starts_with("bytes=")), "{asked:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Nodes without the model's files: they fetch their layers from the gateway, serve, and fetch what a new plan adds.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use engine::{
     local::{load_stage, shard_bytes},
@@ -8,6 +8,7 @@ use engine::{
     model::Shard,
     node::{Loader, Node, NodeConfig},
     request::Finish,
+    swarm::SwarmStatus,
     weights::{Fetcher, Stock},
 };
 use kernels::cpu::{Cpu, Isa};
@@ -77,6 +78,11 @@ fn part(layers: std::ops::Range<usize>, of: usize) -> Shard {
     Shard { embedding: layers.start == 0, head: layers.end == of, layers }
 }
 
+/// Whether all nodes give everything.
+fn give_all(status: &SwarmStatus, layers: usize) -> bool {
+    !status.nodes.is_empty() && status.nodes.iter().all(|node| node.gives == layers + 2)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_fetched_answer_as_those_that_had_the_files() {
     for (seed, name) in ["llama", "llama_tied", "qwen2"].into_iter().enumerate() {
@@ -130,10 +136,9 @@ async fn what_one_node_has_the_others_get_from_it() {
     let (first, fetched) = node(&world, 1, all(), &place.path().join("a")).await;
     world.until(|status| status.nodes.len() == 1).await;
     let described = from_gateway.given_bytes() - fetched;
-    // It says within a second what it has.
     let mut nodes = vec![first];
     for (seed, directory) in [(2, "b"), (3, "c")] {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        world.until(|status| status.nodes.len() == nodes.len() && give_all(status, layers)).await;
         let before = from_gateway.given_bytes();
         let (next, bytes) = node(&world, seed, all(), &place.path().join(directory)).await;
         assert_eq!(bytes, fetched);
@@ -162,8 +167,7 @@ async fn a_node_that_is_told_to_hold_more_gets_it_from_one_that_had_it() {
     assert_eq!(fetched, 0);
     let (second, _) = node(&world, 2, part(3..layers, layers), &place.path().join("b")).await;
     let (third, _) = node(&world, 3, part(0..3, layers), &place.path().join("c")).await;
-    world.until(|status| status.ready() && status.nodes.len() == 3).await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    world.until(|status| status.nodes.len() == 3 && status.nodes.iter().all(|node| node.gives > 0)).await;
     let given = from_gateway.given_bytes();
     world.network.kill(third.id());
     let status = world.until(|status| status.nodes.len() == 2 && status.ready()).await;
@@ -184,8 +188,7 @@ async fn files_of_a_nodes_own_are_given() {
         let layers = world.model.config().layers;
         let stock = Stock::own(Arc::new(open(of)), QUANTISATION, place.path().join("own"), 8 << 20);
         let own = world.node_with(1, part(0..layers, layers), Some(stock.clone()));
-        world.until(|status| status.ready()).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        world.until(|status| give_all(status, layers)).await;
         let (other, fetched) = node(&world, 2, part(0..layers, layers), &place.path().join("b")).await;
         assert!(fetched > 0);
         assert_eq!(stock.given_bytes(), if is_given { fetched } else { 0 });

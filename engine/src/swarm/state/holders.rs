@@ -44,6 +44,7 @@ impl State {
     pub(super) fn shares(&mut self, peer: NodeId, parts: Parts) {
         if let Some(member) = self.members.get_mut(&peer) {
             member.shares = Some(parts);
+            self.members_changed = true;
         }
     }
 
