@@ -139,7 +139,7 @@ impl FetchArgs {
         let fetcher = Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth);
         let Some(reference) = &self.hub else { return Ok(Some(fetcher)) };
         let hub = Repository::open(&Pull::new(reference.clone(), Some(root))?).await;
-        Ok(Some(fetcher.from_hub(hub.with_context(|| format!("--hub {reference}"))?)))
+        Ok(Some(fetcher.with_hub(hub.with_context(|| format!("--hub {reference}"))?)))
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
     task::JoinHandle,
 };
-use transport::NodeId;
+use transport::{NodeId, PathKind};
 
 use super::{Desk, GatewayAddress, reload::Assigned};
 use crate::{
@@ -102,6 +102,10 @@ impl Desk {
                 }
             }
             Advance::Run(Errand::Say(peer, message)) => {
+                if self.peers.path(peer) == Some(PathKind::Relayed) {
+                    // It would be the gateway that carries every byte.
+                    fetching.givers.remove(&peer);
+                }
                 if let Some(line) = fetching.givers.get(&peer) {
                     self.peers.send(peer, line.address.as_deref(), message);
                 }

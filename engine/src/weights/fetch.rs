@@ -155,7 +155,7 @@ impl Fetcher {
 
     /// Asks `hub`, which may have the same files, before anybody else.
     #[must_use]
-    pub fn from_hub(self, hub: Repository) -> Self {
+    pub fn with_hub(self, hub: Repository) -> Self {
         Self { hub: Some(Arc::new(hub)), ..self }
     }
 
@@ -185,7 +185,7 @@ impl Fetcher {
 
     /// The same for another mirror: whom it has found to lie, it knows.
     #[cfg(test)]
-    pub(super) fn into(self, mirror: Mirror) -> Self {
+    pub(super) fn elsewhere(self, mirror: Mirror) -> Self {
         Self { mirror: Arc::new(mirror), ..self }
     }
 
@@ -272,7 +272,7 @@ impl Fetcher {
         };
         gathering.progress(0);
         let jobs = match &self.hub {
-            Some(hub) => gathering.from_hub(hub, jobs).await?,
+            Some(hub) => gathering.ask_hub(hub, jobs).await?,
             None => jobs,
         };
         if jobs.is_empty() {

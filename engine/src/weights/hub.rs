@@ -33,7 +33,7 @@ impl Gathering<'_> {
     ///
     /// # Errors
     /// What is ours.
-    pub(super) async fn from_hub(&self, hub: &Repository, jobs: Vec<Job>) -> Result<Vec<Job>, FetchError> {
+    pub(super) async fn ask_hub(&self, hub: &Repository, jobs: Vec<Job>) -> Result<Vec<Job>, FetchError> {
         type Pulling<'a> = BoxFuture<'a, (Job, Result<(), FetchError>)>;
         let (mut open, mut left) = (jobs.into_iter(), Vec::new());
         let mut working: FuturesUnordered<Pulling<'_>> = FuturesUnordered::new();

@@ -12,7 +12,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
-use transport::{CloseReason, Link, NodeId, PeerAddress, Transport};
+use transport::{CloseReason, Link, NodeId, PathKind, PeerAddress, Transport};
 
 use super::fetch::FetchError;
 use crate::{
@@ -183,6 +183,10 @@ impl Dialler {
             }
             Self::Links { transport, carriers } => {
                 let link = dial(transport.as_ref(), peer, address).await?;
+                if is_node && link.path() == PathKind::Relayed {
+                    // It would be the gateway that carries every byte.
+                    return Err(connect_error(address, "there is no way to it but through a gateway"));
+                }
                 let (rtt, (errands, inbox)) = (link.rtt(), mpsc::channel(ERRANDS));
                 let mut carriers = carriers.lock().unwrap_or_else(PoisonError::into_inner);
                 carriers.spawn(carry(link, inbox, answered));

@@ -329,7 +329,7 @@ async fn nodes_that_lie_stall_or_die_are_left_and_others_asked() {
         // The same model in another directory, with what is known of the node.
         let place = tempfile::tempdir().expect("temporary directory");
         let mirror = Fetcher::describe(&world.seeker, &from, place.path(), QUANTISATION, None).await;
-        let again = fetcher.clone().into(mirror.expect("a catalogue"));
+        let again = fetcher.clone().elsewhere(mirror.expect("a catalogue"));
         world.fetch(&again, &from, &world.all()).await.expect("the gateway is honest");
         let asked = bad.links.load(Ordering::Relaxed);
         assert_eq!(asked, if lies.contains(&manner) { 1 } else { 2 }, "{manner:?}");
@@ -376,7 +376,7 @@ async fn a_hub_that_has_the_files_is_asked_first() {
         let from = [gateway.clone()];
         let mirror = Fetcher::describe(&world.seeker, &from, place.path(), QUANTISATION, None).await;
         let hub = Repository::open(&request).await.expect("a repository");
-        let fetcher = Fetcher::new(mirror.expect("a catalogue"), LIMIT, None).from_hub(hub);
+        let fetcher = Fetcher::new(mirror.expect("a catalogue"), LIMIT, None).with_hub(hub);
         let before = from_gateway.bytes.load(Ordering::Relaxed);
         world.fetch(&fetcher, &from, &part).await.expect("fetched");
         let given = from_gateway.bytes.load(Ordering::Relaxed) - before;
