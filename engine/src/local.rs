@@ -422,6 +422,7 @@ impl Room {
             audit: Some(Audit { signer: Signer::new(identity), book: None }),
             clerk: None,
             weights: None,
+            stock: None,
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

@@ -212,6 +212,14 @@ impl Peers {
         })
     }
 
+    /// By what way the link to the peer goes, if there is one.
+    pub fn path(&self, peer: NodeId) -> Option<PathKind> {
+        match self.entries.get(&peer)? {
+            Entry::Live { line, .. } => Some(line.sender.path()),
+            Entry::Dialling { .. } => None,
+        }
+    }
+
     /// Whether there is a link to the peer.
     pub fn is_live(&self, peer: NodeId) -> bool {
         matches!(self.entries.get(&peer), Some(Entry::Live { .. }))

@@ -155,6 +155,7 @@ impl World {
             audit: (!ways.unsigned).then_some(audit),
             clerk: None,
             weights: None,
+            stock: None,
             payee: None,
         };
         cheat::next(ways.cheat);

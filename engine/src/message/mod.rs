@@ -33,7 +33,7 @@ pub use offer::{
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 pub use show::{Hidden, MAX_SHOWN_BYTES, Show, Shown, show_digest};
-pub use weights::{Denial, MAX_PIECE_BYTES, Part, Piece, Want};
+pub use weights::{Denial, Holder, MAX_HOLDERS, MAX_PIECE_BYTES, Part, Parts, Piece, Want};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
 /// at random. The order of ids is thus an order by age that all stages agree on, whatever reaches them first.
@@ -111,9 +111,9 @@ pub enum Message {
     Near(Vec<Neighbour>),
     /// Any stage to gateway and to the next: what it signs of a session.
     Committed(Box<Committed>),
-    /// Node to gateway: give me these bytes of the model.
+    /// Node to gateway or node: give me these bytes of the model.
     Want(Want),
-    /// Gateway to node: here they are; the body follows.
+    /// The answer: here they are; the body follows.
     Piece(Piece),
     /// Auditor to node: show me what proves a leaf.
     Show(Show),
@@ -123,6 +123,14 @@ pub enum Message {
     Probe(Probe),
     /// Node to node: here they are; the body follows.
     Padding(Padding),
+    /// Node to gateway: these parts I can give to other nodes.
+    Shares(Parts),
+    /// Node to gateway: who can give me these?
+    Seek(Parts),
+    /// The answer.
+    Holders(Vec<Holder>),
+    /// Gateway to node: give to this node, by its id, what it asks for.
+    Lend([u8; 32]),
 }
 
 /// How fast a node is.
@@ -519,6 +527,10 @@ impl Message {
             Message::Shown(_) => "Shown",
             Message::Probe(_) => "Probe",
             Message::Padding(_) => "Padding",
+            Message::Shares(_) => "Shares",
+            Message::Seek(_) => "Seek",
+            Message::Holders(_) => "Holders",
+            Message::Lend(_) => "Lend",
         }
     }
 

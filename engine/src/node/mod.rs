@@ -4,6 +4,7 @@
 mod ask;
 mod audits;
 mod fetch;
+mod give;
 mod near;
 mod reload;
 pub mod state;
@@ -32,10 +33,11 @@ use crate::{
     },
     peers::{Notice, PeerEvent, Peers},
     stage::{Stage, StageLimits},
-    weights::Fetcher,
+    weights::{Fetcher, Stock},
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
+use give::{Giving, given};
 use near::Near;
 use reload::{Assigned, Outcome, SIGNING_LOOK, finished, reported};
 pub use reload::{Loader, load_rate};
@@ -120,6 +122,8 @@ pub struct NodeConfig {
     pub clerk: Option<ClerkConfig>,
     /// Fetches layers that the node is told to load, for one without the model's files.
     pub weights: Option<Fetcher>,
+    /// What it gives of the model to other nodes; nothing if `None`.
+    pub stock: Option<Stock>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -246,6 +250,7 @@ impl Node {
             signing_since: None,
             weights: config.weights,
             fetching: None,
+            giving: config.stock.map(Giving::start),
             loading: None,
             till,
             publish,
@@ -345,6 +350,7 @@ struct Desk {
     weights: Option<Fetcher>,
     /// Weights of what was assigned, on their way.
     fetching: Option<Fetching>,
+    giving: Option<Giving>,
     loading: Option<JoinHandle<Outcome>>,
     /// Of a node that serves for pay.
     till: Option<Till>,
@@ -378,8 +384,12 @@ impl Desk {
                         break Err(error);
                     }
                 }
-                _ = look.tick() => self.look(),
+                _ = look.tick() => {
+                    self.look();
+                    self.tell_shares();
+                }
                 () = tokio::time::sleep(SIGNING_LOOK), if self.signing_since.is_some() => {}
+                piece = given(&mut self.giving) => self.give(piece),
                 step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
@@ -426,6 +436,8 @@ impl Desk {
                     self.near.told.clear();
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
+                    self.forget_shares();
+                    self.describe(peer);
                 }
                 (Some(_), Message::Refuse(reason)) => {
                     self.gateways.remove(&peer);
@@ -435,7 +447,9 @@ impl Desk {
                     }
                 }
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
-                (_, Message::Piece(piece)) => self.piece(peer, piece),
+                (Some(_), Message::Lend(node)) => self.lend(NodeId(node)),
+                (_, Message::Want(want)) => self.wanted(peer, want),
+                (_, answer @ (Message::Piece(_) | Message::Holders(_))) => self.answered(peer, answer),
                 (_, Message::Show(show)) => self.show(peer, show),
                 (None, Message::Probe(probe)) => self.probed(peer, probe),
                 (None, Message::Padding(_)) => self.padded(peer),

@@ -166,7 +166,8 @@ impl Desk {
         let offer = &self.join.offer;
         let loader = self.loader.as_ref().filter(|_| offer.movable && self.gateways.len() == 1);
         let loader = loader.ok_or(LoadRefusal::Fixed)?;
-        if self.assigned.is_some() || self.loading.is_some() || self.fetching.is_some() {
+        let fetches = self.weights.is_some() && self.fetching.is_some();
+        if self.assigned.is_some() || self.loading.is_some() || fetches {
             return Err(LoadRefusal::Busy);
         }
         let needed = loader.0.bytes(shard).ok_or(LoadRefusal::Unknown)?;

@@ -12,7 +12,7 @@ use transport::NodeId;
 
 use super::SwarmConfig;
 use crate::{
-    message::{Hop, Join},
+    message::{Hop, Join, Parts},
     model::Shard,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Member {
     pub layer_ns: Option<u64>,
     /// It is to load other layers and takes no new sessions.
     pub moving: bool,
+    /// What it gives of the model to other nodes.
+    pub shares: Option<Parts>,
 }
 
 /// Positions of a session.
@@ -95,7 +97,7 @@ pub(super) enum NoRoute {
 impl Member {
     /// A node without sessions.
     pub(super) fn new(join: Join) -> Self {
-        Self { join, pages: 0, sessions: 0, layer_ns: None, moving: false }
+        Self { join, pages: 0, sessions: 0, layer_ns: None, moving: false, shares: None }
     }
 
     /// The node as if nobody used it.

@@ -107,6 +107,8 @@ pub struct NodeSummary {
     pub device: String,
     /// Nanoseconds that a layer takes it in small steps, once it has said so.
     pub layer_ns: Option<u64>,
+    /// Parts of the model that it gives to other nodes: layers, and the two ends.
+    pub gives: usize,
 }
 
 /// One stage of the pipeline that serves.

@@ -1,6 +1,7 @@
 //! What a gateway knows and decides. Pure but for the channels it answers through: events and the
 //! time go in, actions come out.
 
+mod holders;
 mod links;
 mod opening;
 mod planning;
@@ -29,6 +30,7 @@ use crate::{
     request::{Event, Failure, Generation, Refusal, Submission},
     speculation::drafter,
 };
+use holders::Leaves;
 use planning::Planning;
 use replies::Running;
 use resume::{Broken, Loss};
@@ -87,6 +89,7 @@ pub(super) struct State {
     /// Since the status was last refreshed.
     members_changed: bool,
     planning: Planning,
+    leaves: Leaves,
     running: HashMap<SessionId, Running>,
     /// Replies that wait for another route, oldest first.
     broken: Vec<Broken>,
@@ -114,6 +117,7 @@ impl State {
             salt: random().to_le_bytes(),
             members: HashMap::new(),
             members_changed: true,
+            leaves: Leaves::default(),
             running: HashMap::new(),
             broken: Vec::new(),
             resumed: 0,
@@ -180,6 +184,8 @@ impl State {
                     self.cannot(peer, &cannot, now)
                 }
                 Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near, now),
+                Message::Shares(parts) if self.members.contains_key(&peer) => self.shares(peer, parts),
+                Message::Seek(seek) if self.admits(peer) => self.seek(peer, &seek, now),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::Committed(committed) if self.members.contains_key(&peer) => {
                     if let Err(error) = self.recordings.committed(peer, *committed) {
@@ -210,6 +216,7 @@ impl State {
 
     fn remove(&mut self, peer: NodeId, reason: &str) {
         self.planning.lost(peer);
+        self.leaves.lost(peer);
         if self.members.remove(&peer).is_none() {
             return;
         }

@@ -61,6 +61,7 @@ fn movable(world: &World, seed: u8, layers: std::ops::Range<usize>, slow: &Slow)
         audit: None,
         clerk: None,
         weights: None,
+        stock: None,
         payee: None,
     };
     Node::start(stage, Arc::new(endpoint), config).unwrap()

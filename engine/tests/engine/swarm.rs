@@ -15,6 +15,7 @@ use engine::{
     request::{Event, Failure, Finish, Generation, Refusal, Request, Sampling, Submitter},
     speculation::drafter::Drafting,
     swarm::{Swarm, SwarmConfig, SwarmStatus},
+    weights::Stock,
 };
 use kernels::{
     backend::KvShape,
@@ -97,6 +98,22 @@ impl World {
         fingerprint: [u8; 32],
         payee: Option<Payee>,
     ) -> Node {
+        self.started(seed, shard, fingerprint, payee, None)
+    }
+
+    /// A node that gives weights away.
+    pub(crate) fn node_with(&self, seed: u8, shard: Shard, stock: Option<Stock>) -> Node {
+        self.started(seed, shard, self.fingerprint(), None, stock)
+    }
+
+    fn started(
+        &self,
+        seed: u8,
+        shard: Shard,
+        fingerprint: [u8; 32],
+        payee: Option<Payee>,
+        stock: Option<Stock>,
+    ) -> Node {
         let endpoint = self.network.endpoint(&identity(seed), Limits::default()).unwrap();
         let model = self.model.config();
         let shape = KvShape {
@@ -121,6 +138,7 @@ impl World {
             audit: None,
             clerk: None,
             weights: None,
+            stock,
         };
         on_device!(self.device.clone(), backend => {
             let stage = load_stage(&self.model, &shard, QUANTISATION, &budget, backend, &|_| {}).unwrap();

@@ -128,6 +128,12 @@ impl Planning {
         self.stale = true;
     }
 
+    /// Round trip between two nodes, as either of them says.
+    pub(super) fn rtt(&self, one: NodeId, other: NodeId) -> Option<Duration> {
+        let told = self.links.get(&(one, other)).or_else(|| self.links.get(&(other, one)));
+        told.map(|measured| measured.rtt)
+    }
+
     /// When the next plan is due.
     fn due(&self) -> Option<Instant> {
         let rested = self.last.map(|last| last + if self.stale { PAUSE } else { INTERVAL });
