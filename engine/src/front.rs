@@ -315,7 +315,7 @@ fn bridge(
             PipelineStatus::Waiting { missing: missing.clone().unwrap_or_else(|| "any layer".into()) }
         }
     };
-    let mut counted = [0; 3];
+    let mut counted = [0; 4];
     let first = translate(&swarm.borrow_and_update());
     let (publish, status) = watch::channel(first);
     let task = tokio::spawn(async move {
@@ -323,7 +323,8 @@ fn bridge(
             let status = swarm.borrow_and_update().clone();
             metrics.replanned(status.replans - counted[0]);
             metrics.moved(status.moved - counted[1], status.moves_failed - counted[2]);
-            counted = [status.replans, status.moved, status.moves_failed];
+            metrics.resumed(status.resumed - counted[3]);
+            counted = [status.replans, status.moved, status.moves_failed, status.resumed];
             metrics.spent(status.spent);
             let next = translate(&status);
             publish.send_if_modified(|old| std::mem::replace(old, next.clone()) != next);

@@ -112,7 +112,7 @@ pub enum Event {
 /// Why a running request broke off.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
-    /// A node that held a stage of the pipeline is gone.
+    /// A node that held a stage of the pipeline is gone, and no other route took the reply on.
     #[error("node {node} left the pipeline: {reason}")]
     NodeLost {
         /// Short id of the node.
@@ -147,6 +147,12 @@ pub enum Failure {
         node: String,
         /// Its reason.
         reason: String,
+    },
+    /// Another token was drawn than on the route that began the reply: a node of one of them computes wrongly.
+    #[error("the nodes that went on with the reply drew another token at position {position}")]
+    Contradicted {
+        /// Its position.
+        position: u32,
     },
     /// The request took longer than it may.
     #[error("the request took longer than its deadline")]

@@ -188,10 +188,18 @@ impl Arena {
 
     /// A session over three nodes, each with the ways that are given.
     async fn session(&self, prompt: usize, reply: u32, ways: [Ways; 3]) {
-        let world = World::new("llama", false);
-        let nodes = world.nodes(ways).await;
-        world.receipt(request(1, prompt, reply)).await;
-        world.stop(nodes).await;
+        let session = async move {
+            let world = World::new("llama", false);
+            let nodes = world.nodes(ways).await;
+            world.receipt(request(1, prompt, reply)).await;
+            world.stop(nodes).await;
+        };
+        // How a node cheats is told to the thread that starts it.
+        let alone = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(session);
+        };
+        tokio::task::spawn_blocking(alone).await.expect("answers");
     }
 
     async fn time(&self) -> u64 {
@@ -339,7 +347,9 @@ async fn who_computes_something_else_is_found() {
         if expected.is_empty() {
             ways[2].book = Some(honest.book.clone());
         }
-        arena.session(100, 40, ways).await;
+        // What is left stale is seen in replies, what is edited is a prompt.
+        let prompt = if name.contains("prompt") { 100 } else { 20 };
+        arena.session(prompt, 140 - prompt as u32, ways).await;
         operator.book.flush();
         assert_eq!(operator.book.waiting(), 3, "{name}");
         operators.push(operator);
@@ -399,6 +409,8 @@ async fn who_insists_loses_the_dispute() {
     let operators = [operator];
     let case = arena.drawn(&operators).await[0][0];
     let [operator] = operators;
+    let is_drawn = async || arena.scene.holder.audit_case(case).await.expect("an answer").map(drop);
+    until("the draw", is_drawn).await;
     opens(&operator, &tree, LeafId { account: operator.account, epoch, index: 0 }, chunk).await;
     assert_eq!(arena.verdict(case, &[CaseStage::Deciding]).await, CaseVerdict::Faulty);
     let bond = operator.client.audit_terms().await.expect("terms").dispute_bond;

@@ -46,7 +46,9 @@ use crate::{
 };
 
 /// Questions of auditors that may wait.
-const QUEUE: usize = 64;
+const QUEUE: usize = 256;
+/// Of one peer.
+const QUEUE_OF_ONE: u32 = 8;
 /// Things that are done at once.
 const AT_ONCE: usize = 16;
 /// How long what failed waits to be tried again, in seconds: for a line that is down, and for a contract that refuses.
@@ -134,6 +136,8 @@ pub struct ClerkStatus {
 #[derive(Debug)]
 pub struct Clerk {
     asks: mpsc::Sender<(NodeId, Show)>,
+    /// Questions of each peer that were not answered yet.
+    waiting: HashMap<NodeId, u32>,
     status: watch::Receiver<ClerkStatus>,
     tasks: [JoinHandle<()>; 2],
 }
@@ -147,14 +151,31 @@ impl Clerk {
         let docket = Arc::new(Mutex::new(Docket::new(config.book.account())));
         let showing = tokio::spawn(show(config.book.clone(), docket.clone(), node, inbox, outbox.clone()));
         let desk = Desk::new(config, docket, outbox, publish);
-        (Self { asks, status, tasks: [showing, tokio::spawn(desk.run())] }, events)
+        (Self { asks, waiting: HashMap::new(), status, tasks: [showing, tokio::spawn(desk.run())] }, events)
     }
 
-    /// An auditor asks. The answer comes as an event, or at once if too many wait.
-    pub fn ask(&self, peer: NodeId, show: Show) -> Option<Shown> {
+    /// A peer asks. The answer comes as an event, of which [`Clerk::answered`] is to be told; or at once if too many
+    /// wait, of this peer or of all.
+    pub fn ask(&mut self, peer: NodeId, show: Show) -> Option<Shown> {
+        if self.waiting.get(&peer).is_some_and(|waiting| *waiting >= QUEUE_OF_ONE) {
+            return Some(Shown::hidden(&show, Hidden::Busy));
+        }
         match self.asks.try_send((peer, show)) {
-            Ok(()) => None,
+            Ok(()) => {
+                *self.waiting.entry(peer).or_default() += 1;
+                None
+            }
             Err(error) => Some(Shown::hidden(&error.into_inner().1, Hidden::Busy)),
+        }
+    }
+
+    /// A peer's question is answered.
+    pub fn answered(&mut self, peer: NodeId) {
+        if let Some(waiting) = self.waiting.get_mut(&peer) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                self.waiting.remove(&peer);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
 };
@@ -125,6 +126,27 @@ impl Blocks {
 #[derive(Debug)]
 pub struct Recorder {
     events: SyncSender<Event>,
+    backlog: Backlog,
+}
+
+/// What a recorder still has to sign.
+#[derive(Clone, Debug, Default)]
+pub struct Backlog(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Events that wait or are being taken.
+    events: AtomicUsize,
+    /// Sessions that are being recorded.
+    sessions: AtomicUsize,
+}
+
+impl Backlog {
+    /// Whether nothing waits: everything that could be signed is signed and handed to be sent.
+    pub fn is_empty(&self) -> bool {
+        // In this order: an event is taken off after what came of it was counted.
+        self.0.events.load(Ordering::SeqCst) == 0 && self.0.sessions.load(Ordering::SeqCst) == 0
+    }
 }
 
 impl Recorder {
@@ -140,16 +162,26 @@ impl Recorder {
     ) -> std::io::Result<Self> {
         let (events, inbox) = sync_channel(QUEUE);
         let mut desk = Desk::new(audit, pages, emit);
+        let backlog = Backlog::default();
+        let counts = backlog.0.clone();
         std::thread::Builder::new().name("audit".into()).spawn(move || {
             while let Ok(event) = inbox.recv() {
                 desk.take(event);
+                counts.sessions.store(desk.sessions.len(), Ordering::SeqCst);
+                counts.events.fetch_sub(1, Ordering::SeqCst);
             }
         })?;
-        Ok(Self { events })
+        Ok(Self { events, backlog })
+    }
+
+    /// What it still has to sign, now and later.
+    pub fn backlog(&self) -> Backlog {
+        self.backlog.clone()
     }
 
     /// Hands an event over; waits while too many wait.
     pub(crate) fn tell(&self, event: Event) {
+        self.backlog.0.events.fetch_add(1, Ordering::SeqCst);
         // A recorder that died has printed why; its node signs nothing any more.
         let _ = self.events.send(event);
     }

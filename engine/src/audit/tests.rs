@@ -335,8 +335,8 @@ async fn a_node_that_does_not_sign_is_named() {
     let nodes = world.pipeline(1, Ways { unsigned: true, ..Ways::default() }).await;
     let (_, receipt) = world.receipt(request(8, 70, 10)).await;
     let found = findings(&world.verify(&receipt));
-    let unsigned = Finding::Unsigned { from: 0 };
-    assert_eq!(found, [Finding::Proved, unsigned, unsigned], "those after it countersign nothing");
+    let (unsigned, misled) = (Finding::Unsigned { from: 0 }, Finding::Misled { from: 0 });
+    assert_eq!(found, [Finding::Proved, unsigned, misled], "those after it have nothing to countersign");
     world.stop(nodes).await;
 }
 
@@ -367,6 +367,9 @@ async fn receipts_cannot_be_altered() {
     swapped.plan.stages.swap(1, 2);
     let swapped = serde_json::to_vec(&swapped).expect("serialises");
     assert!(Receipt::read(&swapped[..]).is_err(), "stages out of their order");
+    // As when a stage told the next one what it told no gateway.
+    let withheld = altered(&|receipt| receipt.stages[1].truncate(1));
+    assert_eq!(findings(&withheld)[1..], [Finding::Unsigned { from: 64 }, Finding::Misled { from: 64 }]);
     let finish = altered(&|receipt| receipt.reply.truncate(39));
     assert!(!finish.sound);
     world.stop(nodes).await;

@@ -102,7 +102,8 @@ pub enum Finding {
         /// What follows.
         drawn: u32,
     },
-    /// What it did is right up to here; from here on it was given wrong rows.
+    /// What it did is right up to here; from here on it was given wrong rows, or nothing shows that the stage
+    /// before had signed what this one signs over.
     Misled {
         /// First position.
         from: u32,
@@ -239,6 +240,7 @@ fn problems(receipt: &Receipt) -> Vec<Problem> {
 fn signatures(receipt: &Receipt) -> Vec<Finding> {
     let (plan, rows) = (receipt.plan.hash(), receipt.rows());
     let chunks = bounds(rows).count();
+    // As far as the stage before signed.
     let mut before = vec![Digest::default(); chunks];
     let mut findings = Vec::new();
     for (index, (stage, signed)) in receipt.plan.stages.iter().zip(&receipt.stages).enumerate() {
@@ -253,10 +255,11 @@ fn signatures(receipt: &Receipt) -> Vec<Finding> {
         let from = bounds(rows).nth(hashes.len()).map_or(rows, |(from, _)| from);
         findings.push(match hashes.len() {
             all if all == chunks && signed.len() == chunks => Finding::Proved,
+            // Without the commitment before, nobody signs, nor can what was signed be checked.
+            some if some == before.len() && some < chunks => Finding::Misled { from },
             some if some < signed.len() => Finding::Forged { from },
             _ => Finding::Unsigned { from },
         });
-        hashes.resize(chunks, Digest::default());
         before = hashes;
     }
     findings

@@ -111,6 +111,10 @@ fn words(finding: &Finding) -> String {
         Finding::Token { position, told, drawn } => {
             format!("WRONG: told token {told} at position {position}, where {drawn} is drawn")
         }
-        Finding::Misled { from } => format!("proved up to position {from}, where it was given wrong rows"),
+        Finding::Misled { from } => {
+            format!(
+                "proved up to position {from}, where the stage before it sent wrong rows or had not signed"
+            )
+        }
     }
 }

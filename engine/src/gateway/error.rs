@@ -259,6 +259,7 @@ impl From<Failure> for ApiError {
             failure @ (Failure::NodeLost { .. }
             | Failure::Fault { .. }
             | Failure::Unpaid { .. }
+            | Failure::Contradicted { .. }
             | Failure::Refused { .. }) => Self::Pipeline { reason: failure.to_string() },
         }
     }

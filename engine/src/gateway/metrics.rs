@@ -22,6 +22,7 @@ const COMPLETION_TOKENS: &str = "dolphin_gateway_completion_tokens_total";
 const FIRST_TOKEN: &str = "dolphin_gateway_time_to_first_token_seconds";
 const BETWEEN_TOKENS: &str = "dolphin_gateway_inter_token_seconds";
 const REPLANS: &str = "dolphin_gateway_replans_total";
+const RESUMED: &str = "dolphin_gateway_resumed_total";
 const SPENT: &str = "dolphin_gateway_spent_pod";
 const EARNED: &str = "dolphin_node_earned_pod";
 const COLLECTED: &str = "dolphin_node_collected_pod";
@@ -39,6 +40,7 @@ pub struct Metrics {
     prompt_tokens: Counter,
     completion_tokens: Counter,
     replans: Counter,
+    resumed: Counter,
     spent: Gauge,
     first_token: Histogram,
     between_tokens: Histogram,
@@ -61,6 +63,7 @@ impl Metrics {
             completion_tokens: recorder
                 .register_counter(&Key::from_static_name(COMPLETION_TOKENS), &METADATA),
             replans: recorder.register_counter(&Key::from_static_name(REPLANS), &METADATA),
+            resumed: recorder.register_counter(&Key::from_static_name(RESUMED), &METADATA),
             spent: recorder.register_gauge(&Key::from_static_name(SPENT), &METADATA),
             first_token: recorder.register_histogram(&Key::from_static_name(FIRST_TOKEN), &METADATA),
             between_tokens: recorder.register_histogram(&Key::from_static_name(BETWEEN_TOKENS), &METADATA),
@@ -108,6 +111,11 @@ impl Metrics {
     /// The pipeline had to change so many times more.
     pub(crate) fn replanned(&self, times: u64) {
         self.replans.increment(times);
+    }
+
+    /// Replies went on over another route so many times more.
+    pub(crate) fn resumed(&self, times: u64) {
+        self.resumed.increment(times);
     }
 
     /// Vouchers were signed for so many wei of POD in all.
@@ -193,6 +201,7 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(COMPLETION_TOKENS, "Tokens received from the pipeline.");
     counter(MOVES, "Nodes told to hold other layers, by whether they came to.");
     counter(REPLANS, "Changes of the pipeline that serves, because nodes came, left or slowed.");
+    counter(RESUMED, "Replies that went on over another route, because a node was lost.");
     counter(RELAYED, "Bytes that the gateway sent on between nodes; it received them as well.");
     counter(RELAY_DROPPED, "Bytes between nodes that were over the relay's limit.");
     seconds(FIRST_TOKEN, "From the arrival of a request to the first token of a reply.");

@@ -67,7 +67,9 @@ impl Failed {
     fn check(&self) -> Result<(), MessageError> {
         match &self.reason {
             FailedReason::Refused(reason) | FailedReason::PeerLost { reason, .. } => check_text(reason),
-            FailedReason::Fault { .. } | FailedReason::Unpaid(_) => Ok(()),
+            FailedReason::Fault { .. } | FailedReason::Unpaid(_) | FailedReason::Contradicted { .. } => {
+                Ok(())
+            }
         }
     }
 }
@@ -102,6 +104,8 @@ impl Open {
             prompt == 0 || prompt == self.prompt_length as usize,
             "a prompt of another length than it says",
         )?;
+        let begun = prompt > 0 || self.begun.is_empty();
+        ensure(begun && self.begun.len() < self.max_tokens as usize, "a reply that is begun and over")?;
         ensure(self.stop_tokens.len() <= MAX_LIST, "too many stop tokens")?;
         let blocks = 1 + self.prompt_length as usize / PAGE;
         ensure(self.blocks.is_empty() || self.blocks.len() == blocks, "blocks of another prompt")?;

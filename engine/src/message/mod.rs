@@ -197,7 +197,10 @@ pub struct Open {
     pub prompt: Vec<u32>,
     /// Length of the prompt.
     pub prompt_length: u32,
-    /// Most tokens to draw.
+    /// The reply as far as another route has drawn it, for the first stage; it does not travel on. The last stage
+    /// draws it again, so nobody need believe it.
+    pub begun: Vec<u32>,
+    /// Most tokens to draw, with those.
     pub max_tokens: u32,
     /// Tokens that end the reply.
     pub stop_tokens: Vec<u32>,
@@ -217,7 +220,7 @@ pub struct Open {
     pub terms: Option<Terms>,
     /// Hash of the plan by which its paid stages are paid.
     pub tab: Option<[u8; 32]>,
-    /// The gateway's ed25519 signature over everything but the prompt: what a stage is asked to do, it is
+    /// The gateway's ed25519 signature over everything but the tokens: what a stage is asked to do, it is
     /// asked by a gateway it chose, whoever hands it on.
     pub signature: Vec<u8>,
 }
@@ -225,7 +228,8 @@ pub struct Open {
 impl Open {
     /// What the gateway signs.
     pub fn signed_bytes(&self) -> Vec<u8> {
-        let unsigned = Self { prompt: Vec::new(), signature: Vec::new(), ..self.clone() };
+        let (prompt, begun, signature) = (Vec::new(), Vec::new(), Vec::new());
+        let unsigned = Self { prompt, begun, signature, ..self.clone() };
         let mut bytes = OPEN_DOMAIN.to_vec();
         bytes.extend_from_slice(&Message::Open(Box::new(unsigned)).encode());
         bytes
@@ -437,6 +441,11 @@ pub enum FailedReason {
         /// What the link said.
         reason: String,
     },
+    /// Another token was drawn than on the route that began the reply.
+    Contradicted {
+        /// Its position.
+        position: u32,
+    },
 }
 
 /// [`Operation`] as it travels.
@@ -556,6 +565,7 @@ mod tests {
             fingerprint: [0; 32],
             prompt: Vec::new(),
             prompt_length: 1,
+            begun: Vec::new(),
             max_tokens: 1,
             stop_tokens: Vec::new(),
             sampling: Sampling::default(),

@@ -11,7 +11,7 @@ use crate::{
 impl Desk {
     /// Somebody asks for evidence.
     pub(super) fn show(&mut self, peer: NodeId, show: Show) {
-        let answer = match &self.clerk {
+        let answer = match &mut self.clerk {
             Some(clerk) => clerk.ask(peer, show),
             None => Some(Shown::hidden(&show, Hidden::Nothing)),
         };
@@ -23,11 +23,15 @@ impl Desk {
     /// The clerk says something.
     pub(super) fn said(&mut self, event: Event) {
         match event {
-            // One that is gone asks again.
-            Event::Shown(peer, shown) if self.peers.is_live(peer) => {
-                self.peers.send(peer, None, Message::Shown(shown));
+            Event::Shown(peer, shown) => {
+                if let Some(clerk) = &mut self.clerk {
+                    clerk.answered(peer);
+                }
+                // One that is gone asks again.
+                if self.peers.is_live(peer) {
+                    self.peers.send(peer, None, Message::Shown(shown));
+                }
             }
-            Event::Shown(..) => {}
             // It serves nobody any more; leaves that are drawn still have to be opened.
             Event::Faulty(reason) => {
                 for gateway in std::mem::take(&mut self.gateways).into_keys() {

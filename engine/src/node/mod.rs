@@ -35,7 +35,7 @@ use crate::{
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
-use reload::{Assigned, Outcome, finished, reported};
+use reload::{Assigned, Outcome, SIGNING_LOOK, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
 pub use worker::StageLoad;
@@ -241,6 +241,7 @@ impl Node {
             audit: config.audit,
             clerk,
             assigned: None,
+            signing_since: None,
             weights: config.weights,
             fetching: None,
             loading: None,
@@ -338,6 +339,8 @@ struct Desk {
     clerk: Option<Clerk>,
     /// What is to be loaded once no session is left.
     assigned: Option<Assigned>,
+    /// Since when it waits for the last sessions to be signed, before it loads.
+    signing_since: Option<std::time::Instant>,
     weights: Option<Fetcher>,
     /// Weights of what was assigned, on their way.
     fetching: Option<Fetching>,
@@ -377,6 +380,7 @@ impl Desk {
                     }
                 }
                 _ = look.tick() => self.tell_near(),
+                () = tokio::time::sleep(SIGNING_LOOK), if self.signing_since.is_some() => {}
                 step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {

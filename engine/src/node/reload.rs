@@ -1,7 +1,11 @@
 //! A node that is told to hold other layers: it ends what it serves, gives up its stage, loads another and joins
 //! with that. Process, id and links stay.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kernels::backend::Backend;
 use tokio::{sync::mpsc, sync::watch, task::JoinHandle};
@@ -18,6 +22,11 @@ use crate::{
     model::{Model, Quantisation, Shard},
     stage::StageLimits,
 };
+
+/// Longest time that what is over gets to be signed before the stage is given up: as long as gateways wait.
+const SIGNING: Duration = Duration::from_secs(5);
+/// How often it is looked whether it is.
+pub(super) const SIGNING_LOOK: Duration = Duration::from_millis(5);
 
 /// Loads layers of the model that a node serves.
 #[derive(Clone)]
@@ -170,11 +179,25 @@ impl Desk {
         self.peers.send(gateway, None, Message::Cannot(Cannot { shard, reason }));
     }
 
-    /// Begins to load what was assigned once the last session is over.
+    /// Begins to load what was assigned once the last session is over and signed.
     pub(super) fn reload(&mut self) {
-        if self.state.sessions() > 0 || self.loading.is_some() {
+        if self.state.sessions() > 0 || self.loading.is_some() || self.assigned.is_none() {
+            self.signing_since = None;
             return;
         }
+        if self.worker.as_ref().is_some_and(Worker::is_signing) {
+            // The stage before may be gone, and then what it should have signed does not come.
+            let since = *self.signing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < SIGNING {
+                return;
+            }
+        }
+        self.signing_since = None;
+        // What was signed last may not be sent yet.
+        while let Some(output) = self.outputs.as_mut().and_then(|outputs| outputs.try_recv().ok()) {
+            self.state.worked(output, Instant::now());
+        }
+        self.act();
         let (Some(Assigned { gateway, shard }), Some(loader)) = (self.assigned.take(), self.loader.clone())
         else {
             return;

@@ -263,6 +263,7 @@ impl State {
 
         let keep_prompt = open.sampling.repetition_penalty != 1.0 && !route.is_last();
         let prompt = if keep_prompt { open.prompt.clone() } else { std::mem::take(&mut open.prompt) };
+        let begun = std::mem::take(&mut open.begun);
         let reply = route.is_last().then(|| Reply {
             sampling: open.sampling.clone(),
             prompt: prompt.clone(),
@@ -273,6 +274,7 @@ impl State {
             scheduler.open(Opening {
                 session,
                 prompt,
+                begun,
                 max_tokens: open.max_tokens,
                 blocks: open.blocks.clone(),
                 flow: (open.tenant, open.priority),
@@ -483,15 +485,17 @@ impl State {
 
     fn apply_results(&mut self, results: &Results, now: Instant) {
         let Some(route) = self.routes.get_mut(&results.route) else { return };
-        if let Some(scheduler) = &mut route.scheduler {
-            scheduler.results(results.number, &results.draws, now);
-        }
+        let scheduler = route.scheduler.as_mut();
+        let contradicted = scheduler.map(|scheduler| scheduler.results(results.number, &results.draws, now));
         let own = |draws: &&Draws| draws.ended && route.sessions.contains(&draws.session);
         let ended: Vec<&Draws> = results.draws.iter().filter(own).collect();
         for draws in ended {
             // The last token was drawn from the row before it, and has none itself.
             let tokens = draws.position.saturating_add(draws.tokens.len() as u32);
             self.close(draws.session, Vec::new(), tokens.saturating_sub(1));
+        }
+        for (session, position) in contradicted.into_iter().flatten() {
+            self.fail(Failed { session, reason: FailedReason::Contradicted { position } });
         }
     }
 
@@ -512,12 +516,11 @@ impl State {
         }
     }
 
-    /// A stage signed what it sent here; the session may be over already.
+    /// A stage signed what it sent here; the session may be over already, and its route forgotten.
     fn heard(&mut self, from: NodeId, committed: Box<Committed>) {
-        if !self.routes.values().any(|route| route.previous() == Some(from)) {
-            return self.expel(from, "signed for a route it does not come before on".into());
+        if self.routes.values().any(|route| route.previous() == Some(from)) {
+            self.actions.push(Action::Work(Command::Heard { from, committed }));
         }
-        self.actions.push(Action::Work(Command::Heard { from, committed }));
     }
 
     fn draft(&mut self, from: NodeId, draft: &Draft, now: Instant) {

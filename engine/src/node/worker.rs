@@ -24,7 +24,7 @@ use transport::NodeId;
 use crate::{
     audit::{
         commitment::Committed,
-        recorder::{Audit, Event, Outgoing, Passed, Place, Recorder},
+        recorder::{Audit, Backlog, Event, Outgoing, Passed, Place, Recorder},
     },
     message::{
         BlockHash, Close, Draws, Failed, FailedReason, Held, RouteId, Segment, SessionId, Step, TokenReport,
@@ -156,6 +156,8 @@ pub struct Worker {
     thread: JoinHandle<Result<(), BackendError>>,
     /// Commitments of other stages that wait.
     heard: Arc<AtomicUsize>,
+    /// Of what is recorded, if anything is.
+    backlog: Backlog,
 }
 
 impl Worker {
@@ -173,12 +175,13 @@ impl Worker {
         };
         let pages = stage.limits().pages;
         let recorder = audit.map(|audit| Recorder::start(audit, pages, emit(outbox.clone()))).transpose()?;
+        let backlog = recorder.as_ref().map(Recorder::backlog).unwrap_or_default();
         publish.send_replace(StageLoad { kv: stage.usage(), ..StageLoad::default() });
         let heard = Arc::new(AtomicUsize::new(0));
         let mut desk = Desk::new(stage, outbox, publish, recorder);
         desk.heard = heard.clone();
         let thread = std::thread::Builder::new().name("stage".into()).spawn(move || desk.run(&inbox))?;
-        Ok((Self { commands, thread, heard }, outputs))
+        Ok((Self { commands, thread, heard, backlog }, outputs))
     }
 
     /// Hands in a command. What may wait is bounded by the node's state: its sessions, and its steps
@@ -192,6 +195,11 @@ impl Worker {
         }
         // A worker that died shows in the end of its outputs.
         let _ = self.commands.send(command);
+    }
+
+    /// Whether sessions that are over wait to be signed.
+    pub fn is_signing(&self) -> bool {
+        self.heard.load(Ordering::SeqCst) > 0 || !self.backlog.is_empty()
     }
 
     /// Ends the thread after what it has been given, or hears why it ended before.
@@ -259,8 +267,8 @@ impl<B: Backend> Desk<B> {
                 Command::Open(opening) => self.open(opening),
                 Command::Close(close) => self.close(close),
                 Command::Heard { from, committed } => {
-                    self.heard.fetch_sub(1, Ordering::Relaxed);
                     self.tell(Event::Heard { from, committed });
+                    self.heard.fetch_sub(1, Ordering::SeqCst);
                 }
                 Command::Step { step, shard } => self.step(step, &shard)?,
             }

@@ -156,22 +156,27 @@ impl Scheduler {
         self.sequences.is_empty()
     }
 
-    /// Takes what became of step `number`. A session that has ended is closed by the caller. A step that is
-    /// not on its way does nothing.
-    pub fn results(&mut self, number: u64, draws: &[Draws], now: Instant) {
-        let Some(place) = self.in_flight.iter().position(|step| step.number == number) else { return };
+    /// Takes what became of step `number`. A session that has ended is closed by the caller, and so are those that
+    /// are returned: at that position another route had drawn something else. A step that is not on its way does
+    /// nothing.
+    pub fn results(&mut self, number: u64, draws: &[Draws], now: Instant) -> Vec<(SessionId, u32)> {
+        let place = self.in_flight.iter().position(|step| step.number == number);
+        let Some(place) = place else { return Vec::new() };
         let flight = self.in_flight.swap_remove(place);
         self.time(&flight, now);
         let decoding = self.sequences.iter().filter(|sequence| sequence.decoding()).count();
         let tokens = draws.iter().map(|draws| draws.tokens.len()).sum();
         self.dealing.answered(tokens, decoding, now);
+        let mut contradicted = Vec::new();
         for draws in draws {
             let sequence = self.sequences.iter_mut().find(|sequence| sequence.session == draws.session);
             if let Some(sequence) = sequence {
                 let tally = sequence.drawn(number, draws, &self.clock, now);
                 self.drafted = self.drafted.plus(tally);
+                contradicted.extend(sequence.contradicted.map(|position| (sequence.session, position)));
             }
         }
+        contradicted
     }
 
     /// Takes the time of a step that was answered.

@@ -27,6 +27,8 @@ pub struct Opening {
     pub session: SessionId,
     /// Its prompt, at least one token.
     pub prompt: Vec<u32>,
+    /// The reply as far as another route has drawn it; it is drawn again, all at once.
+    pub begun: Vec<u32>,
     /// Most tokens to draw.
     pub max_tokens: u32,
     /// Root and whole blocks of the prompt; empty if nothing of it is kept for others.
@@ -54,6 +56,8 @@ struct Window {
     chain: u64,
     /// How long it waited for its guesses.
     waited: Duration,
+    /// Whether it has rows of a reply that was begun elsewhere: it tells nothing of guesses.
+    replayed: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,11 @@ pub(super) struct Sequence {
     /// Prompt and drawn tokens; the token at index `i` stands at position `i`.
     tokens: Vec<u32>,
     prompt_length: usize,
+    /// What another route drew after the prompt. Until it is drawn here as well it counts as guessed, though it goes
+    /// out as a prompt does.
+    begun: Vec<u32>,
+    /// The first position at which something else was drawn here.
+    pub(super) contradicted: Option<u32>,
     /// One past the last position it can reach.
     end: usize,
     blocks: Vec<BlockHash>,
@@ -85,7 +94,7 @@ pub(super) struct Sequence {
 
 impl Sequence {
     pub(super) fn new(opening: Opening, memories: &Memories) -> Self {
-        let Opening { session, prompt, max_tokens, blocks, flow, owner, drafts } = opening;
+        let Opening { session, prompt, begun, max_tokens, blocks, flow, owner, drafts } = opening;
         let Drafts { lookup, model } = drafts;
         let guesses = (lookup || model)
             .then(|| Box::new(Guesses::new(&prompt, lookup, model, memories.controller(owner))));
@@ -94,6 +103,8 @@ impl Sequence {
             flow,
             owner,
             prompt_length: prompt.len(),
+            begun,
+            contradicted: None,
             end: prompt.len().saturating_add(max_tokens as usize),
             tokens: prompt,
             blocks,
@@ -108,17 +119,27 @@ impl Sequence {
         }
     }
 
-    /// Known rows that can be sent now.
+    /// Tokens that are known, or were drawn on another route.
+    fn given(&self) -> usize {
+        self.tokens.len().max(self.prompt_length + self.begun.len())
+    }
+
+    /// Whether what another route drew is yet to be drawn here.
+    fn replays(&self) -> bool {
+        self.tokens.len() < self.given()
+    }
+
+    /// Given rows that can be sent now.
     pub(super) fn ready(&self) -> usize {
         match self.next {
-            Some(next) if !self.stalled && self.waits().is_none() => self.tokens.len().saturating_sub(next),
+            Some(next) if !self.stalled && self.waits().is_none() => self.given().saturating_sub(next),
             _ => 0,
         }
     }
 
-    /// Whether it has a reply begun, or all but begun: it sends a row at a time.
+    /// Whether it has a reply under way, or all but: it sends a row at a time.
     pub(super) fn decoding(&self) -> bool {
-        self.next.is_some_and(|next| next + 1 >= self.tokens.len()) && !self.stalled
+        self.next.is_some_and(|next| next + 1 >= self.given()) && !self.stalled
     }
 
     /// Until when it waits for guesses.
@@ -150,7 +171,7 @@ impl Sequence {
         out: &mut Vec<u32>,
     ) -> Option<Source> {
         out.clear();
-        let next = self.next.filter(|_| self.decoding())?;
+        let next = self.next.filter(|_| self.decoding() && !self.replays())?;
         // The last row draws the last token, so nothing is sent at the end itself.
         let room = room.min(self.end.saturating_sub(1).saturating_sub(next.max(self.tokens.len())));
         let windows = if next < self.tokens.len() { 0 } else { self.windows.len().max(1) };
@@ -163,7 +184,7 @@ impl Sequence {
         guesses.choose(clock, (self.owner, memories), (&self.tokens, &self.tail), (room, windows), out)
     }
 
-    /// The next segment of at most `rows` known rows and then `guesses`, which come from `source`, and its
+    /// The next segment of at most `rows` given rows and then `guesses`, which come from `source`, and its
     /// tokens.
     pub(super) fn send(
         &mut self,
@@ -174,15 +195,22 @@ impl Sequence {
         now: Instant,
     ) -> Option<Segment> {
         let from = self.next?;
-        let known = self.ready().min(rows);
+        let given = from + self.ready().min(rows);
         let frontier = self.tokens.len();
-        let guesses = if from + known >= frontier { guesses } else { &[] };
-        let to = from + known + guesses.len();
+        let guesses = if given >= self.given() { guesses } else { &[] };
+        let to = given + guesses.len();
         if to == from {
             return None;
         }
         let at = tokens.len();
-        tokens.extend(self.tokens.get(from..from + known).unwrap_or(&[]));
+        tokens.extend(self.tokens.get(from..given.min(frontier)).unwrap_or(&[]));
+        let unsure = from.max(frontier)..given;
+        let replayed = !unsure.is_empty();
+        if replayed {
+            let (first, last) = (unsure.start - self.prompt_length, unsure.end - self.prompt_length);
+            tokens.extend(&self.begun[first..last]);
+            self.tail.extend(&self.begun[first..last]);
+        }
         tokens.extend(guesses);
         self.tail.extend(guesses);
         self.next = Some(to);
@@ -199,10 +227,19 @@ impl Sequence {
             let chain = self.chain;
             let waited = self.guesses.as_mut().map_or(Duration::ZERO, |guesses| guesses.waited(now));
             let (draws, guesses) = (drawn.len() as u32, guesses.len() as u32);
-            self.windows.push_back(Window { number, draws, guesses, source, chained, chain, waited });
+            self.windows.push_back(Window {
+                number,
+                draws,
+                guesses,
+                source,
+                chained,
+                chain,
+                waited,
+                replayed,
+            });
         }
-        let (from, rows, drafted) = (from as u32, (to - from) as u32, guesses.len() as u32);
-        Some(Segment { session: self.session, from, rows, drawn, drafted })
+        let (rows, drafted) = ((to - from) as u32, to.saturating_sub(from.max(frontier)) as u32);
+        Some(Segment { session: self.session, from: from as u32, rows, drawn, drafted })
     }
 
     /// Takes the tokens that step `number` drew; what became of the guesses in it.
@@ -224,7 +261,7 @@ impl Sequence {
             // token.
             self.rewind(self.tokens.len() - 1);
         }
-        if !tokens.is_empty() && self.next.is_some_and(|next| next < self.tokens.len()) {
+        if !tokens.is_empty() && !self.replays() && self.next.is_some_and(|next| next < self.tokens.len()) {
             let known = self.tokens.len();
             if let Some(guesses) = &mut self.guesses {
                 guesses.ask(known, clock, now);
@@ -236,6 +273,9 @@ impl Sequence {
     /// The next token is known.
     fn take(&mut self, token: u32) {
         let position = self.tokens.len();
+        if self.begun.get(position - self.prompt_length).is_some_and(|&begun| begun != token) {
+            self.contradicted.get_or_insert(position as u32);
+        }
         if self.tail.first() == Some(&token) {
             self.tail.remove(0);
         } else {
@@ -256,6 +296,9 @@ impl Sequence {
         let latest = window.chain == self.chain;
         let telling = latest && (count > 0 || (window.chained && !self.broken));
         self.broken |= latest && count < window.draws;
+        if window.replayed {
+            return Tally::default();
+        }
         let Window { source, chained, waited, guesses: offered, .. } = *window;
         let accepted = count.saturating_sub(u32::from(!chained)).min(offered);
         if let Some(guesses) = self.guesses.as_mut().filter(|_| telling) {

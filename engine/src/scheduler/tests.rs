@@ -18,6 +18,7 @@ fn opening(n: u128, prompt: Vec<u32>, max_tokens: u32) -> Opening {
     Opening {
         session: id(n),
         prompt,
+        begun: Vec::new(),
         max_tokens,
         blocks,
         flow: (0, Priority::Normal),

@@ -180,8 +180,10 @@ pub struct SwarmStatus {
     pub links: Vec<LinkSummary>,
     /// Part of the model that no node holds; `None` when requests can be served.
     pub missing: Option<String>,
-    /// Replies being generated.
+    /// Replies being generated, and those that wait for another route.
     pub running: usize,
+    /// How often a reply went on over another route, because a node was lost.
+    pub resumed: u64,
     /// Requests waiting.
     pub waiting: usize,
     /// Wei of POD that vouchers were signed for, over all plans that are remembered.

@@ -83,10 +83,16 @@ impl Recordings {
         Some(Terms { model, quantisation: receipts.quantisation, salt, prompt_hash })
     }
 
-    /// A reply begins; the name of its receipt.
-    pub(super) fn begin(&mut self, open: &Open, tenant: u64) -> Option<ReceiptId> {
+    /// A reply begins, or is begun again on another route; the name of its receipt, which is `promised` then.
+    pub(super) fn begin(
+        &mut self,
+        open: &Open,
+        tenant: u64,
+        promised: Option<ReceiptId>,
+    ) -> Option<ReceiptId> {
         let plan = Plan::of(open)?;
-        let id = self.receipts.as_ref()?.store.announce(tenant);
+        let store = &self.receipts.as_ref()?.store;
+        let id = promised.unwrap_or_else(|| store.announce(tenant));
         let hash = plan.hash();
         let stages = plan.stages.iter().enumerate().map(|(index, stage)| StageRecord {
             node: NodeId(stage.node.0),
@@ -117,6 +123,18 @@ impl Recordings {
         let rows = recording.rows();
         self.settle(session);
         rows
+    }
+
+    /// A reply is to be begun again, and its receipt with it.
+    pub(super) fn interrupt(&mut self, session: SessionId) {
+        self.open.remove(&session);
+    }
+
+    /// A reply that was to be begun again is not.
+    pub(super) fn withdraw(&self, receipt: &ReceiptId) {
+        if let Some(receipts) = &self.receipts {
+            receipts.store.forget(receipt);
+        }
     }
 
     /// A reply broke off.

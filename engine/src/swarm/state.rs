@@ -3,11 +3,12 @@
 
 mod opening;
 mod planning;
+mod replies;
+mod resume;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use kernels::backend::PAGE;
 use tokio::{sync::mpsc, time::Instant};
 use transport::{Identity, NodeId};
 
@@ -16,19 +17,19 @@ use super::{
     admission::{Member, NoRoute, Replies, find_route},
     recording::Recordings,
     sketch::Sketch,
-    tabs::{Admission, Fare, Tabs},
+    tabs::{Admission, Tabs},
     view::look,
 };
 use crate::{
-    message::{
-        Close, Draft, Failed, FailedReason, Hop, Join, Message, Pace, RouteId, SessionId, TokenReport, clip,
-    },
+    message::{Hop, Join, Message, Pace, RouteId, SessionId, clip},
     payment::purse,
     peers::Notice,
     request::{Event, Failure, Generation, Refusal, Submission},
     speculation::drafter,
 };
 use planning::Planning;
+use replies::Running;
+use resume::{Broken, Loss};
 
 /// Told to clients that come when everything is taken.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -67,43 +68,6 @@ pub(super) enum Action {
     },
 }
 
-/// A reply being generated.
-#[derive(Debug)]
-struct Running {
-    route: RouteId,
-    hops: Vec<Hop>,
-    /// Tokens that may still come.
-    left: u32,
-    /// Positions that it has come to.
-    positions: u32,
-    /// Positions that its nodes' pages were promised for.
-    reserved: u32,
-    /// Tokens drawn.
-    drawn: u32,
-    deadline: Instant,
-    events: mpsc::Sender<Event>,
-}
-
-impl Running {
-    fn node(&self, stage: usize) -> NodeId {
-        NodeId(self.hops[stage].node)
-    }
-
-    fn last(&self) -> NodeId {
-        self.node(self.hops.len() - 1)
-    }
-
-    fn uses(&self, node: NodeId) -> bool {
-        self.hops.iter().any(|hop| hop.node == *node.as_bytes())
-    }
-
-    /// The channel holds every event a reply can have, so a slow client never blocks and never loses
-    /// one; a closed channel is the client's own doing.
-    fn tell(&self, event: Event) {
-        let _ = self.events.try_send(event);
-    }
-}
-
 struct Waiting {
     submission: Submission,
     deadline: Instant,
@@ -122,6 +86,10 @@ pub(super) struct State {
     members_changed: bool,
     planning: Planning,
     running: HashMap<SessionId, Running>,
+    /// Replies that wait for another route, oldest first.
+    broken: Vec<Broken>,
+    /// Replies that went on over another route.
+    resumed: u64,
     routes: Vec<(RouteId, Vec<Hop>)>,
     waiting: VecDeque<Waiting>,
     replies: Replies,
@@ -145,6 +113,8 @@ impl State {
             members: HashMap::new(),
             members_changed: true,
             running: HashMap::new(),
+            broken: Vec::new(),
+            resumed: 0,
             routes: Vec::new(),
             waiting: VecDeque::new(),
             replies: Replies::default(),
@@ -172,10 +142,11 @@ impl State {
 
     /// When [`State::expire`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let running = self.running.values().map(|r| r.deadline);
+        let running = self.running.values().map(Running::deadline);
         let waiting = self.waiting.iter().map(|w| w.deadline);
-        let plans = self.planning.next_deadline();
-        running.chain(waiting).chain(plans).chain(self.recordings.next_deadline()).min()
+        let broken = self.broken.iter().map(Broken::wakes);
+        let others = self.planning.next_deadline().into_iter().chain(self.recordings.next_deadline());
+        running.chain(waiting).chain(broken).chain(others).min()
     }
 
     /// Brings `status` up to date; whether it changed. The nodes are looked at only when they did:
@@ -187,9 +158,9 @@ impl State {
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
             status.links = self.planning.links();
         }
-        let counts = (self.running.len(), self.waiting.len(), self.tabs.spent());
-        let counts_changed = counts != (status.running, status.waiting, status.spent);
-        (status.running, status.waiting, status.spent) = counts;
+        let counts = (self.under_way(), self.waiting.len(), self.resumed, self.tabs.spent());
+        let counts_changed = counts != (status.running, status.waiting, status.resumed, status.spent);
+        (status.running, status.waiting, status.resumed, status.spent) = counts;
         members_changed || counts_changed
     }
 
@@ -229,7 +200,7 @@ impl State {
         }
     }
 
-    /// A node is gone: what runs through it fails.
+    /// A node is gone: what runs through it goes on over others, or fails.
     pub(super) fn lost(&mut self, peer: NodeId, reason: &str) {
         self.remove(peer, reason);
         self.admit();
@@ -247,7 +218,7 @@ impl State {
             self.running.iter().filter(|(_, r)| r.uses(peer)).map(|(session, _)| *session).collect();
         for session in broken {
             let failure = Failure::NodeLost { node: peer.short(), reason: reason.to_owned() };
-            self.break_off(session, failure);
+            self.interrupt(session, failure, Loss { node: peer, by: peer });
         }
         self.routes.retain(|(_, hops)| !hops.iter().any(|hop| hop.node == *peer.as_bytes()));
     }
@@ -280,18 +251,20 @@ impl State {
             let end = self.recordings.end(session, None);
             self.close_everywhere(session, end);
             self.finish(session);
-            self.admit();
         }
+        self.leave(session);
+        self.admit();
     }
 
     /// Ends what took too long.
     pub(super) fn expire(&mut self, now: Instant) {
         self.recordings.expire(now);
         let late: Vec<SessionId> =
-            self.running.iter().filter(|(_, r)| r.deadline <= now).map(|(session, _)| *session).collect();
+            self.running.iter().filter(|(_, r)| r.deadline() <= now).map(|(session, _)| *session).collect();
         for session in late {
             self.break_off(session, Failure::Deadline);
         }
+        self.expire_broken(now);
         let (late, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.deadline <= now);
         self.waiting = waiting;
         let late: VecDeque<Waiting> = late;
@@ -307,6 +280,7 @@ impl State {
         for session in sessions {
             self.break_off(session, Failure::Shutdown);
         }
+        self.give_all_up(&Failure::Shutdown);
         for Waiting { submission, .. } in std::mem::take(&mut self.waiting) {
             answer(submission, Err(Refusal::Shutdown));
         }
@@ -363,17 +337,27 @@ impl State {
         self.actions.push(Action::Dismiss(peer));
     }
 
-    /// Starts waiting requests in their order as long as there is room. One that must wait makes the
-    /// later ones wait too, so that a long request is not starved by short ones.
+    /// Replies that are generated, or are to be again.
+    fn under_way(&self) -> usize {
+        self.running.len() + self.broken.len()
+    }
+
+    /// Starts what waits as long as there is room: first replies that broke off, then requests in their order. One
+    /// that must wait makes the later ones wait too, so that a long request is not starved by short ones.
     fn admit(&mut self) {
-        while self.running.len() < self.config.running {
+        if !self.resume() {
+            return;
+        }
+        // Replies that wait for nodes keep their slots; requests are told all the same that the nodes are missing.
+        while self.under_way() < self.config.running || !self.broken.is_empty() {
             let Some(next) = self.waiting.front() else { return };
             if next.submission.reply.is_closed() {
                 self.waiting.pop_front();
                 continue;
             }
             let request = &next.submission.request;
-            let need = self.replies.need(request.prompt.len() as u32, request.max_tokens);
+            let tokens = (request.prompt.len() as u32, request.max_tokens);
+            let need = self.replies.need(tokens.0, tokens.1);
             let outcome = match self.planned_hops(need) {
                 Some(hops) => Ok(hops),
                 None => find_route(&self.members, &self.config, need),
@@ -383,7 +367,8 @@ impl State {
                 Err(NoRoute::Missing(_)) if self.may_mend() => return,
                 Err(NoRoute::Missing(gap)) => Refusal::NoPipeline { missing: gap.to_string() },
                 Err(NoRoute::TooLong { limit }) => Refusal::TooLong { requested: need.most, limit },
-                Ok(hops) => match self.tabs.admit(&self.members, &hops, request) {
+                Ok(_) if self.under_way() >= self.config.running => return,
+                Ok(hops) => match self.tabs.admit(&self.members, &hops, tokens) {
                     Admission::Wait => return,
                     Admission::Refused(refusal) => refusal,
                     Admission::Go(fare) => {
@@ -399,172 +384,11 @@ impl State {
             }
         }
     }
-
-    fn begin(&mut self, waiting: Waiting, hops: Vec<Hop>, reserved: u32, fare: Option<Fare>) {
-        let session = new_session();
-        let route = self.route(&hops);
-        let Waiting { submission: Submission { request, reply }, deadline } = waiting;
-        let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
-        let (left, positions) = (request.max_tokens, request.prompt.len() as u32);
-        let tenant = request.tenant;
-        let price = fare.map_or(0, |fare| fare.price);
-        let follow = self.drafts().model.then(|| Action::Follow(drafter::Command::open(session, &request)));
-        let open = self.opening(session, route, hops.clone(), request, fare);
-        let receipt = self.recordings.begin(&open, tenant);
-        if reply.send(Ok(Generation { events: receiver, receipt, price })).is_err() {
-            return self.recordings.forget(session);
-        }
-        for hop in &hops {
-            if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
-                member.reserve(reserved);
-            }
-        }
-        self.actions.extend(follow);
-        self.tabs.begin(session, fare, positions, left, NodeId(hops[hops.len() - 1].node));
-        self.actions.push(Action::Watch { session, events: events.clone() });
-        self.actions.push(Action::Send { to: NodeId(hops[0].node), message: Message::Open(Box::new(open)) });
-        let running = Running { route, hops, left, positions, reserved, drawn: 0, deadline, events };
-        self.running.insert(session, running);
-    }
-
-    /// Sessions over the same stages share a route, and so their steps.
-    fn route(&mut self, hops: &[Hop]) -> RouteId {
-        if let Some((id, _)) = self.routes.iter().find(|(_, known)| known == hops) {
-            return *id;
-        }
-        let id = RouteId(random());
-        self.routes.push((id, hops.to_vec()));
-        id
-    }
-
-    fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
-        let mut accepted: Vec<(SessionId, Vec<u32>)> = Vec::new();
-        for report in tokens {
-            let Some(running) = self.running.get_mut(&report.session) else {
-                self.tabs.late(peer, report.session);
-                continue;
-            };
-            if running.last() != peer || running.left == 0 {
-                let reason = "sent tokens of a session it is not the last stage of, or too many".into();
-                return self.actions.push(Action::Expel { peer, reason });
-            }
-            running.left -= 1;
-            self.tabs.token(report.session);
-            match accepted.last_mut().filter(|(session, _)| *session == report.session) {
-                Some((_, tokens)) => tokens.push(report.token),
-                None => accepted.push((report.session, vec![report.token])),
-            }
-            running.drawn += 1;
-            running.positions += 1;
-            if running.positions > running.reserved {
-                running.reserved += PAGE as u32;
-                for hop in &running.hops {
-                    if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
-                        member.grow();
-                    }
-                }
-            }
-            self.recordings.token(report.session, report.token);
-            running.tell(Event::Token { token: report.token, logprobs: report.logprobs });
-            if let Some(finish) = report.finish {
-                running.tell(Event::Finished(finish));
-                // The first stage learns of the end by itself, but perhaps after the next session's
-                // opening; told by the same link, it frees this one's room before.
-                let end = self.recordings.end(report.session, Some(finish));
-                let close = Message::Close(Close { end, ..Close::abrupt(report.session) });
-                self.actions.push(Action::Send { to: running.node(0), message: close });
-                self.replies.ended(running.drawn);
-                self.tabs.end(report.session, false);
-                self.finish(report.session);
-            }
-        }
-        if self.drafts().model {
-            let told = |(session, tokens)| Action::Follow(drafter::Command::Accepted { session, tokens });
-            self.actions.extend(accepted.into_iter().map(told));
-        }
-        self.admit();
-    }
-
-    /// The draft model says how a reply may go on.
-    pub(super) fn drafted(&mut self, draft: Draft) {
-        if let Some(running) = self.running.get(&draft.session) {
-            let to = running.node(0);
-            self.actions.push(Action::Send { to, message: Message::Draft(draft) });
-        }
-    }
-
-    fn failed(&mut self, peer: NodeId, failed: Failed) {
-        let Some(running) = self.running.get(&failed.session) else { return };
-        if !running.uses(peer) {
-            let reason = "reported a session it has no part in".into();
-            return self.actions.push(Action::Expel { peer, reason });
-        }
-        let failure = match failed.reason {
-            FailedReason::Refused(reason) => Failure::Refused { node: peer.short(), reason },
-            FailedReason::Fault { position, layer, operation } => {
-                Failure::Fault { position, layer, operation: format!("{operation:?}") }
-            }
-            FailedReason::Unpaid(unpaid) => {
-                self.tabs.recount(peer);
-                Failure::Unpaid { node: peer.short(), unpaid }
-            }
-            FailedReason::PeerLost { node, reason } => {
-                Failure::NodeLost { node: NodeId(node).short(), reason }
-            }
-        };
-        self.break_off(failed.session, failure);
-        self.admit();
-    }
-
-    /// Tells the client that the reply broke off, and every stage to forget it.
-    fn break_off(&mut self, session: SessionId, failure: Failure) {
-        if let Some(running) = self.running.get(&session) {
-            let lost = matches!(failure, Failure::NodeLost { .. });
-            running.tell(Event::Failed(failure));
-            // Steps of the route may be lost, and with them its first stage's count of what is on its way.
-            let route = running.route;
-            self.routes.retain(|(id, _)| *id != route || !lost);
-        }
-        self.recordings.forget(session);
-        self.close_everywhere(session, 0);
-        self.finish(session);
-    }
-
-    /// Stages pass a close on, but one of them may be the reason for it; so each is told.
-    fn close_everywhere(&mut self, session: SessionId, end: u32) {
-        let Some(running) = self.running.get(&session) else { return };
-        for hop in &running.hops {
-            let to = NodeId(hop.node);
-            if self.members.contains_key(&to) {
-                let message = Message::Close(Close { end, ..Close::abrupt(session) });
-                self.actions.push(Action::Send { to, message });
-            }
-        }
-    }
-
-    fn finish(&mut self, session: SessionId) {
-        let Some(running) = self.running.remove(&session) else { return };
-        self.tabs.end(session, true);
-        if self.drafts().model {
-            self.actions.push(Action::Follow(drafter::Command::Close(session)));
-        }
-        for hop in &running.hops {
-            if let Some(member) = self.members.get_mut(&NodeId(hop.node)) {
-                member.release(running.reserved);
-            }
-        }
-    }
 }
 
 fn answer(submission: Submission, outcome: Result<Generation, Refusal>) {
     // A client that no longer waits needs no answer.
     let _ = submission.reply.send(outcome);
-}
-
-fn new_session() -> SessionId {
-    // A clock before 1970 makes all sessions equally old.
-    let age = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_millis() as u64);
-    SessionId(u128::from(age) << 64 | random() & u128::from(u64::MAX))
 }
 
 fn random() -> u128 {

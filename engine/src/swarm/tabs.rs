@@ -10,7 +10,7 @@ use super::{admission::Member, state::Action};
 use crate::{
     message::{Hop, Join, Message, Paid, SessionId, TabAnswer, TabOffer, Tariff, VoucherNote},
     payment::purse::{Command, Event, NoMoney, Opened, Payer, Seat},
-    request::{Refusal, Request},
+    request::Refusal,
 };
 
 /// Tokens of a session that was broken off that may still come.
@@ -139,12 +139,12 @@ impl Tabs {
         Ok(())
     }
 
-    /// Whether a session over `hops` can begin.
+    /// Whether a session over `hops` can begin, of so many tokens that are taken in at once, and those that follow.
     pub(super) fn admit(
         &mut self,
         members: &HashMap<NodeId, Member>,
         hops: &[Hop],
-        request: &Request,
+        tokens: (u32, u32),
     ) -> Admission {
         let tariffs: Vec<([u8; 32], &Tariff)> = (hops.iter())
             .filter_map(|hop| Some((hop.node, members.get(&NodeId(hop.node))?.join.tariff.as_ref()?)))
@@ -158,14 +158,14 @@ impl Tabs {
             price: tariff.price,
         };
         let credit = tariffs.iter().map(|(_, tariff)| tariff.credit).min().unwrap_or(0);
-        self.admit_to(tariffs.iter().map(seat).collect(), credit, request)
+        self.admit_to(tariffs.iter().map(seat).collect(), credit, tokens)
     }
 
-    fn admit_to(&mut self, seats: Vec<Seat>, credit: u64, request: &Request) -> Admission {
+    fn admit_to(&mut self, seats: Vec<Seat>, credit: u64, tokens: (u32, u32)) -> Admission {
         if let Some((_, refusal)) = self.refused.take_if(|(refused, _)| *refused == seats) {
             return Admission::Refused(refusal);
         }
-        let (prompt, reply) = (request.prompt.len() as u64, u64::from(request.max_tokens));
+        let (prompt, reply) = (u64::from(tokens.0), u64::from(tokens.1));
         let current = |(plan, entry): (&[u8; 32], &Entry)| entry.is_for(&seats, credit).then_some(*plan);
         let Some(plan) = self.entries.iter().find_map(current) else {
             return self.open(seats, credit, prompt + reply);

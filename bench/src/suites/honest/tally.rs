@@ -19,8 +19,8 @@ pub(super) struct Tally {
     pub(super) chunks: u64,
     /// By what was found of them.
     findings: BTreeMap<String, u64>,
-    /// Stages that had not signed the end of a reply when a node of it was taken away.
-    cut_off: u64,
+    /// Stages that had not signed the end of a reply when their node was taken away, or one before it.
+    cut_off: [u64; 2],
     pub(super) blamed: Vec<String>,
     pub(super) tokens: u64,
     /// Replies that broke off, as some do when a node dies.
@@ -63,14 +63,15 @@ impl Tally {
     pub(super) fn audited(&mut self, verdict: &Verdict, receipt: &Receipt, begun: Instant) {
         self.sessions += 1;
         self.chunks += receipt.stages.iter().map(|chunks| chunks.len() as u64).sum::<u64>();
-        let mut cut_off = false;
+        let mut before = false;
         for (index, stage) in verdict.stages.iter().enumerate() {
             let kind = kind(&stage.finding);
-            // Nobody signs for a node that is gone, and those after it have nothing to sign over.
-            cut_off |= self.taken.iter().any(|(node, at)| *node == stage.node && *at >= begun);
-            let excused = matches!(stage.finding, Finding::Unsigned { .. }) && cut_off;
-            if excused {
-                self.cut_off += 1;
+            // Nobody signs for a node that is gone, and it may have told the gateway what it did not tell the
+            // next stage any more.
+            let itself = self.taken.iter().any(|(node, at)| *node == stage.node && *at >= begun);
+            let unsigned = matches!(stage.finding, Finding::Unsigned { .. });
+            if unsigned && (itself || before) {
+                self.cut_off[usize::from(!itself)] += 1;
             } else if stage.finding.blames() {
                 let at = format!(
                     "stage {index} ({}, layers {}..{})",
@@ -78,6 +79,7 @@ impl Tally {
                 );
                 self.blamed.push(format!("session {}: {at}: {:?}", verdict.session, stage.finding));
             }
+            before |= itself;
             *self.findings.entry(kind).or_default() += 1;
         }
         for problem in &verdict.problems {
@@ -91,7 +93,8 @@ impl Tally {
             count("chunks replayed", self.chunks, "chunks"),
             count("stages, gateways blamed", self.blamed.len() as u64, "findings"),
             count("replies audited", self.sessions, "replies"),
-            count("stages cut off by a node's end, unsigned from there", self.cut_off, "stages"),
+            count("unsigned ends of stages whose node was taken away", self.cut_off[0], "stages"),
+            count("unsigned ends of stages after such a one", self.cut_off[1], "stages"),
             count("replies that broke off", self.broken, "replies"),
             count("replies without a receipt", self.missing, "replies"),
             count("nodes started again", self.restarts, "nodes"),

@@ -237,9 +237,17 @@ impl Appender {
         Ok(span)
     }
 
+    /// Bytes of blobs that are not durable yet.
+    pub(super) fn waiting(&self) -> u64 {
+        self.fresh.bytes - self.safe.0
+    }
+
     /// Makes durable what was added, and hands it out.
     pub(super) fn flush(&mut self) -> io::Result<Batch> {
         let payload = postcard::to_allocvec(&self.fresh).map_err(io::Error::other)?;
+        if payload.len() > MAX_RECORD_BYTES {
+            return Err(io::Error::other("more at once than a record holds"));
+        }
         self.rows.sync_data()?;
         let mut record = (payload.len() as u32).to_le_bytes().to_vec();
         record.extend_from_slice(&checksum(&payload));

@@ -31,6 +31,8 @@ use crate::{
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 const FLUSH_BYTES: u64 = 64 << 20;
 const FLUSH_LEAVES: usize = 4096;
+/// Roots of sessions that go on in a new volume.
+const FLUSH_ROOTS: usize = 1 << 18;
 /// Sessions that are followed at once.
 const MAX_SESSIONS: usize = 4096;
 /// Most leaves of a volume.
@@ -68,6 +70,8 @@ pub(super) struct Writer {
     commitments: HashSet<Digest>,
     /// Sessions and leaves of the open volume, durable or not.
     sizes: (usize, usize),
+    /// Roots among the sessions that are not durable.
+    roots: usize,
     sessions: HashMap<(Digest, u32), Progress>,
     clock: u64,
     failing: bool,
@@ -89,6 +93,7 @@ impl Writer {
             fresh: HashMap::new(),
             commitments: HashSet::new(),
             sizes,
+            roots: 0,
             sessions: HashMap::new(),
             clock: 0,
             failing: false,
@@ -113,8 +118,10 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return self.flush(),
             }
             let fresh = &self.end.fresh;
-            let bytes: u64 = fresh.blobs.iter().map(|(_, (_, length))| u64::from(*length)).sum();
-            if flushed.elapsed() >= FLUSH_EVERY || bytes > FLUSH_BYTES || fresh.leaves.len() >= FLUSH_LEAVES {
+            let full = self.end.waiting() > FLUSH_BYTES
+                || fresh.leaves.len() >= FLUSH_LEAVES
+                || self.roots >= FLUSH_ROOTS;
+            if flushed.elapsed() >= FLUSH_EVERY || full {
                 self.flush();
                 flushed = Instant::now();
             }
@@ -166,8 +173,7 @@ impl Writer {
 
     /// Writes a blob; `false` if the book has no room for it.
     fn put(&mut self, name: Digest, blob: &[u8]) -> io::Result<bool> {
-        let waiting = self.end.fresh.bytes.saturating_sub(self.contents_bytes());
-        let used = self.shelf().bytes + waiting;
+        let used = self.shelf().bytes + self.end.waiting();
         if used + blob.len() as u64 > self.config.limit_bytes {
             if !std::mem::replace(&mut self.full, true) {
                 let limit = self.config.limit_bytes;
@@ -325,11 +331,13 @@ impl Writer {
             ins: before,
         });
         self.sizes.0 += 1;
+        self.roots += progress.ins.len();
         progress.place = Some((self.number, number));
         Ok(Some(number))
     }
 
     fn flush(&mut self) {
+        self.roots = 0;
         let fresh = &self.end.fresh;
         if fresh.blobs.is_empty() && fresh.leaves.is_empty() {
             return;

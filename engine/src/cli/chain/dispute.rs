@@ -53,7 +53,7 @@ struct Play {
     /// The case, 64 hexadecimal digits
     #[arg(value_parser = parse_case)]
     case: [u8; 32],
-    /// What came into the stage, as its node has kept it and its auditors have fetched it
+    /// What came into the stage; an auditor keeps it under the case's name in `evidence` of its directory
     #[arg(long, value_name = "FILE")]
     evidence: PathBuf,
     #[command(flatten)]

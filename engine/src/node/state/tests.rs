@@ -41,6 +41,7 @@ fn open(session: u128, gateway: u8) -> Open {
         fingerprint: [7; 32],
         prompt: vec![1, 2, 3],
         prompt_length: 3,
+        begun: Vec::new(),
         max_tokens: 4,
         stop_tokens: Vec::new(),
         sampling: Sampling::default(),

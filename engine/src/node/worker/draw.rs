@@ -107,6 +107,10 @@ impl Drawing {
         let first = segment.to() as usize - segment.drawn.len();
         let known = self.position().checked_sub(first)?;
         let ahead = segment.drawn.get(known..=draw).unwrap_or(&[]);
+        // Tokens before it that nobody tells are known once they are drawn, one after the other.
+        if ahead.contains(&UNTOLD) {
+            return None;
+        }
         self.sampler.question(ahead, (first + draw + 1) as u32)
     }
 

@@ -1,25 +1,28 @@
 //! What a session's opening says, and which requests have none.
 
-use super::State;
+use super::{State, replies::Reply};
 use crate::{
-    message::{BlockHash, Drafts, Hop, MAX_LIST, Open, RouteId, SessionId},
+    message::{BlockHash, Drafts, Hop, MAX_LIST, Open, SessionId},
     request::{Refusal, Request},
     swarm::tabs::Fare,
 };
 use transport::NodeId;
 
 impl State {
+    /// The opening of a session that a reply begins with, or goes on with.
     pub(super) fn opening(
-        &self,
+        &mut self,
         session: SessionId,
-        route: RouteId,
         hops: Vec<Hop>,
-        request: Request,
+        reply: &Reply,
         fare: Option<Fare>,
     ) -> Open {
+        let (route, request) = (self.route(&hops), &reply.request);
         let rows =
             hops.iter().filter_map(|hop| self.members.get(&NodeId(hop.node))).map(|m| m.join.rows).min();
-        let terms = self.recordings.terms(&request.prompt);
+        // A reply that began without a receipt has none in the end.
+        let proved = reply.receipt.is_some() || reply.losses.is_empty();
+        let terms = proved.then(|| self.recordings.terms(&request.prompt)).flatten();
         let root = self.root(request.tenant, terms.is_some());
         let blocks = BlockHash::chain(root, &request.prompt);
         let mut open = Open {
@@ -29,10 +32,11 @@ impl State {
             gateway: *self.identity.id().as_bytes(),
             fingerprint: self.config.fingerprint,
             prompt_length: request.prompt.len() as u32,
-            prompt: request.prompt,
+            prompt: request.prompt.clone(),
+            begun: reply.said.clone(),
             max_tokens: request.max_tokens,
-            stop_tokens: request.stop_tokens,
-            sampling: request.sampling,
+            stop_tokens: request.stop_tokens.clone(),
+            sampling: request.sampling.clone(),
             rows: rows.unwrap_or(1),
             blocks,
             // Nodes tell tenants apart, and learn nothing of their keys.

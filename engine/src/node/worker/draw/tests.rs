@@ -166,14 +166,25 @@ struct World {
 }
 
 impl World {
-    fn new(sizes: &[(u32, u32)], limits: SchedulerLimits, drafts: Drafts, seed: u64) -> Self {
+    /// Sessions by the lengths of prompt, reply, and what another route has drawn of that.
+    fn new(sizes: &[(u32, u32, u32)], limits: SchedulerLimits, drafts: Drafts, seed: u64) -> Self {
         let mut scheduler = Scheduler::new(limits, Arc::default());
         let mut drawings = HashMap::new();
-        for (n, &(length, max_tokens)) in sizes.iter().enumerate() {
+        for (n, &(length, max_tokens, begun)) in sizes.iter().enumerate() {
             let prompt: Vec<u32> = (0..length).map(|position| truth(n, position)).collect();
             let blocks = BlockHash::chain(BlockHash::root(b"test"), &prompt);
             let (flow, owner) = ((0, Priority::Normal), (NodeId([0; 32]), 0));
-            scheduler.open(Opening { session: id(n), prompt, max_tokens, blocks, flow, owner, drafts });
+            let begun = (length..length + begun).map(|position| truth(n, position)).collect();
+            scheduler.open(Opening {
+                session: id(n),
+                prompt,
+                begun,
+                max_tokens,
+                blocks,
+                flow,
+                owner,
+                drafts,
+            });
             scheduler.opened(id(n), 0);
             let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
             let reply = Reply { sampling, prompt: Vec::new(), stop_tokens: Vec::new(), max_tokens };
@@ -219,6 +230,11 @@ impl World {
 
     fn compute(&mut self) {
         let stage = self.random.below(self.stores.len() as u64) as usize;
+        self.pass(stage);
+    }
+
+    /// A stage runs the oldest step on its way there.
+    fn pass(&mut self, stage: usize) {
         let Some(step) = self.links[stage].pop_front() else { return };
         let (step, reports) = self.stores[stage].run(step, &mut self.random, self.rough);
         if stage == 0 {
@@ -246,7 +262,7 @@ impl World {
             return;
         }
         let Some((number, draws)) = self.answers.pop_front() else { return };
-        self.scheduler.results(number, &draws, self.now);
+        assert_eq!(self.scheduler.results(number, &draws, self.now), []);
         for Draws { session, tokens, ended, .. } in draws {
             self.replies[session.0 as usize].extend(tokens);
             if ended {
@@ -276,7 +292,7 @@ impl World {
     }
 }
 
-fn check(sizes: &[(u32, u32)], limits: SchedulerLimits, drafts: Drafts, seed: u64) -> u64 {
+fn check(sizes: &[(u32, u32, u32)], limits: SchedulerLimits, drafts: Drafts, seed: u64) -> u64 {
     let mut world = World::new(sizes, limits, drafts, seed);
     for turn in 0..2_000_000 {
         // In the end nothing is lost any more, and everything must come to its end.
@@ -287,7 +303,7 @@ fn check(sizes: &[(u32, u32)], limits: SchedulerLimits, drafts: Drafts, seed: u6
         }
     }
     assert!(world.scheduler.is_empty(), "{:?}", world.scheduler);
-    for (n, &(prompt, reply)) in sizes.iter().enumerate() {
+    for (n, &(prompt, reply, _)) in sizes.iter().enumerate() {
         let wanted: Vec<u32> = (prompt..prompt + reply).map(|position| truth(n, position)).collect();
         assert_eq!(world.replies[n], wanted, "session {n}");
     }
@@ -297,11 +313,14 @@ fn check(sizes: &[(u32, u32)], limits: SchedulerLimits, drafts: Drafts, seed: u6
 proptest! {
     #[test]
     fn every_token_is_drawn_once_in_order(
-        sizes in prop::collection::vec((1u32..90, 1u32..150), 1..7),
+        sizes in prop::collection::vec((1u32..90, 1u32..150, 0u32..150), 1..7),
         rows in 1usize..40, chunk in 1usize..20, in_flight in 1usize..9, stages in 1usize..5,
         lookup: bool, model: bool, seed: u64,
     ) {
         let limits = SchedulerLimits { rows, chunk, in_flight, stages };
+        // Some replies were begun on another route.
+        let begun = |(prompt, reply, begun)| (prompt, reply, if begun % 2 == 0 { 0 } else { begun % reply });
+        let sizes: Vec<_> = sizes.into_iter().map(begun).collect();
         check(&sizes, limits, Drafts { lookup, model }, seed);
     }
 }
@@ -309,8 +328,57 @@ proptest! {
 #[test]
 fn guesses_go_out() {
     let limits = SchedulerLimits { rows: 32, chunk: 16, in_flight: 8, stages: 3 };
-    let sizes = [(20, 140), (40, 140)];
+    let sizes = [(20, 140, 0), (40, 140, 0)];
     let guessed = |lookup, model| check(&sizes, limits, Drafts { lookup, model }, 5);
     assert_eq!(guessed(false, false), 0);
     assert!(guessed(true, false) > 20 && guessed(false, true) > 20);
+}
+
+/// What another route drew goes out as a prompt does, told or not, and whatever is wrong with it is seen.
+#[test]
+fn a_reply_that_was_begun_is_drawn_again_in_few_steps() {
+    let limits = SchedulerLimits { rows: 64, chunk: 16, in_flight: 8, stages: 2 };
+    for told in [false, true] {
+        let run = |forged: Option<u32>| {
+            let mut world = World::new(&[], limits, Drafts::default(), 1);
+            let right = |position: &u32| truth(0, *position) + u32::from(Some(*position) == forged);
+            let (session, flow, owner) = (id(0), (0, Priority::Normal), (NodeId([0; 32]), 0));
+            world.scheduler.open(Opening {
+                session,
+                prompt: (0..10).map(|position| truth(0, position)).collect(),
+                begun: (10..210).map(|position| right(&position)).collect(),
+                max_tokens: 201,
+                blocks: Vec::new(),
+                flow,
+                owner,
+                drafts: Drafts { lookup: told, model: false },
+            });
+            world.scheduler.opened(session, 0);
+            let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+            let reply = Reply { sampling, prompt: Vec::new(), stop_tokens: Vec::new(), max_tokens: 201 };
+            world.drawings.insert(session, Drawing::new(reply, 10));
+            world.rough = false;
+            let (mut steps, mut reply) = (0, Vec::new());
+            loop {
+                world.start();
+                (0..2).for_each(|stage| world.pass(stage));
+                let Some((number, draws)) = world.answers.pop_front() else { continue };
+                steps += 1;
+                let contradicted = world.scheduler.results(number, &draws, world.now);
+                reply.extend(draws.iter().flat_map(|draws| draws.tokens.clone()));
+                if let Some(&(of, position)) = contradicted.first() {
+                    assert_eq!(of, session);
+                    return (steps, Err(position));
+                }
+                if draws.iter().any(|draws| draws.ended) {
+                    return (steps, Ok(reply));
+                }
+            }
+        };
+        let (steps, reply) = run(None);
+        assert_eq!(reply, Ok((10..211).map(|position| truth(0, position)).collect()));
+        assert!(steps <= 8, "{steps} steps");
+        assert_eq!(run(Some(100)).1, Err(100));
+        assert_eq!(run(Some(10)).1, Err(10));
+    }
 }
