@@ -205,7 +205,8 @@ impl Seat {
                 profile: None,
             },
             loader: None,
-            audit: Some(Audit { signer: Signer::new(self.identity.clone()), rows: None }),
+            audit: Some(Audit { signer: Signer::new(self.identity.clone()), book: None }),
+            clerk: None,
             weights: None,
         };
         let shard = world.shard(layers);
