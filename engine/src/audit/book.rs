@@ -60,7 +60,7 @@ pub struct BookConfig {
     pub limit_bytes: u64,
     /// Who posts.
     pub account: Address,
-    /// The model hash, once it is known; nothing is kept before.
+    /// The model whose chunks are kept, once there is one: [`Book::admit`].
     pub model: Arc<OnceLock<Digest>>,
     /// How the weights are held.
     pub quantisation: Quantisation,
@@ -315,6 +315,17 @@ impl Book {
     /// Who posts.
     pub fn account(&self) -> Address {
         self.config.account
+    }
+
+    /// The model whose chunks are kept.
+    pub fn model(&self) -> Option<Digest> {
+        self.config.model.get().copied()
+    }
+
+    /// Keeps what is computed with this model from now on, unless it keeps that of another.
+    pub fn admit(&self, model: Digest) {
+        // One that is there stays.
+        let _ = self.config.model.set(model);
     }
 
     /// Bytes of what is kept.

@@ -33,7 +33,7 @@ use transport::NodeId;
 
 use super::{
     book::{Book, BookError, Sealed, Standing},
-    docket::{Docket, Duty},
+    docket::{Docket, Duty, Pace},
     evidence::{Evidence, replay},
     plan::Digest,
     show::answer,
@@ -49,8 +49,9 @@ use crate::{
 const QUEUE: usize = 256;
 /// Of one peer.
 const QUEUE_OF_ONE: u32 = 8;
-/// Things that are done at once.
-const AT_ONCE: usize = 16;
+/// Transactions at once, and self-tests: each has the weights of the node's layers in memory.
+const QUICK: usize = 16;
+const SLOW: usize = 1;
 /// How long what failed waits to be tried again, in seconds: for a line that is down, and for a contract that refuses.
 const AGAIN_S: u64 = 30;
 const REFUSED_S: u64 = 300;
@@ -274,12 +275,17 @@ struct Desk {
     current: bool,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     posting: bool,
+    /// Duties that are being done, by how long they take.
+    quick: usize,
+    slow: usize,
     /// The epoch in which nothing more is to be posted.
     posted: Option<u32>,
     registered: bool,
     trees: HashMap<u64, Arc<Tree>>,
     opened: u64,
     away: bool,
+    /// Whether it was said that the chain does not know the model.
+    unknown: bool,
     /// The chain's time at the last look.
     time: u64,
 }
@@ -302,10 +308,13 @@ impl Desk {
             current: false,
             running: FuturesUnordered::new(),
             posting: false,
+            quick: 0,
+            slow: 0,
             posted: None,
             trees: HashMap::new(),
             opened: 0,
             away: false,
+            unknown: false,
             time: 0,
         }
     }
@@ -351,6 +360,7 @@ impl Desk {
             None => *self.terms.insert(self.config.ledger.audit_terms().await?),
         };
         let head = self.config.ledger.head().await?;
+        self.admit().await?;
         loop {
             let cursor = match &self.cursor {
                 Some(cursor) => cursor.clone(),
@@ -374,6 +384,21 @@ impl Desk {
                 return Ok((terms, head));
             }
         }
+    }
+
+    /// Lets the book take what is computed, once the model is hashed and the chain knows it: auditors have nothing to
+    /// compute a leaf of another with.
+    async fn admit(&mut self) -> Result<(), Error> {
+        let ClerkConfig { ledger, book, hash, .. } = &self.config;
+        let (None, Some(hash)) = (book.model(), hash.get()) else { return Ok(()) };
+        let model = Digest(hash.hash);
+        if ledger.is_active_model(model.0).await? {
+            tracing::info!(%model, "what is computed is committed to");
+            book.admit(model);
+        } else if !std::mem::replace(&mut self.unknown, true) {
+            tracing::warn!(%model, "nothing is committed to: the chain does not know this model");
+        }
+        Ok(())
     }
 
     /// Where to begin to read: where the oldest volume that may be on the chain was handed to it.
@@ -424,16 +449,34 @@ impl Desk {
     async fn done(&mut self, done: Done) {
         match done {
             Done::Posted(sealed, outcome) => self.posted(sealed, outcome).await,
-            Done::Acted(case, duty, outcome) => self.acted(case, duty, outcome).await,
-            Done::Tested(at, Err(SelfTestError::Differs)) => self.differs(at).await,
-            Done::Tested(_, Err(error)) => tracing::error!(%error, "the chain asks for a self-test"),
-            Done::Tested(_, Ok(())) => tracing::info!("the self-test that the chain asked for passes"),
+            Done::Acted(case, duty, outcome) => {
+                self.begun(duty.pace(), false);
+                self.acted(case, duty, outcome).await;
+            }
+            Done::Tested(at, outcome) => {
+                self.begun(Pace::Slow, false);
+                match outcome {
+                    Err(SelfTestError::Differs) => self.differs(at).await,
+                    Err(error) => tracing::error!(%error, "the chain asks for a self-test"),
+                    Ok(()) => tracing::info!("the self-test that the chain asked for passes"),
+                }
+            }
             Done::Other(what, Err(error)) => {
                 tracing::warn!(what, %error, "the chain does not do it");
                 self.registered |= what != duties::REGISTER;
             }
             Done::Other(what, Ok(())) => tracing::info!(what, "done on the chain"),
         }
+    }
+
+    /// Something begins, or is over.
+    fn begun(&mut self, pace: Pace, begins: bool) {
+        let count = match pace {
+            Pace::Quick => &mut self.quick,
+            Pace::Slow => &mut self.slow,
+            Pace::Long => return,
+        };
+        *count = if begins { *count + 1 } else { count.saturating_sub(1) };
     }
 
     /// The node computed a leaf wrong: it must not serve before it computes the same leaf right.

@@ -37,8 +37,8 @@ use crate::model::{Model, ModelHash};
 
 /// One trace is computed at a time, however many disputes a process plays: the rest of it needs cores, too.
 static TRACING: Mutex<()> = Mutex::new(());
-/// How often a move is tried that the chain refuses.
-const ATTEMPTS: u32 = 8;
+/// How often the pause doubles after which something is tried again that the chain refuses.
+const DOUBLINGS: u32 = 8;
 /// Looks at a chain that shows no end of a dispute that is over.
 const LOOKS: u32 = 10;
 
@@ -98,7 +98,7 @@ pub enum CourtError {
 }
 
 /// Plays the side of the ledger's account in the dispute over a case to its end, and claims what it is then owed.
-/// Whatever passes is waited for; a move that the chain goes on refusing is given up, and the end awaited.
+/// Whatever passes is waited for; what the chain refuses is tried again less and less often.
 ///
 /// # Errors
 /// [`CourtError`]. It may be called again at any time, also from another process.
@@ -284,10 +284,10 @@ impl<'c> Seat<'c> {
         Ok(())
     }
 
-    /// Whether something is to be tried where the dispute stands: not too often, and not too soon.
+    /// Whether something is to be tried where the dispute stands: not too soon after it was in vain.
     fn may_try(&self, dispute: &Dispute) -> bool {
         match self.failed {
-            Some((at, times, next)) if at == state(dispute) => times < ATTEMPTS && Instant::now() >= next,
+            Some((at, _, next)) if at == state(dispute) => Instant::now() >= next,
             _ => true,
         }
     }
@@ -299,10 +299,10 @@ impl<'c> Seat<'c> {
         }
         let at = state(dispute);
         let times = self.failed.filter(|(before, ..)| *before == at).map_or(1, |(_, times, _)| times + 1);
-        let pause = self.court.poll.saturating_mul(1 << times);
+        let pause = self.court.poll.saturating_mul(1 << times.min(DOUBLINGS));
         self.failed = Some((at, times, Instant::now() + pause));
         let (case, turn) = (&self.name, dispute.turn);
-        tracing::warn!(case, ?turn, reason, times, of = ATTEMPTS, "no move in a dispute");
+        tracing::warn!(case, ?turn, reason, times, ?pause, "no move in a dispute");
     }
 
     /// How a dispute ended that is gone.

@@ -28,6 +28,28 @@ pub enum Duty {
     Play,
 }
 
+/// How long a duty takes, which says how many are done at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// One transaction.
+    Quick,
+    /// A self-test comes first.
+    Slow,
+    /// Days, of which most is waiting.
+    Long,
+}
+
+impl Duty {
+    /// How long it takes.
+    pub fn pace(self) -> Pace {
+        match self {
+            Self::Open | Self::ShowPlant | Self::TimeOut => Pace::Quick,
+            Self::Dispute | Self::Match => Pace::Slow,
+            Self::Play => Pace::Long,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Opening,
@@ -138,17 +160,22 @@ impl Docket {
         })
     }
 
-    /// What is to be done at `now`, in seconds since 1970, and not being done: at most `most`.
-    pub fn due(&mut self, now: u64, most: usize) -> Vec<([u8; 32], Mine, Duty)> {
+    /// What is to be done at `now`, in seconds since 1970, and not being done: so many that are quick, and that are
+    /// slow. One never waits for the other.
+    pub fn due(&mut self, now: u64, mut quick: usize, mut slow: usize) -> Vec<([u8; 32], Mine, Duty)> {
         let mut due = Vec::new();
         for (case, mine) in &mut self.cases {
-            if due.len() >= most {
-                break;
-            }
             if mine.busy || mine.not_before > now {
                 continue;
             }
-            if let Some(duty) = mine.duty(&self.me, now) {
+            let Some(duty) = mine.duty(&self.me, now) else { continue };
+            let room = match duty.pace() {
+                Pace::Quick => &mut quick,
+                Pace::Slow => &mut slow,
+                Pace::Long => &mut 1,
+            };
+            if *room > 0 {
+                *room -= 1;
                 mine.busy = true;
                 due.push((*case, mine.clone(), duty));
             }
@@ -217,8 +244,8 @@ mod tests {
     }
 
     fn duty(docket: &mut Docket, now: u64) -> Option<Duty> {
-        let due = docket.due(now, 10);
-        assert!(docket.due(now, 10).is_empty(), "it is being done");
+        let due = docket.due(now, 10, 10);
+        assert!(docket.due(now, 10, 10).is_empty(), "it is being done");
         due.iter().for_each(|(case, ..)| docket.tried(case, 0));
         due.first().map(|(.., duty)| *duty)
     }
@@ -302,6 +329,27 @@ mod tests {
         assert!(docket.is_empty());
     }
 
+    /// Somebody who has many verdicts found wrong does not keep a node from opening what is drawn.
+    #[test]
+    fn what_takes_long_keeps_nothing_waiting() {
+        let mut docket = Docket::new(ME);
+        for number in 0..40 {
+            let case = [number; 32];
+            docket.drawn(case, LeafId { account: ME, epoch: 5, index: number.into() }, 2, false);
+            match number {
+                0..15 => docket.heard(&AuditEvent::DisputeOpened { case, accused: ME, accuser: OTHER }),
+                15..30 => {
+                    let verdict = Some(CaseVerdict::Faulty);
+                    docket.heard(&AuditEvent::Decided { case, verdict, deadline: 100 });
+                }
+                _ => {}
+            }
+        }
+        let due = docket.due(0, 4, 1);
+        let of = |pace| due.iter().filter(|(.., duty)| duty.pace() == pace).count();
+        assert_eq!([of(Pace::Quick), of(Pace::Slow), of(Pace::Long)], [4, 1, 15]);
+    }
+
     #[test]
     fn only_its_own_doubts_count() {
         let mut docket = drawn(false);
@@ -309,6 +357,6 @@ mod tests {
         assert!(!docket.take_doubt());
         docket.heard(&AuditEvent::SelfTestDue { account: ME, strikes: 1 });
         assert!(docket.take_doubt() && !docket.take_doubt());
-        assert!(docket.due(0, 0).is_empty());
+        assert!(docket.due(0, 0, 0).is_empty());
     }
 }

@@ -169,11 +169,15 @@ fn host(url: &Url) -> String {
 #[cfg(test)]
 mod tests {
     use axum::{Router, extract::Path, routing::get};
-    use ledger::beacon::Secret;
+    use ledger::{
+        beacon::Secret,
+        client::{Action, AuditAction},
+    };
     use serde_json::json;
     use tokio::{net::TcpListener, task::JoinSet};
 
     use super::*;
+    use crate::payment::embedded::Embedded;
 
     const ROUND: u64 = 9;
 
@@ -242,6 +246,20 @@ mod tests {
         let other = BeaconParameters { period: 4, ..network() };
         let checked = Drand::new(&urls[..1], other).unwrap().check().await;
         assert!(matches!(checked[..], [Err(DrandError::OtherNetwork(_))]), "{checked:?}");
+    }
+
+    /// The chain of `dolphin chain` and `dolphin up` draws by itself.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_embedded_chain_serves_the_rounds_that_its_contracts_take() {
+        let chain = Embedded::start(None, ([127, 0, 0, 1], 0).into()).await.unwrap();
+        let network = chain.ledger().beacon().await.unwrap();
+        let drand = Drand::new(&[chain.url()], network.clone()).unwrap();
+        assert!(matches!(drand.check().await[..], [Ok(())]));
+        let signature = drand.round(1).await.unwrap();
+        assert!(is_round(&network.key, 1, &signature));
+        let action = AuditAction::SubmitRound { round: 1, signature };
+        chain.ledger().submit(Action::Audit(Box::new(action))).await.unwrap();
+        assert!(drand.round(1 << 40).await.is_err());
     }
 
     #[test]

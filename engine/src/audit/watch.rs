@@ -224,6 +224,8 @@ pub struct Watch {
     saved: Instant,
     /// Bonds and rewards may have come in.
     claimable: bool,
+    /// The chain did not answer the last time.
+    away: bool,
 }
 
 impl Watch {
@@ -254,6 +256,7 @@ impl Watch {
             reports,
             saved: Instant::now(),
             claimable: true,
+            away: false,
             tools,
             config,
         };
@@ -285,6 +288,7 @@ impl Watch {
             let busy_before = self.busy.len();
             let wait = match self.look().await {
                 Ok(behind) => {
+                    self.away = false;
                     let started = self.busy.len() > busy_before;
                     if self.config.once && !behind && !started && self.jobs.is_empty() {
                         break;
@@ -292,7 +296,9 @@ impl Watch {
                     if behind { Duration::ZERO } else { self.config.every }
                 }
                 Err(error) => {
-                    self.trouble(None, format!("the chain: {error}"));
+                    if !std::mem::replace(&mut self.away, true) {
+                        self.trouble(None, format!("the chain: {error}"));
+                    }
                     self.config.every
                 }
             };
@@ -348,7 +354,8 @@ impl Watch {
         Ok(false)
     }
 
-    async fn save(&mut self) {
+    /// Writes down how far the chain was read, so that the next process need not read all of it again.
+    pub async fn save(&mut self) {
         self.saved = Instant::now();
         let (desk, saved) = (self.tools.desk.clone(), self.known.to_saved(self.cursor.block()));
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || desk.save(&saved)).await {

@@ -117,6 +117,7 @@ impl DutyArgs {
             () = watch.run() => {}
             () = interrupted() => {}
         }
+        watch.save().await;
         drop(watch);
         shown.await?;
         Ok(ExitCode::SUCCESS)

@@ -15,7 +15,6 @@ use engine::{
         book::{Book, BookConfig},
         clerk::{Clerk, ClerkConfig, cleared},
         draw::Rate,
-        plan::Digest,
     },
     model::{Model, ModelHash, Quantisation},
 };
@@ -103,12 +102,12 @@ impl AuditsArgs {
     ) -> anyhow::Result<Option<ClerkConfig>> {
         let Some((ledger, directory)) = self.place(ledger).await? else { return Ok(None) };
         let account = ledger.account().context("the account has no key")?;
-        let (digest, hash) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+        let hash = Arc::new(OnceLock::new());
         let book = Book::open(BookConfig {
             directory: directory.clone(),
             limit_bytes: self.audit_bytes.as_u64(),
             account,
-            model: digest.clone(),
+            model: Arc::default(),
             quantisation: audited.quantisation,
             layers: audited.model.config().layers,
             plants: Rate::per_mille(self.plants),
@@ -132,7 +131,7 @@ impl AuditsArgs {
             poll: POLL,
         };
         tracing::info!(account = show_address(&account), book = %directory.display(), "audits are on");
-        let hashing = hashing(audited, digest, hash);
+        let hashing = hashing(audited, hash);
         if config.book.suspect().is_some() {
             hashing.await.context("hashing the model")??;
             self_tested(&config, audited.identity).await?;
@@ -168,7 +167,6 @@ impl AuditsArgs {
 /// Makes the hash known: at once, or once the model is hashed beside serving.
 fn hashing(
     audited: &Audited<'_>,
-    digest: Arc<OnceLock<Digest>>,
     hash: Arc<OnceLock<Arc<ModelHash>>>,
 ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
     let (model, quantisation, known) = (audited.model.clone(), audited.quantisation, audited.known.clone());
@@ -180,9 +178,7 @@ fn hashing(
         let found = found.inspect_err(|error| {
             tracing::warn!(%error, "nothing is committed to: the model cannot be hashed");
         })?;
-        tracing::info!(model = hex::encode(found.hash), "what is computed is committed to");
-        let found = hash.get_or_init(|| Arc::new(found));
-        digest.get_or_init(|| Digest(found.hash));
+        hash.get_or_init(|| Arc::new(found));
         Ok(())
     })
 }

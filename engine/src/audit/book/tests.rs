@@ -282,6 +282,23 @@ fn a_disk_that_fails_costs_what_it_failed_for() {
     assert!(matches!(damaged, Err(BookError::Damaged(EvidenceError::Malformed(_)))), "{damaged:?}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_costs_what_it_had_no_room_for() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = volume::rows_path(folder.path(), 0);
+    std::os::unix::fs::symlink("/dev/full", path).expect("is linked");
+    let book = open(folder.path());
+    session(&book, &plan(1, 3), 150);
+    assert_eq!((book.waiting(), book.bytes()), (0, 0));
+    // The next volume is elsewhere.
+    assert_eq!(sealed(&book).standing, Standing::Over);
+    session(&book, &plan(2, 3), 150);
+    let root = sealed(&book);
+    assert_eq!(root.count, 3);
+    assert!((0..3).all(|index| book.evidence(root.volume, index).is_ok()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

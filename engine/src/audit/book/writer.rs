@@ -76,6 +76,8 @@ pub(super) struct Writer {
     clock: u64,
     failing: bool,
     full: bool,
+    /// Nothing can be written any more.
+    lost: bool,
 }
 
 impl Writer {
@@ -98,6 +100,7 @@ impl Writer {
             clock: 0,
             failing: false,
             full: false,
+            lost: false,
         })
     }
 
@@ -133,6 +136,9 @@ impl Writer {
     }
 
     fn enter(&mut self, entry: Entry) {
+        if self.lost {
+            return;
+        }
         match entry {
             Entry::Rows { model, root, rows } => {
                 if self.config.model.get() == Some(&model)
@@ -366,7 +372,9 @@ impl Writer {
         self.commitments.clear();
         self.sessions.values_mut().for_each(|progress| progress.broken = true);
         if let Err(error) = self.end.back() {
-            tracing::warn!(%error, "the book cannot be written any more");
+            // Where the next byte would be is not known.
+            tracing::error!(%error, "nothing is kept for audits until the next root is posted");
+            self.lost = true;
         }
         let shelf = self.shared.lock();
         let sizes =
@@ -378,12 +386,13 @@ impl Writer {
         self.flush();
         let bytes = self.contents_bytes();
         // What could not be made durable is not there.
-        if (bytes, self.sizes.1) == (0, 0) || !self.end.fresh.leaves.is_empty() {
+        let empty = (bytes, self.sizes.1) == (0, 0) && !self.lost;
+        if empty || !self.end.fresh.leaves.is_empty() {
             return None;
         }
         let (sealed, next) = (self.number, self.number + 1);
         match Appender::open(&self.config.directory, next, &Contents::default()) {
-            Ok(end) => (self.end, self.number, self.sizes) = (end, next, (0, 0)),
+            Ok(end) => (self.end, self.number, self.sizes, self.lost) = (end, next, (0, 0), false),
             Err(error) => {
                 self.failed(&error);
                 return None;

@@ -9,11 +9,11 @@ use ledger::{
 use tokio::task::spawn_blocking;
 
 use super::{
-    AGAIN_S, AT_ONCE, Acting, ClerkConfig, Desk, Done, REFUSED_S, SelfTestError, Standing, self_test,
+    AGAIN_S, Acting, ClerkConfig, Desk, Done, QUICK, REFUSED_S, SLOW, SelfTestError, Standing, self_test,
 };
 use crate::audit::{
     court::{Court, play},
-    docket::{Duty, Mine},
+    docket::{Duty, Mine, Pace},
     evidence::Evidence,
 };
 
@@ -39,9 +39,10 @@ impl Desk {
 
     /// Begins what is due.
     pub(super) async fn act(&mut self, terms: &AuditTerms) {
-        let room = AT_ONCE.saturating_sub(self.running.len());
-        let due = self.docket().due(self.time, room);
+        let (quick, slow) = (QUICK.saturating_sub(self.quick), SLOW.saturating_sub(self.slow));
+        let due = self.docket().due(self.time, quick, slow);
         for (case, mine, duty) in due {
+            self.begun(duty.pace(), true);
             let proof = match duty {
                 Duty::Open => self.tree(mine.volume).await.and_then(|t| t.proof(mine.leaf.index as usize)),
                 _ => None,
@@ -55,7 +56,7 @@ impl Desk {
         }
         let (doubted, claims) = {
             let mut docket = self.docket();
-            (docket.take_doubt(), docket.take_claims())
+            (self.slow < SLOW && docket.take_doubt(), docket.take_claims())
         };
         if doubted {
             self.test_newest();
@@ -77,6 +78,7 @@ impl Desk {
             |index: &u32| self.config.book.leaf(volume.volume, *index).is_some_and(|h| h.salt.is_some());
         let Some(index) = (0..volume.count).rev().find(|index| !planted(index)) else { return };
         let (config, at) = (self.config.clone(), (volume.volume, index));
+        self.begun(Pace::Slow, true);
         tracing::warn!("an audit found another result than this node's: it tests itself");
         let doing = async move {
             let tested = tested(&config, at.0, at.1).await.map(drop);

@@ -175,11 +175,15 @@ impl Scene {
     }
 
     fn book(&self, plants: Rate) -> Arc<Book> {
+        self.book_of(plants, OnceLock::from(Digest(self.hash.hash)))
+    }
+
+    fn book_of(&self, plants: Rate, model: OnceLock<Digest>) -> Arc<Book> {
         let config = BookConfig {
             directory: self.folder.path().join("book"),
             limit_bytes: 1 << 20,
             account: self.me(),
-            model: Arc::new(OnceLock::from(Digest(self.hash.hash))),
+            model: Arc::new(model),
             quantisation: Quantisation::Q8,
             layers: 5,
             plants,
@@ -531,6 +535,23 @@ async fn a_planted_fault_is_shown() {
     let found = scene.holder.audit_case(case).await.expect("an answer").expect("a case");
     assert_eq!(found.verdict, Some(CaseVerdict::Planted));
     assert_eq!(scene.stake().await, pod("10000"));
+    closed(clerk, book).await;
+}
+
+/// Auditors have nothing to compute with, and would say that they got nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_the_chain_does_not_know_is_not_committed_to() {
+    let scene = Scene::new().await;
+    let before = scene.book(NEVER);
+    scene.sign(&before, 1, true);
+    drop(before);
+    let book = scene.book_of(NEVER, OnceLock::new());
+    let (clerk, _events) = scene.start(&book);
+    // What is in the book is posted; by then the chain was asked.
+    let epoch = scene.to_window().await;
+    scene.posted(&clerk, epoch).await;
+    scene.sign(&book, 2, true);
+    assert_eq!((book.model(), book.waiting()), (None, 0));
     closed(clerk, book).await;
 }
 

@@ -255,7 +255,11 @@ async fn what_cannot_be_played_is_said() {
     }
     let dispute = node.ledger.dispute(case).await.expect("an answer").expect("a dispute");
     assert_eq!(dispute.turn, DisputeTurn::Commit);
-    seat.failed = Some((state(&dispute), ATTEMPTS, Instant::now()));
-    assert!(!seat.may_try(&dispute), "it gives up");
-    assert!(seat.may_try(&Dispute { moved: dispute.moved + 1, ..dispute }), "until something has moved");
+    seat.failed = Some((state(&dispute), 99, Instant::now()));
+    assert!(seat.may_try(&dispute));
+    seat.fail(&dispute, "a test");
+    let (_, times, next) = seat.failed.expect("remembered");
+    assert!(times == 100 && next <= Instant::now() + node.poll * 256, "there is a longest pause");
+    assert!(!seat.may_try(&dispute));
+    assert!(seat.may_try(&Dispute { moved: dispute.moved + 1, ..dispute }), "something has moved");
 }

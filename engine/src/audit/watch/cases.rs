@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use ledger::{
-    client::{Case, CaseStage, Error, show_address},
-    eip712::Address,
-};
+use ledger::client::{AuditAction, CaseStage, Error, Pod, show_address};
+use tokio::time::Instant;
 
 use super::{Matter, Outcome, Report, Tools, Watch, verdict_name, work::Task};
 use crate::audit::{
@@ -18,6 +16,8 @@ use crate::audit::{
 
 /// Most cases that are asked for in one look: its own come first.
 const MOST_READS: usize = 64;
+/// When a case is asked for again that the chain does not know.
+const UNKNOWN: Duration = Duration::from_secs(30);
 /// How long evidence for a game is asked for, where it is not on disk.
 const GAME_S: u64 = 3600;
 
@@ -37,10 +37,10 @@ impl Watch {
             }
         }
         if self.claimable && self.is_free(Matter::Claim) {
-            self.claimable = false;
-            if self.tools.ledger.audit_claimable(self.me).await? > ledger::client::Pod::ZERO {
-                self.send(Matter::Claim, ledger::client::AuditAction::ClaimBonds);
+            if self.tools.ledger.audit_claimable(self.me).await? > Pod::ZERO {
+                self.send(Matter::Claim, AuditAction::ClaimBonds);
             }
+            self.claimable = false;
         }
         Ok(())
     }
@@ -101,25 +101,28 @@ impl Watch {
 
     /// Asks the chain how a case stands. One that is over is forgotten.
     async fn refresh(&mut self, id: [u8; 32]) -> Result<(), Error> {
-        let case = self.tools.ledger.audit_case(id).await?;
+        let Some(case) = self.tools.ledger.audit_case(id).await? else {
+            // The chain's node is behind the one that told of it, or the case was undone, which will be told.
+            self.paces.entry(Matter::Case(id)).or_default().again = Some(Instant::now() + UNKNOWN);
+            return Ok(());
+        };
         let Some(tracked) = self.known.cases.get_mut(&id) else { return Ok(()) };
-        let has = |case: &Case, who: &Address| case.answers.iter().any(|answer| answer.auditor == *who);
-        tracked.mine |= case.as_ref().is_some_and(|case| has(case, &self.me));
+        tracked.mine |= case.answers.iter().any(|answer| answer.auditor == self.me);
         tracked.stale = false;
-        let (mine, is_over) =
-            (tracked.mine, case.as_ref().is_none_or(|case| case.stage == CaseStage::Closed));
-        tracked.case = case.clone();
-        if is_over {
-            self.known.cases.remove(&id);
-            self.paces.remove(&Matter::Case(id));
-            self.told.retain(|(told, _)| *told != id);
+        if case.stage != CaseStage::Closed {
+            tracked.case = Some(case);
+            return Ok(());
         }
-        if let (true, true, Some(case)) = (mine, is_over, case) {
+        let mine = tracked.mine;
+        self.known.cases.remove(&id);
+        self.paces.remove(&Matter::Case(id));
+        self.told.retain(|(told, _)| *told != id);
+        if mine {
             self.claimable = true;
             let (account, verdict) = (show_address(&case.leaf.account), verdict_name(case.verdict));
             self.report(Report::Closed { case: Digest(id), account, verdict });
         }
-        if is_over && self.answers.remove(&id).is_some() {
+        if self.answers.remove(&id).is_some() {
             let desk = self.tools.desk.clone();
             let forgotten = tokio::task::spawn_blocking(move || desk.forget(&id)).await;
             forgotten.unwrap_or_else(|error| tracing::warn!(%error, "an answer stays on disk"));

@@ -48,6 +48,7 @@ impl Watch {
         let old = |matter: &Matter| match matter {
             Matter::List(epoch) => *epoch < current,
             Matter::Round(epoch) | Matter::Lots(epoch) => *epoch < first_open,
+            Matter::Leaf(case) => !self.lots.values().flatten().any(|(_, wanted)| wanted == case),
             _ => false,
         };
         self.paces.retain(|matter, _| !old(matter));

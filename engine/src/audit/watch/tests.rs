@@ -411,6 +411,37 @@ async fn two_processes_with_one_account_do_each_other_no_harm() {
     world.auditors_are_whole().await;
 }
 
+/// What was opened, and whom it was given to, is undone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_undone_is_read_anew() {
+    let world = World::new().await;
+    let (one, two) = (directory(), directory());
+    let mut auditors = [world.auditor(4, one.path()).await, world.auditor(5, two.path()).await];
+    let shown = evidence(1);
+    let chunk = right(&shown);
+    let (tree, cases) = world.posted(&mut auditors, &[chunk]).await;
+    turns(&mut auditors, 3).await;
+    let before = world.chain.snapshot().expect("a snapshot");
+    let newest = world.chain.mine().expect("mines");
+    world.open(&tree, cases[0], chunk).await;
+    auditors[0].turn().await;
+    assert_eq!(world.case(cases[0].1).await.stage, CaseStage::Committing);
+    assert!(world.chain.revert(before).expect("a snapshot"));
+    world.pass(7);
+    while world.chain.mine().expect("mines") < newest + 9 {}
+    world.shelf.0.lock().expect("whole").insert(chunk.plan, shown);
+    // Whose transactions are gone sends them again.
+    for _ in 0..200 {
+        turns(&mut auditors, 1).await;
+        if world.case(cases[0].1).await.stage == CaseStage::Closed {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(world.case(cases[0].1).await.verdict, Some(CaseVerdict::Passed));
+    world.auditors_are_whole().await;
+}
+
 /// A leaf that is not opened, and a fault that was planted.
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_is_reported_and_planted_faults_cost_nobody() {
