@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn what_is_recorded_waits_to_be_signed() {
         let signer = Signer::new(transport::Identity::from_secret([1; 32]));
-        let recorder = Recorder::start(Audit { signer, rows: None }, 1, |_| ()).expect("starts");
+        let recorder = Recorder::start(Audit { signer, book: None }, 1, |_| ()).expect("starts");
         let backlog = recorder.backlog();
         assert!(backlog.is_empty());
         let plan = Receipt::read(SEED).expect("a receipt").plan;

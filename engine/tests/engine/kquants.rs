@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    audit::trace::gap::{Part, gap},
     message::SessionId,
     model::{Model, Quantisation, Shard, ShardWeights},
 };
@@ -251,20 +250,6 @@ fn stored_formats_are_kept() {
             let bytes = weights.embedding.unwrap().bytes().len() as u64;
             assert_eq!(model.embedding_bytes(quantisation), bytes);
         }
-    });
-}
-
-/// There are traces of them, but none of the weights that they decode to, nor of a stage of no layers.
-#[test]
-fn mixed_files_have_traces() {
-    each(|model, mixture| {
-        let shown = |quantisation, layers| {
-            let hash = model.hash(quantisation, &|_| ()).unwrap();
-            gap(model, &hash, &Part { quantisation, layers, to: 9 }).unwrap()
-        };
-        assert_eq!(shown(Quantisation::Q8, 0..LAYERS), None, "{mixture:?}");
-        assert_eq!(shown(Quantisation::F32, 1..2).map(|gap| gap.index), Some(2), "{mixture:?}");
-        assert!(shown(Quantisation::Q8, 2..2).is_some(), "{mixture:?}");
     });
 }
 

@@ -10,7 +10,10 @@ mod vectors;
 
 use super::*;
 use crate::{
-    audit::trace::cheat::Cheat,
+    audit::trace::{
+        cheat::Cheat,
+        gap::{self, gap},
+    },
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, encode_rows},
     model::{ModelHash, Shard, tests::golden},
@@ -356,4 +359,17 @@ fn every_format_is_judged() {
         places.extend([0, width / 2, width - 1].map(|word| Place { slot: 2, operation, position: 1, word }));
     }
     vectors::check("formats.json", &case.cells(&mut side, &places));
+}
+
+/// Of weights in super-blocks there is a trace, of the values that they decode to none, nor of no layers.
+#[test]
+fn what_has_no_trace_is_shown() {
+    let mixed = mixed::open();
+    let shown = |quantisation, layers| {
+        let hash = mixed.model.hash(quantisation, &|_| ()).expect("hashes");
+        gap(&mixed.model, &hash, &gap::Part { quantisation, layers, to: 9 }).expect("reads")
+    };
+    assert_eq!(shown(Q8, 0..2), None);
+    assert_eq!(shown(Quantisation::F32, 1..2).map(|gap| gap.index), Some(2));
+    assert!(shown(Q8, 2..2).is_some());
 }

@@ -61,7 +61,7 @@ impl State {
         let mut able: Vec<_> = able.collect();
         // Among equals by chance, so that no few are asked for everything.
         able.sort_by_cached_key(|(id, _)| {
-            (self.planning.rtt(peer, *id).unwrap_or(Duration::MAX), super::random())
+            (self.planning.links.rtt(peer, *id).unwrap_or(Duration::MAX), super::random())
         });
         let mut holders = Vec::new();
         for (id, holder) in able {

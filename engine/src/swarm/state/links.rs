@@ -89,6 +89,11 @@ impl Links {
         self.near.retain(|(from, to), _| *from != peer && *to != peer);
     }
 
+    /// Round trip between two nodes, as either of them says.
+    pub(super) fn rtt(&self, one: NodeId, other: NodeId) -> Option<Duration> {
+        self.near.get(&(one, other)).or_else(|| self.near.get(&(other, one))).map(|near| near.rtt)
+    }
+
     /// Round trips.
     pub(super) fn rtts(&self) -> HashMap<(NodeId, NodeId), Duration> {
         self.near.iter().map(|(ends, near)| (*ends, near.rtt)).collect()

@@ -63,7 +63,7 @@ pub(in crate::swarm) struct Planning {
     moves: HashMap<NodeId, Moving>,
     /// Members whose last move failed.
     barred: HashMap<NodeId, Barred>,
-    links: Links,
+    pub(super) links: Links,
     service: Service,
     lanes: Vec<Lane>,
     live: Option<Arc<LiveCluster>>,
@@ -126,12 +126,6 @@ impl Planning {
         self.moves.remove(&peer);
         self.links.lost(peer);
         self.stale = true;
-    }
-
-    /// Round trip between two nodes, as either of them says.
-    pub(super) fn rtt(&self, one: NodeId, other: NodeId) -> Option<Duration> {
-        let told = self.links.get(&(one, other)).or_else(|| self.links.get(&(other, one)));
-        told.map(|measured| measured.rtt)
     }
 
     /// When the next plan is due.
