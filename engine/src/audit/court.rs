@@ -118,12 +118,7 @@ fn honest<'a>(model: &'a Model, hash: &'a ModelHash, evidence: &Evidence) -> Res
 fn part(evidence: &Evidence) -> Part {
     let planned = evidence.planned();
     let layers = planned.map_or(0..0, |stage| stage.from as usize..stage.to as usize);
-    Part {
-        quantisation: evidence.plan.terms.quantisation,
-        layers,
-        embedding: planned.is_some_and(|stage| stage.embedding),
-        to: evidence.to(),
-    }
+    Part { quantisation: evidence.plan.terms.quantisation, layers, to: evidence.to() }
 }
 
 async fn play_as(

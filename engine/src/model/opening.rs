@@ -11,7 +11,7 @@ use super::{
     hash::{
         Part, VECTOR_SEGMENT, matrix_rows, rotations, segment_leaves, tensor_leaf, unit_leaves, vector_bytes,
     },
-    plan::{Item, Target, Unit},
+    plan::{Item, Unit},
     weights::Loaded,
 };
 
@@ -56,6 +56,14 @@ impl OpenUnit {
         match self.tensors.get((tensor as usize).checked_sub(1)?)? {
             Loaded::Vector(values) => values.get(index as usize).copied(),
             Loaded::Matrix(_) => None,
+        }
+    }
+
+    /// Format of a matrix.
+    pub(crate) fn format(&self, tensor: u32) -> Option<Format> {
+        match self.tensors.get((tensor as usize).checked_sub(1)?)? {
+            Loaded::Matrix(matrix) => Some(matrix.format()),
+            Loaded::Vector(_) => None,
         }
     }
 
@@ -132,16 +140,6 @@ impl Model {
             tensors: self.load_unit(unit, quantisation, &mut |_| ())?,
             leaves: Vec::new(),
         })
-    }
-
-    /// The first matrix of a layer, or of the embedding, in a format of which there are no traces; tensors count
-    /// from 1.
-    pub(crate) fn untraced(&self, layer: Option<usize>, quantisation: Quantisation) -> Option<u32> {
-        let unit = layer.map_or(Unit::Embedding, Unit::Layer);
-        let items = self.layout.items(unit, quantisation, &self.table);
-        let traced = [Target::Matrix(Format::Q8), Target::Matrix(Format::Q4), Target::Vector];
-        let found = items.iter().position(|item| !traced.contains(&item.target))?;
-        Some(found as u32 + 1)
     }
 
     /// The rotations of a position; `None` past the positions that are hashed.

@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    audit::trace::gap::{Part, gap},
     message::SessionId,
     model::{Model, Quantisation, Shard, ShardWeights},
 };
@@ -14,7 +13,6 @@ use kernels::{
     reference::Reference,
     tensor::{Format, WeightMatrix},
 };
-use ledger::eip712::keccak;
 
 use crate::support::Pipeline;
 
@@ -252,27 +250,6 @@ fn stored_formats_are_kept() {
             let bytes = weights.embedding.unwrap().bytes().len() as u64;
             assert_eq!(model.embedding_bytes(quantisation), bytes);
         }
-    });
-}
-
-/// There are no traces of wide groups: the first matrix of theirs shows it.
-#[test]
-fn what_has_no_trace_is_shown() {
-    each(|model, mixture| {
-        let hash = model.hash(Quantisation::Q8, &|_| ()).unwrap();
-        let shown = |layers, embedding| {
-            let part = Part { quantisation: Quantisation::Q8, layers, embedding, to: 9 };
-            gap(model, &hash, &part).unwrap()
-        };
-        let is_traced = |format| matches!(format, Format::Q8 | Format::Q4);
-        let unit = [(0, mixture.embedding), (2, mixture.most)].into_iter().find(|(_, it)| !is_traced(*it));
-        let found = shown(1..2, true);
-        assert_eq!(found.as_ref().map(|gap| gap.index), unit.map(|(index, _)| index), "{mixture:?}");
-        if let (Some(gap), Some((_, format))) = (found, unit) {
-            assert_eq!(gap.opened.format, keccak(format.name().as_bytes()));
-            assert!(!gap.opened.data.is_empty() && gap.tensor > 0);
-        }
-        assert!(shown(2..2, false).is_some(), "a stage of no layers has none either");
     });
 }
 

@@ -121,7 +121,7 @@ interface ITraceJudge {
         returns (Stage memory);
 
     /// @notice Whether there can be no trace of a stage: it has no layers or too many positions, its arithmetic is of
-    /// another version or not quantised, or a matrix of it is in a format without tensors.
+    /// another version or not quantised, or a matrix of it is of floats.
     /// @param plan The plan's bytes.
     /// @param stage Number of the stage.
     /// @param to Number of positions.

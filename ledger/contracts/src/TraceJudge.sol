@@ -23,6 +23,7 @@ contract TraceJudge is ITraceJudge {
     bytes private constant TOKEN_DOMAIN = "dolphin/token/1";
     uint256 private constant OPERATION_OUT = 46;
     uint256 private constant CHUNK = 64;
+    uint256 private constant FORMAT_BF16 = 2;
     uint256 private constant FORMAT_F32 = 3;
 
     /// @notice Who computes words.
@@ -79,7 +80,7 @@ contract TraceJudge is ITraceJudge {
         if (gap.opened.data.length == 0) return false;
         uint32 format = Weights.segment(root, gap.tensor, 0, 0, gap.opened);
         // Norms and biases are vectors of f32, which are one row.
-        return format > 1 && (format != FORMAT_F32 || gap.opened.rows > 1);
+        return format == FORMAT_BF16 || (format == FORMAT_F32 && gap.opened.rows > 1);
     }
 
     /// @inheritdoc ITraceJudge
@@ -175,7 +176,9 @@ contract TraceJudge is ITraceJudge {
         bytes32 root = _model(stage, opening.unit, uint256(stage.first) + place.slot);
         Wiring.Dims memory dims = Wiring.parse(opening.unit.description);
         if (place.word >= Wiring.width(dims, place.operation, place.position)) return (false, 0);
-        Wiring.Wired memory wired = Wiring.wire(dims, place.operation, place.position, place.word);
+        // That a matrix is what it is opened as, `Weights.segment` sees to below.
+        bool wide = Weights.isWide(opening.matrix.format);
+        Wiring.Wired memory wired = Wiring.wire(dims, place.operation, place.position, place.word, wide);
         uint32[] memory inputs = _inputs(stage, place, opening, wired, root);
         Leaf memory leaf = Leaf(wired.kind, inputs, wired.numbers, "");
         if (wired.weighted) {

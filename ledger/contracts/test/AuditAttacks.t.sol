@@ -81,7 +81,7 @@ contract AuditAttacksTest is AuditBase {
     }
 
     function test_grinding_auditorsAfterTheBeacon() public {
-        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
+        (bytes32 id, Auditor[] memory list,) = opened(seal(RIGHT));
         enlist(ANYBODY);
         Auditor[] memory later = set.listAuditors();
         vm.assertEq(later.length, list.length + 1);

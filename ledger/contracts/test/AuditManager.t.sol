@@ -110,7 +110,7 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aCaseThatNobodyAnswersIsUndecided() public {
-        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
+        (bytes32 id, Auditor[] memory list,) = opened(seal(WRONG));
         for (uint256 i = 0; i < AUDITORS; ++i) {
             assigned(id, list);
             runOut(id, 4 hours);

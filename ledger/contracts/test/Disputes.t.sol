@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {vm} from "../script/Vm.sol";
 import {DisputeGame} from "../src/DisputeGame.sol";
+import {Kind} from "../src/IReferee.sol";
 import {Opening, Place, Stage, Unit} from "../src/ITraceJudge.sol";
 import {Wiring} from "../src/lib/Wiring.sol";
 import {DisputeVectors} from "./DisputeVectors.sol";
@@ -47,12 +48,53 @@ contract DisputesTest is DisputeVectors {
 
     function test_wordsOfEveryOperation() public {
         json = vm.readFile("../vectors/cells.json");
+        // All but Zero and Embed: the rows of this stage come from another.
+        vm.assertEq(judged() | 1, (1 << 20) - 1);
+    }
+
+    /// Products in q8, q4, q4_k and q6_k, what they are multiplied with, and an embedding in q6_k.
+    function test_wordsOfEveryFormat() public {
+        json = vm.readFile("../vectors/formats.json");
+        uint256 kinds = 1 << uint256(Kind.GroupScale) | 1 << uint256(Kind.GroupQuants);
+        vm.assertEq(judged(), kinds | 1 << uint256(Kind.Segment) | 1 << uint256(Kind.Embed));
+    }
+
+    /// A product in super-blocks does not follow from groups of 32, and the other way round, whatever a matrix is
+    /// said to be in.
+    function test_aMatrixHasOneFormat() public {
+        json = vm.readFile("../vectors/formats.json");
         Reader reader = new Reader();
+        Stage memory stage = described(reader);
+        bytes[4] memory names = [bytes("q8"), "q4", "q4_k", "q6_k"];
+        uint256 products = 0;
+        for (uint256 i = 0; vm.keyExistsJson(json, cell(i, "word")); ++i) {
+            if (vm.parseJsonUint(json, cell(i, "kind")) != uint256(Kind.Segment)) continue;
+            ++products;
+            uint256[] memory spot = vm.parseJsonUintArray(json, cell(i, "place"));
+            Opening memory opening = reader.prove(vm.parseJsonBytes(json, cell(i, "call")));
+            bytes32 format = opening.matrix.format;
+            for (uint256 other = 0; other < names.length; ++other) {
+                if (keccak256(names[other]) == format) continue;
+                opening.matrix.format = keccak256(names[other]);
+                vm.expectRevert();
+                judge.expected(stage, Place(spot[0], spot[1], spot[2], spot[3]), opening);
+            }
+        }
+        vm.assertEq(products, 21);
+    }
+
+    /// The stage of a file of words.
+    function described(Reader reader) internal view returns (Stage memory stage) {
         (bytes memory plan, Unit memory unit) = reader.commit(vm.parseJsonBytes(json, ".commit"));
-        Stage memory stage = judge.describe(plan, 1, uint32(vm.parseJsonUint(json, ".to")), unit);
+        stage = judge.describe(plan, 1, uint32(vm.parseJsonUint(json, ".to")), unit);
         stage.inRoots = vm.parseJsonBytes32(json, ".inRoots");
         stage.root = vm.parseJsonBytes32(json, ".root");
-        uint256 kinds = 0;
+    }
+
+    /// Has the judge say what all words of a file should be; the kinds that were among them.
+    function judged() internal returns (uint256 kinds) {
+        Reader reader = new Reader();
+        Stage memory stage = described(reader);
         for (uint256 i = 0; vm.keyExistsJson(json, cell(i, "word")); ++i) {
             uint256[] memory spot = vm.parseJsonUintArray(json, cell(i, "place"));
             Opening memory opening = reader.prove(vm.parseJsonBytes(json, cell(i, "call")));
@@ -63,8 +105,6 @@ contract DisputesTest is DisputeVectors {
             vm.assertEq(word, vm.parseJsonUint(json, cell(i, "word")), name);
             kinds |= 1 << vm.parseJsonUint(json, cell(i, "kind"));
         }
-        // All but Zero and Embed: the rows of this stage come from another.
-        vm.assertEq(kinds | 1, (1 << 20) - 1);
     }
 
     function cell(uint256 index, string memory name) internal pure returns (string memory) {
@@ -236,7 +276,9 @@ contract WiringVectorsTest {
             assembly ("memory-safe") {
                 expected := mload(add(line, 84))
             }
-            vm.assertEq(summary(Wiring.wire(d, operation, position, word)), expected, name);
+            vm.assertEq(
+                summary(Wiring.wire(d, operation, position, word, number(line, 8) & 32 != 0)), expected, name
+            );
         }
     }
 }
@@ -278,6 +320,21 @@ contract ChangedProofTest is ChangedMove {
     }
 
     /// Whatever a false accuser opens, the accused does not lose by it.
+    /// forge-config: default.fuzz.runs = 200
+    function testFuzz_noOpeningConvictsTheHonest(uint256 where, uint8 what) public {
+        vm.assertTrue(!change(where, what) || OUTCOME.accusedWon());
+    }
+}
+
+contract ChangedSuperBlockTest is ChangedMove {
+    uint256 internal constant FALSE_ACCUSATION = 12;
+
+    function setUp() public {
+        json = vm.readFile("../vectors/disputes.json");
+        playTo(FALSE_ACCUSATION, moves(FALSE_ACCUSATION) - 1);
+    }
+
+    /// The same where matrices have super-blocks.
     /// forge-config: default.fuzz.runs = 200
     function testFuzz_noOpeningConvictsTheHonest(uint256 where, uint8 what) public {
         vm.assertTrue(!change(where, what) || OUTCOME.accusedWon());

@@ -176,6 +176,13 @@ contract DisputeGasTest is DisputeVectors {
         record("dispute, prove a chain", last, 1_000_000);
         (all,) = whole(8);
         record("dispute over rows as sent, whole", all, 4_000_000);
+        (all, last) = whole(9);
+        record("dispute over a q4_k product, whole", all, 4_000_000);
+        record("dispute, prove a q4_k segment", last, 1_000_000);
+        (, last) = whole(10);
+        record("dispute, prove a q6_k segment", last, 1_000_000);
+        (, last) = whole(11);
+        record("dispute, prove a scale of 256 values", last, 1_000_000);
     }
 
     function test_disputeMoves() public {

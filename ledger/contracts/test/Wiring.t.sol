@@ -40,18 +40,19 @@ contract WiringTest {
     function testFuzz_wordsFollowFromEarlierOnes(uint256 seed, uint16 place, uint256 which) public view {
         Wiring.Dims memory d = drawn(seed);
         uint256 position = place % 400;
+        bool wide = seed >> 100 & 1 == 1;
         for (uint256 operation = 0; operation < Wiring.OPERATIONS; ++operation) {
             uint256 width = Wiring.width(d, operation, position);
             // One past the end, too.
             uint256 word = uint256(keccak256(abi.encode(which, operation))) % (width + 1);
-            Wiring.Wired memory wired = Wiring.wire(d, operation, position, word);
+            Wiring.Wired memory wired = Wiring.wire(d, operation, position, word, wide);
             if (word == width) vm.assertTrue(wired.kind == Kind.Zero);
             uint256 inputs = 0;
             for (uint256 i = 0; i < wired.parts.length; ++i) {
                 assertEarlier(d, wired.parts[i], operation, position, word);
                 inputs += wired.parts[i].count;
             }
-            assertTaken(d, wired, inputs);
+            assertTaken(d, wired, inputs, wide);
         }
     }
 
@@ -70,7 +71,7 @@ contract WiringTest {
             vm.assertTrue(part.from < d.headDim / 2 && part.count == 2);
         } else {
             uint256 end = part.from + part.count;
-            vm.assertTrue(part.count != 0 && part.count <= 64);
+            vm.assertTrue(part.count != 0 && part.count <= 256);
             vm.assertLe(part.position, position);
             vm.assertLe(part.operation, operation);
             vm.assertLe(end, Wiring.width(d, part.operation, part.position));
@@ -78,11 +79,15 @@ contract WiringTest {
         }
     }
 
-    function assertTaken(Wiring.Dims memory d, Wiring.Wired memory wired, uint256 inputs) internal view {
+    function assertTaken(Wiring.Dims memory d, Wiring.Wired memory wired, uint256 inputs, bool wide)
+        internal
+        view
+    {
         Leaf memory leaf = Leaf(wired.kind, new uint32[](inputs), wired.numbers, "");
         if (wired.weighted) {
             vm.assertTrue(wired.tensor != 0 && wired.tensor <= tensors(d));
-            leaf.weight = new bytes(34 * wired.numbers[1]);
+            leaf.weight = new bytes(wide ? 144 : 34 * wired.numbers[1]);
+            leaf.numbers[0] = wide ? 4 : 0;
         }
         referee.recompute(leaf);
     }
@@ -92,8 +97,8 @@ contract WiringTest {
         vm.assertEq(Wiring.width(d, 0, 9), 4096);
         vm.assertEq(Wiring.width(d, 1, 9), 255);
         vm.assertEq(Wiring.width(d, 2, 9), 1);
-        vm.assertEq(Wiring.width(d, 4, 9), 128);
-        vm.assertEq(Wiring.width(d, 5, 9), 1024);
+        vm.assertEq(Wiring.width(d, 4, 9), 128 + 16);
+        vm.assertEq(Wiring.width(d, 5, 9), 2 * 1024);
         vm.assertEq(Wiring.width(d, 6, 9), 4096 * 16);
         vm.assertEq(Wiring.width(d, 10, 9), 32 * 127);
         vm.assertEq(Wiring.width(d, 21, 9), 32 * 10 * 2);
@@ -114,7 +119,7 @@ contract WiringTest {
     function test_aSegmentOfALargeLayer() public pure {
         Wiring.Dims memory d = large();
         d.mlpBias = true;
-        Wiring.Wired memory wired = Wiring.wire(d, 45, 3, 4096 * 48 - 1);
+        Wiring.Wired memory wired = Wiring.wire(d, 45, 3, 4096 * 48 - 1, false);
         vm.assertTrue(wired.kind == Kind.Segment && wired.weighted);
         vm.assertEq(wired.tensor, 13);
         vm.assertEq(wired.row, 4095);
@@ -126,6 +131,25 @@ contract WiringTest {
         vm.assertEq(wired.parts[2].from, 4096 * 48 - 2);
         vm.assertEq(wired.parts[3].operation, 14);
         vm.assertEq(wired.parts[3].from, 4095);
+    }
+
+    /// The same where the matrix has super-blocks: what it is multiplied with stands after the groups of 32.
+    function test_aSuperBlockOfALargeLayer() public pure {
+        Wiring.Wired memory wired = Wiring.wire(large(), 45, 3, 4096 * 48 - 1, true);
+        vm.assertEq(wired.numbers[1], 1);
+        vm.assertEq(wired.parts.length, 3);
+        vm.assertEq(wired.parts[0].from, 12_288 / 4 + 47 * 64);
+        vm.assertEq(wired.parts[0].count, 64);
+        vm.assertEq(wired.parts[1].from, 12_288 / 32 + 47);
+        vm.assertEq(wired.parts[1].count, 1);
+        vm.assertEq(wired.parts[2].from, 4096 * 48 - 2);
+        // The last scale there and the last quants.
+        wired = Wiring.wire(large(), 43, 3, 12_288 / 32 + 47, false);
+        vm.assertEq(wired.parts[0].from, 47 * 256);
+        vm.assertEq(wired.parts[0].count, 256);
+        wired = Wiring.wire(large(), 44, 3, 2 * 12_288 / 4 - 1, false);
+        vm.assertEq(wired.parts[0].from, 12_288 / 32 + 47);
+        vm.assertEq(wired.parts[1].from, 12_288 - 4);
     }
 
     function description(uint64[] memory fields) internal pure returns (bytes memory made) {

@@ -244,7 +244,8 @@ impl<'a> Side<'a> {
         if place.word >= self.trace.width(place.slot, place.operation, place.position) {
             return Ok(opening);
         }
-        let Wiring { parts, segment, .. } = self.trace.wire(place);
+        let unit = self.opened.as_ref().map(|(_, unit)| unit);
+        let Wiring { parts, segment, .. } = self.trace.wire(unit, place);
         for part in parts {
             self.open_part(place, part, &mut opening)?;
         }
@@ -378,12 +379,7 @@ pub(super) fn opened_unit(
 }
 
 /// A segment of a unit's tensor, with what leads from it to the unit's root.
-pub(super) fn opened_segment(
-    unit: &mut OpenUnit,
-    tensor: u32,
-    row: u32,
-    segment: u32,
-) -> Option<chain::Segment> {
+fn opened_segment(unit: &mut OpenUnit, tensor: u32, row: u32, segment: u32) -> Option<chain::Segment> {
     let opened = unit.open(tensor, row, segment)?;
     Some(chain::Segment {
         data: opened.bytes,

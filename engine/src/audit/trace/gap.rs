@@ -5,10 +5,7 @@ use std::ops::Range;
 use kernels::backend::Profile;
 use ledger::dispute::Gap;
 
-use super::{
-    MOST_POSITIONS, TraceError,
-    dispute::{opened_segment, opened_unit},
-};
+use super::{MOST_POSITIONS, TraceError, dispute::opened_unit};
 use crate::model::{Model, ModelHash, Quantisation};
 
 /// A stage of a session, up to a position.
@@ -18,8 +15,6 @@ pub struct Part {
     pub quantisation: Quantisation,
     /// The stage's layers.
     pub layers: Range<usize>,
-    /// Whether tokens come in.
-    pub embedding: bool,
     /// Positions.
     pub to: u32,
 }
@@ -35,20 +30,11 @@ pub fn gap(model: &Model, hash: &ModelHash, part: &Part) -> Result<Option<Gap>, 
     if part.layers.end > model.config().layers {
         return Err(TraceError::Input("for layers of the model"));
     }
-    let is_quantised = part.quantisation.profile() == Profile::Quantised;
-    let embedding = part.embedding.then_some(None);
-    for layer in embedding.into_iter().chain(part.layers.clone().map(Some)) {
-        let tensor = if is_quantised { model.untraced(layer, part.quantisation) } else { Some(0) };
-        let Some(tensor) = tensor else { continue };
-        let mut unit = model.open_unit(layer, part.quantisation)?;
-        let missing = || TraceError::Input("there");
-        let opened = match is_quantised {
-            true => opened_segment(&mut unit, tensor, 0, 0).ok_or_else(missing)?,
-            false => Default::default(),
-        };
-        let index = layer.map_or(0, |layer| layer as u32 + 1);
-        let unit = opened_unit(hash, layer, &mut unit).ok_or_else(missing)?;
-        return Ok(Some(Gap { unit, index, tensor, opened }));
+    if part.quantisation.profile() == Profile::Quantised {
+        return Ok(None);
     }
-    Ok(None)
+    let layer = part.layers.start;
+    let mut unit = model.open_unit(Some(layer), part.quantisation)?;
+    let unit = opened_unit(hash, Some(layer), &mut unit).ok_or(TraceError::Input("there"))?;
+    Ok(Some(Gap { unit, index: layer as u32 + 1, ..Gap::default() }))
 }

@@ -2,7 +2,7 @@
 //! operations that define the arithmetic.
 
 use kernels::{
-    reference::{dot, exp, max, quantise_group, silu},
+    reference::{dot, dot_wide, exp, max, quantise_group, silu},
     round::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16},
     tensor::{Format, GROUP, SEGMENT, WeightMatrix},
 };
@@ -68,8 +68,8 @@ pub fn recompute(leaf: &Leaf) -> Option<u32> {
         (Kind::Add, [a, b]) => a + b,
         (Kind::Rms, [sum]) => 1.0 / (sum / numbers[0] as f32 + f32::from_bits(numbers[1])).sqrt(),
         (Kind::Scale, [x, r, w]) => (x * r) * w,
-        (Kind::GroupScale, values) if (1..=GROUP).contains(&values.len()) => {
-            quantise_group(values, &mut [0; GROUP]).unwrap_or(0.0)
+        (Kind::GroupScale, values) if (1..=SEGMENT).contains(&values.len()) => {
+            quantise_group(values, &mut [0; SEGMENT]).unwrap_or(0.0)
         }
         (Kind::Segment, _) => segment(leaf, &x)?,
         (Kind::Query, &[a, b, c, s]) => rotated(numbers[0], a, b, c, s) * f32::from_bits(numbers[1]),
@@ -110,31 +110,42 @@ fn half(value: f32) -> f32 {
     f32_from_f16(f16_from_f32(value))
 }
 
-fn format(number: u32) -> Option<Format> {
-    match number {
-        0 => Some(Format::Q8),
-        1 => Some(Format::Q4),
-        _ => None,
-    }
+/// The number of a format that matrices of a trace have.
+pub fn number(format: Format) -> Option<u32> {
+    let number = Format::ALL.iter().position(|other| *other == format)?;
+    (!format.is_float()).then_some(number as u32)
 }
 
-/// Groups of weights; `None` if the bytes are no such.
-fn groups(number: u32, groups: usize, bytes: &[u8]) -> Option<WeightMatrix> {
-    WeightMatrix::from_bytes(format(number)?, 1, groups * GROUP, bytes.to_vec()).ok()
+fn format(number: u32) -> Option<Format> {
+    Format::ALL.get(number as usize).copied().filter(|format| !format.is_float())
+}
+
+/// Values that share a scale in activations.
+fn group(format: Format) -> usize {
+    if format.is_wide() { SEGMENT } else { GROUP }
+}
+
+/// Groups, or super-blocks, of weights; `None` if the bytes are no such.
+fn groups(format: Format, count: usize, bytes: &[u8]) -> Option<WeightMatrix> {
+    WeightMatrix::from_bytes(format, 1, count * group(format), bytes.to_vec()).ok()
 }
 
 fn segment(leaf: &Leaf, x: &[f32]) -> Option<f32> {
-    let [format, count, before, bias] = leaf.numbers;
-    let count = count as usize;
+    let [number, count, before, bias] = leaf.numbers;
+    let (format, count) = (format(number)?, count as usize);
+    let words = group(format) / 4;
     let extra = usize::from(before != 0) + usize::from(bias != 0);
-    if !(1..=SEGMENT / GROUP).contains(&count) || x.len() != 9 * count + extra {
+    if !(1..=SEGMENT / group(format)).contains(&count) || x.len() != (words + 1) * count + extra {
         return None;
     }
-    let quants: Vec<i8> =
-        leaf.inputs[..8 * count].iter().flat_map(|word| word.to_le_bytes()).map(|byte| byte as i8).collect();
+    let (quants, scales) = (&leaf.inputs[..words * count], &x[words * count..(words + 1) * count]);
+    let quants: Vec<i8> = quants.iter().flat_map(|word| word.to_le_bytes()).map(|byte| byte as i8).collect();
     let weights = groups(format, count, &leaf.weight)?;
-    let mut y = dot(&weights, 0, &quants, &x[8 * count..9 * count]);
-    let mut rest = x[9 * count..].iter();
+    let mut y = match format.is_wide() {
+        true => dot_wide(&weights, 0, &quants, scales),
+        false => dot(&weights, 0, &quants, scales),
+    };
+    let mut rest = x[(words + 1) * count..].iter();
     if before != 0 {
         y += rest.next()?;
     }
@@ -168,10 +179,11 @@ fn tree(offset: u32, values: &[f32]) -> Option<f32> {
 }
 
 fn embedded(leaf: &Leaf) -> Option<f32> {
-    let [format_number, index, scaled, scale] = leaf.numbers;
-    let count = leaf.weight.len() / format(format_number)?.row_bytes(GROUP);
-    let mut values = vec![0.0; count * GROUP];
-    groups(format_number, count, &leaf.weight)?.decode_row(0, &mut values);
+    let [number, index, scaled, scale] = leaf.numbers;
+    let format = format(number)?;
+    let count = leaf.weight.len() / format.row_bytes(group(format));
+    let mut values = vec![0.0; count * group(format)];
+    groups(format, count, &leaf.weight)?.decode_row(0, &mut values);
     let mut value = *values.get(index as usize)?;
     if scaled != 0 {
         value *= f32::from_bits(scale);
@@ -225,12 +237,11 @@ mod tests {
             let numbers = list("numbers").try_into().expect("four numbers");
             let hex = case["weight"].as_str().expect("bytes").trim_start_matches("0x");
             let leaf = Leaf { kind, inputs: list("inputs"), numbers, weight: hex::decode(hex).expect("hex") };
-            let wide = kind == Kind::GroupScale && leaf.inputs.len() > GROUP;
             match recompute(&leaf) {
                 Some(word) => assert_eq!(word, number(&case["word"]), "{leaf:?}"),
                 // Formats without a trace, and bytes that no matrix has.
                 None => {
-                    assert!(wide || !leaf.weight.is_empty(), "{leaf:?}");
+                    assert!(!leaf.weight.is_empty(), "{leaf:?}");
                     continue;
                 }
             }

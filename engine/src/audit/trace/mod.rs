@@ -24,9 +24,9 @@ use kernels::{backend::Profile, rope::RopeTable, tensor::Format};
 use thiserror::Error;
 
 use crate::model::{Model, ModelError, OpenUnit, Quantisation};
-use kind::{Kind, Leaf, recompute};
+use kind::{Kind, Leaf, number, recompute};
 use tree::{Depths, Hash, Node, OPERATION_BITS, PIECE_WORDS, Place, bits, pieces, raise, top};
-use wiring::{Dims, NAMES, OPERATIONS, Part, Wiring, op};
+use wiring::{Dims, OPERATIONS, Part, Wiring, op};
 
 /// Most positions of a trace: those whose rotations are in a model's hash.
 pub const MOST_POSITIONS: u32 = 1 << 17;
@@ -37,7 +37,7 @@ pub enum TraceError {
     /// The model's files are at fault.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Traces are of `q8` and `q4` weights alone.
+    /// Traces are of quantised weights alone.
     #[error("no trace of {0}")]
     Unsupported(&'static str),
     /// The input does not have the model's shape.
@@ -192,10 +192,10 @@ impl<'a> Trace<'a> {
             let operations = held.rows.len();
             let (mut outs, mut roots) = (Vec::new(), vec![Vec::new(); operations]);
             for position in 0..self.entered.positions() {
-                for operation in 0..operations {
+                for (operation, roots) in roots.iter_mut().enumerate() {
                     self.compute(&mut held, operation as u32, position)?;
                     let row = &held.rows[operation][position as usize];
-                    roots[operation].push(top(self.row_nodes(row, 0), self.depths.pieces));
+                    roots.push(top(self.row_nodes(row, 0), self.depths.pieces));
                 }
                 outs.push(held.rows[operations - 1][position as usize].clone());
                 held.drop_rows(position);
@@ -340,7 +340,7 @@ impl<'a> Trace<'a> {
     pub fn difference(&self, place: Place) -> Difference {
         let layer = place.slot.checked_sub(1).map(|layer| self.layers.start + layer as usize);
         let operation = match layer {
-            Some(_) => NAMES.get(place.operation as usize).copied().unwrap_or("nothing"),
+            Some(_) => op::NAMES.get(place.operation as usize).copied().unwrap_or("nothing"),
             None => "in",
         };
         Difference { layer, operation, place }
@@ -421,9 +421,15 @@ impl<'a> Trace<'a> {
         }
     }
 
-    fn wire(&self, place: &Place) -> Wiring {
+    /// What a word follows from; `unit` is the layer that it is in.
+    fn wire(&self, unit: Option<&OpenUnit>, place: &Place) -> Wiring {
         match (place.slot.checked_sub(1), &self.entered) {
-            (Some(layer), _) => self.dims[layer as usize].wire(place.operation, place.position, place.word),
+            (Some(layer), _) => {
+                let dims = &self.dims[layer as usize];
+                let format = unit.zip(dims.matrix(place.operation)).and_then(|(unit, at)| unit.format(at));
+                let wide = format.is_some_and(Format::is_wide);
+                dims.wire(place.operation, place.position, place.word, wide)
+            }
             (None, Entered::Tokens(tokens)) => {
                 let token = tokens.get(place.position as usize).copied().unwrap_or(0);
                 wiring::embedded(token, place.word, self.model.config().embedding_scale)
@@ -435,7 +441,7 @@ impl<'a> Trace<'a> {
     /// What a word follows from, its inputs taken from `rows` of its slot.
     fn leaf(&self, rows: &Rows, unit: &OpenUnit, place: &Place) -> Result<Leaf, TraceError> {
         let misses = || TraceError::Unsupported("such weights");
-        let Wiring { kind, mut numbers, parts, segment } = self.wire(place);
+        let Wiring { kind, mut numbers, parts, segment } = self.wire(Some(unit), place);
         let mut inputs = Vec::with_capacity(parts.len());
         for part in parts {
             match part {
@@ -493,14 +499,6 @@ fn element(row: &[u8], index: u32) -> u32 {
 /// A row of the last slot, as it travels.
 pub fn travelling(row: &[u32]) -> Vec<u8> {
     row.iter().flat_map(|word| ((word >> 16) as u16).to_le_bytes()).collect()
-}
-
-fn number(format: Format) -> Option<u32> {
-    match format {
-        Format::Q8 => Some(0),
-        Format::Q4 => Some(1),
-        _ => None,
-    }
 }
 
 fn dims(model: &Model, layer: usize) -> Dims {

@@ -5,11 +5,15 @@ use std::sync::LazyLock;
 use kernels::{backend::Profile, reference::Reference};
 
 mod court;
+mod mixed;
 mod vectors;
 
 use super::*;
 use crate::{
-    audit::trace::cheat::Cheat,
+    audit::trace::{
+        cheat::Cheat,
+        gap::{Part, gap},
+    },
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, encode_rows},
     model::{ModelHash, Shard, tests::golden},
@@ -89,6 +93,23 @@ fn the_last_tensor_is_what_a_stage_sends() {
     }
 }
 
+/// The same of a model whose formats are mixed within layers.
+#[test]
+fn so_it_is_where_formats_are_mixed() {
+    let mixed = mixed::open();
+    let model = &mixed.model;
+    let mut entered = Entered::Tokens(tokens(5, model.config().vocabulary));
+    for layers in [0..1, 1..2] {
+        let rows = sent(model, Q8, layers.clone(), &entered);
+        let mut trace = Trace::new(model, Q8, layers.clone(), entered.clone()).expect("a trace");
+        for (position, row) in rows.iter().enumerate() {
+            let out = trace.row(1, op::OUT, position as u32).expect("a row");
+            assert_eq!(&travelling(out), row, "layers {layers:?} position {position}");
+        }
+        entered = Entered::Rows(rows);
+    }
+}
+
 #[test]
 fn nothing_differs_from_itself_and_a_flipped_bit_is_named() {
     let model = open("qwen3");
@@ -128,6 +149,7 @@ proptest::proptest! {
         window in proptest::option::of(1_u32..150),
         position in 0_u32..300,
         at in proptest::prelude::any::<[proptest::sample::Index; 2]>(),
+        wide in proptest::prelude::any::<bool>(),
     ) {
         let (hidden, intermediate, kv_heads, share, pairs) = widths;
         let [qkv_bias, output_bias, mlp_bias, qk_norm] = flags;
@@ -138,13 +160,13 @@ proptest::proptest! {
         };
         let operation = at[0].index(OPERATIONS as usize) as u32;
         let width = dims.width(operation, position);
-        proptest::prop_assert_eq!(dims.wire(operation, position, width).kind, Kind::Zero);
+        proptest::prop_assert_eq!(dims.wire(operation, position, width, wide).kind, Kind::Zero);
         proptest::prop_assume!(width > 0);
         let word = at[1].index(width as usize) as u32;
-        for part in dims.wire(operation, position, word).parts {
+        for part in dims.wire(operation, position, word, wide).parts {
             match part {
                 Part::Words { operation: from, position: row, from: first, count } => {
-                    proptest::prop_assert!((1..=64).contains(&count) && row <= position);
+                    proptest::prop_assert!((1..=256).contains(&count) && row <= position);
                     proptest::prop_assert!(first + count <= dims.width(from, row));
                     let last = (from, row, first + count - 1);
                     proptest::prop_assert!(last < (operation, position, word));
@@ -160,13 +182,19 @@ proptest::proptest! {
 /// A model, its hash, and what enters its layers from `from` on.
 fn world(name: &str, positions: u32, from: usize) -> (&'static Model, &'static ModelHash, Entered) {
     let model: &'static Model = Box::leak(Box::new(open(name)));
-    let hash = Box::leak(Box::new(model.hash(Q8, &|_| ()).expect("hashes")));
+    let (hash, entered) = world_of(model, positions, from);
+    (model, Box::leak(Box::new(hash)), entered)
+}
+
+/// A model's hash, and what enters its layers from `from` on.
+fn world_of(model: &Model, positions: u32, from: usize) -> (ModelHash, Entered) {
+    let hash = model.hash(Q8, &|_| ()).expect("hashes");
     let first = Entered::Tokens(tokens(positions, model.config().vocabulary));
     let entered = match from {
         0 => first,
         from => Entered::Rows(sent(model, Q8, 0..from, &first)),
     };
-    (model, hash, entered)
+    (hash, entered)
 }
 
 /// A liar loses at the word where its trace first goes wrong, whatever it did: and a false accuser loses, too.
@@ -211,7 +239,31 @@ fn both_liars_lose() {
     assert!(!rows.accused_won);
     assert_eq!(rows.place, at(2, op::OUT, 1, 38));
     vectors.push(case.vector("rows that were not computed", &rows));
+
+    vectors.extend(disputes_over_super_blocks());
     vectors::check("disputes.json", &serde_json::Value::Array(vectors));
+}
+
+/// Of a layer whose matrices have all formats.
+fn disputes_over_super_blocks() -> Vec<serde_json::Value> {
+    let mixed = mixed::open();
+    let (hash, entered) = world_of(&mixed.model, 2, 1);
+    let case = Case { model: &mixed.model, hash: &hash, layers: 1..2, entered };
+    let at = |operation, word| Place { slot: 1, operation, position: 1, word };
+    let places = [
+        ("a flipped word of a q4_k product", at(op::GATE, 300)),
+        ("a flipped word of a q6_k product", at(op::DOWN, 301)),
+        ("a flipped scale of 256 values", at(op::GATED_SCALES, 17)),
+        ("a false accusation over a q6_k product", at(op::V, 77)),
+    ];
+    let played = places.into_iter().map(|(name, place)| {
+        let is_false = name.starts_with("a false");
+        let (accused, accuser) = if is_false { (None, Some(flip(place))) } else { (Some(flip(place)), None) };
+        let played = case.play(&mut case.side(accused), &mut case.side(accuser));
+        assert_eq!((played.accused_won, played.place), (is_false, place), "{name}");
+        case.vector(name, &played)
+    });
+    played.collect()
 }
 
 proptest::proptest! {
@@ -275,7 +327,11 @@ fn every_operation_is_judged() {
     for place in &places {
         case.cell(&mut side, *place);
     }
-    // One of each operation for the contracts, the last, which follows from most.
+    vectors::check("cells.json", &case.cells(&mut side, &last_of_each(places)));
+}
+
+/// Words of each operation, the last, which follows from most.
+fn last_of_each(places: Vec<Place>) -> Vec<Place> {
     let mut last: Vec<Place> = Vec::new();
     for place in places {
         match last.last_mut() {
@@ -285,5 +341,35 @@ fn every_operation_is_judged() {
             _ => last.push(place),
         }
     }
-    vectors::check("cells.json", &case.cells(&mut side, &last));
+    last
+}
+
+/// Words of both groupings of activations, of products in every format, and of an embedding in super-blocks.
+#[test]
+fn every_format_is_judged() {
+    let mixed = mixed::open();
+    let (hash, entered) = world_of(&mixed.model, 2, 0);
+    let case = Case { model: &mixed.model, hash: &hash, layers: 0..2, entered };
+    let mut side = case.side(None);
+    let mut places = vec![Place { slot: 0, operation: 0, position: 1, word: 5 }];
+    let quantised = [op::INPUT_SCALES, op::ATTENDED_SCALES, op::MLP_SCALES, op::GATED_SCALES];
+    let products = [op::Q, op::K, op::V, op::O, op::GATE, op::UP, op::DOWN];
+    for operation in quantised.into_iter().flat_map(|scales| [scales, scales + 1]).chain(products) {
+        let width = side.trace().row(2, operation, 1).expect("a row").len() as u32;
+        places.extend([0, width / 2, width - 1].map(|word| Place { slot: 2, operation, position: 1, word }));
+    }
+    vectors::check("formats.json", &case.cells(&mut side, &places));
+}
+
+/// Of weights in super-blocks there is a trace, of the values that they decode to none, nor of no layers.
+#[test]
+fn what_has_no_trace_is_shown() {
+    let mixed = mixed::open();
+    let shown = |quantisation, layers| {
+        let hash = mixed.model.hash(quantisation, &|_| ()).expect("hashes");
+        gap(&mixed.model, &hash, &Part { quantisation, layers, to: 9 }).expect("reads")
+    };
+    assert_eq!(shown(Q8, 0..2), None);
+    assert_eq!(shown(Quantisation::F32, 1..2).map(|gap| gap.index), Some(2));
+    assert!(shown(Q8, 2..2).is_some());
 }

@@ -5,100 +5,14 @@ use kernels::tensor::{GROUP, SEGMENT};
 
 use super::kind::{CHAIN, Kind};
 
+pub mod op;
+
 /// Operations of a layer.
 pub const OPERATIONS: u32 = 47;
 /// Positions of a block of attention.
 pub(super) const BLOCK: u32 = 64;
 /// Lanes of a sum of squares.
 const LANES: u32 = 256;
-
-/// Operations by their numbers.
-pub mod op {
-    #![expect(missing_docs, reason = "the table in docs/disputes.md says what each is")]
-    pub const NORMED: u32 = 3;
-    pub const INPUT_SCALES: u32 = 4;
-    pub const Q: u32 = 6;
-    pub const K: u32 = 7;
-    pub const V: u32 = 8;
-    pub const Q_SQUARES: u32 = 9;
-    pub const K_SQUARES: u32 = 13;
-    pub const QUERY: u32 = 17;
-    pub const KEY: u32 = 18;
-    pub const VALUE: u32 = 19;
-    pub const COLUMNS: u32 = 20;
-    pub const SCORES: u32 = 21;
-    pub const MAXIMA: u32 = 22;
-    pub const WEIGHTS: u32 = 23;
-    pub const SUMS: u32 = 24;
-    pub const OUTPUTS: u32 = 25;
-    pub const PEAKS: u32 = 26;
-    pub const TOTALS: u32 = 27;
-    pub const FOLDED: u32 = 28;
-    pub const ATTENDED: u32 = 29;
-    pub const ATTENDED_SCALES: u32 = 30;
-    pub const O: u32 = 32;
-    pub const RESIDUAL: u32 = 33;
-    pub const MLP_SQUARES: u32 = 34;
-    pub const MLP_NORMED: u32 = 37;
-    pub const MLP_SCALES: u32 = 38;
-    pub const GATE: u32 = 40;
-    pub const UP: u32 = 41;
-    pub const GATED: u32 = 42;
-    pub const GATED_SCALES: u32 = 43;
-    pub const DOWN: u32 = 45;
-    pub const OUT: u32 = 46;
-}
-
-/// Names of the operations of a layer, for people.
-pub const NAMES: [&str; OPERATIONS as usize] = [
-    "attention norm: squares",
-    "attention norm: tree",
-    "attention norm: rms",
-    "attention norm",
-    "scales",
-    "quants",
-    "q",
-    "k",
-    "v",
-    "query norm: squares",
-    "query norm: tree",
-    "query norm: rms",
-    "query norm",
-    "key norm: squares",
-    "key norm: tree",
-    "key norm: rms",
-    "key norm",
-    "query",
-    "key",
-    "value",
-    "columns",
-    "scores",
-    "maxima",
-    "weights",
-    "sums",
-    "outputs",
-    "peaks",
-    "totals",
-    "folded",
-    "attended",
-    "attended: scales",
-    "attended: quants",
-    "o",
-    "residual",
-    "mlp norm: squares",
-    "mlp norm: tree",
-    "mlp norm: rms",
-    "mlp norm",
-    "mlp: scales",
-    "mlp: quants",
-    "gate",
-    "up",
-    "gated",
-    "gated: scales",
-    "gated: quants",
-    "down",
-    "out",
-];
 
 /// What enters the arithmetic of a layer, beside its weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,6 +111,10 @@ fn segments(width: u32) -> u32 {
     width.div_ceil(SEGMENT as u32)
 }
 
+fn groups(width: u32) -> u32 {
+    width.div_ceil(GROUP as u32)
+}
+
 /// Lanes of the first level of a tree over `n` values.
 fn tree_lanes(n: u32) -> u32 {
     n.next_power_of_two().min(LANES)
@@ -264,7 +182,10 @@ impl Dims {
             1 => groups * (tree_lanes(n) - 1),
             _ => groups,
         };
-        let quantised = |part: u32, n: u32| n.div_ceil(GROUP as u32) * if part == 0 { 1 } else { 8 };
+        let quantised = |part: u32, n: u32| match part {
+            0 => groups(n) + segments(n),
+            _ => 8 * groups(n) + 64 * segments(n),
+        };
         match operation {
             0..=3 => norm(operation, 1, hidden),
             4..=5 => quantised(operation - op::INPUT_SCALES, hidden),
@@ -293,8 +214,13 @@ impl Dims {
         }
     }
 
-    /// What a word of a layer follows from.
-    pub fn wire(&self, operation: u32, position: u32, word: u32) -> Wiring {
+    /// The matrix of a product, as a tensor of the unit.
+    pub fn matrix(&self, operation: u32) -> Option<u32> {
+        self.product(operation).map(|product| self.tensor(product.weight))
+    }
+
+    /// What a word of a layer follows from; `wide` says whether a product's matrix has super-blocks.
+    pub fn wire(&self, operation: u32, position: u32, word: u32, wide: bool) -> Wiring {
         if word >= self.width(operation, position) {
             return Wiring::new(Kind::Zero, Vec::new());
         }
@@ -316,7 +242,7 @@ impl Dims {
             op::GATED => Wiring::new(Kind::Gate, vec![at.value(op::GATE, word), at.value(op::UP, word)]),
             43..=44 => at.quantised(op::GATED_SCALES, op::GATED, self.intermediate),
             op::OUT => Wiring::new(Kind::Out, vec![at.value(op::RESIDUAL, word), at.value(op::DOWN, word)]),
-            _ => at.product(),
+            _ => at.product(wide),
         }
     }
 }
@@ -397,31 +323,43 @@ impl At<'_> {
         }
     }
 
+    /// A word of a row that is quantised twice: by groups of 32, then by segments.
     fn quantised(&self, scales: u32, source: u32, n: u32) -> Wiring {
-        let word = self.word;
+        let (mut word, narrow) = (self.word, groups(n));
         if self.operation == scales {
-            let from = word * GROUP as u32;
-            let part = self.words(source, from, (GROUP as u32).min(n - from));
-            return Wiring::new(Kind::GroupScale, vec![part]);
+            let (from, size) = match word.checked_sub(narrow) {
+                None => (word * GROUP as u32, GROUP as u32),
+                Some(word) => (word * SEGMENT as u32, SEGMENT as u32),
+            };
+            return Wiring::new(Kind::GroupScale, vec![self.words(source, from, size.min(n - from))]);
         }
-        let mut parts = vec![self.word(scales, word / 8)];
+        let mut scale = word / 8;
+        if scale >= narrow {
+            word -= 8 * narrow;
+            scale = narrow + word / 64;
+        }
+        let mut parts = vec![self.word(scales, scale)];
         if 4 * word < n {
             parts.push(self.words(source, 4 * word, 4.min(n - 4 * word)));
         }
         Wiring::new(Kind::GroupQuants, parts)
     }
 
-    fn product(&self) -> Wiring {
+    fn product(&self, wide: bool) -> Wiring {
         let Some(product) = self.dims.product(self.operation) else {
             return Wiring::new(Kind::Zero, Vec::new());
         };
         let in_row = segments(product.inputs);
         let (row, segment) = (self.word / in_row, self.word % in_row);
-        let groups = product.inputs.div_ceil(GROUP as u32) - 8 * segment;
-        let groups = groups.min((SEGMENT / GROUP) as u32);
+        let narrow = groups(product.inputs);
+        let count = (narrow - 8 * segment).min((SEGMENT / GROUP) as u32);
+        let (count, quants, scales) = match wide {
+            false => (count, (64 * segment, 8 * count), (8 * segment, count)),
+            true => (1, (8 * narrow + 64 * segment, 64), (narrow + segment, 1)),
+        };
         let mut parts = vec![
-            self.words(product.scales + 1, 64 * segment, 8 * groups),
-            self.words(product.scales, 8 * segment, groups),
+            self.words(product.scales + 1, quants.0, quants.1),
+            self.words(product.scales, scales.0, scales.1),
         ];
         let bias = product.bias && segment + 1 == in_row;
         if segment > 0 {
@@ -431,7 +369,7 @@ impl At<'_> {
         if bias {
             parts.push(Part::Vector(tensor + 1, row));
         }
-        let numbers = [0, groups, u32::from(segment > 0), u32::from(bias)];
+        let numbers = [0, count, u32::from(segment > 0), u32::from(bias)];
         let segment = Some(Segment { tensor, row, segment });
         Wiring { segment, ..Wiring::with(Kind::Segment, numbers, parts) }
     }

@@ -373,4 +373,4 @@ impl Cursor<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -35,7 +35,7 @@ impl Writer {
         self.metadata.extend(value);
     }
 
-    fn value(&mut self, key: &str, value: &Value) {
+    pub(crate) fn value(&mut self, key: &str, value: &Value) {
         let list =
             |kind: u32, length: usize| [&kind.to_le_bytes()[..], &(length as u64).to_le_bytes()].concat();
         match value {
@@ -58,14 +58,14 @@ impl Writer {
         }
     }
 
-    fn tensor(&mut self, name: &str, shape: &[usize], kind: u32, bytes: &[u8]) {
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize], kind: u32, bytes: &[u8]) {
         self.data.resize(self.data.len().next_multiple_of(32), 0);
         let dimensions = shape.iter().rev().map(|&n| n as u64).collect();
         self.tensors.push((name.to_owned(), dimensions, kind, self.data.len() as u64));
         self.data.extend(bytes);
     }
 
-    fn finish(&self) -> Vec<u8> {
+    pub(crate) fn finish(&self) -> Vec<u8> {
         let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
         file.extend((self.tensors.len() as u64).to_le_bytes());
         file.extend(self.pairs.to_le_bytes());

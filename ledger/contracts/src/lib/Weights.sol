@@ -169,6 +169,12 @@ library Weights {
         revert BadWeights();
     }
 
+    /// @notice Whether a format has super-blocks.
+    /// @param name Hash of its name.
+    function isWide(bytes32 name) internal pure returns (bool) {
+        return name == Q4K || name == Q6K;
+    }
+
     function _little32(bytes calldata data, uint256 from) private pure returns (uint32) {
         if (data.length < from + F32_BYTES) revert BadWeights();
         uint32 big = uint32(bytes4(data[from:from + F32_BYTES]));

@@ -6,7 +6,7 @@ import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Kind} from "../IReferee.sol";
 
 /// @title Which words a word of a trace follows from
-/// @notice The tables of docs/disputes.md, for models whose weights are in groups of 32.
+/// @notice The tables of docs/disputes.md.
 library Wiring {
     /// @notice What enters the arithmetic of a layer, beside its weights.
     /// @param hidden Width of the residual stream.
@@ -122,8 +122,9 @@ library Wiring {
     /// Values that share a scale, and the words that they take.
     uint256 private constant GROUP = 32;
     uint256 private constant GROUP_WORDS = 8;
-    /// Values of a segment.
+    /// Values of a segment, which share another scale, and the words that they take.
     uint256 private constant SEGMENT = 256;
+    uint256 private constant SEGMENT_WORDS = 64;
     /// Steps of a chain.
     uint256 private constant CHAIN = 64;
 
@@ -248,14 +249,15 @@ library Wiring {
     /// @param operation Its operation.
     /// @param position The word's position.
     /// @param word Its number in its row.
-    function wire(Dims memory d, uint256 operation, uint256 position, uint256 word)
+    /// @param wide Of a product: whether its matrix has super-blocks.
+    function wire(Dims memory d, uint256 operation, uint256 position, uint256 word, bool wide)
         internal
         pure
         returns (Wired memory)
     {
         At memory a = At(d, operation, position, word);
         if (word >= width(d, operation, position)) return _wired(Kind.Zero, _none());
-        if (_product(d, operation).exists) return _segment(a);
+        if (_product(d, operation).exists) return _segment(a, wide);
         if (operation <= NORMED) return _norm(a, 0, d.hidden, 0);
         if (operation < Q) return _quantised(a, INPUT_SCALES, NORMED, d.hidden);
         if (operation < K_SQUARES) return _norm(a, Q_SQUARES, d.headDim, 4);
@@ -291,7 +293,8 @@ library Wiring {
     }
 
     function _quantisedWidth(uint256 part, uint256 n) private pure returns (uint256) {
-        return Math.ceilDiv(n, GROUP) * (part == 0 ? 1 : GROUP_WORDS);
+        (uint256 narrow, uint256 wide) = (Math.ceilDiv(n, GROUP), _segments(n));
+        return part == 0 ? narrow + wide : narrow * GROUP_WORDS + wide * SEGMENT_WORDS;
     }
 
     function _attentionWidth(Dims memory d, uint256 operation, uint256 position)
@@ -405,25 +408,31 @@ library Wiring {
         return lane + (n - 1 - lane) / LANES * LANES;
     }
 
-    /// A word of a quantised row of `n` values.
+    /// A word of a row of `n` values that is quantised twice: by groups of 32, then by segments.
     function _quantised(At memory a, uint256 scales, uint256 source, uint256 n)
         private
         pure
         returns (Wired memory)
     {
-        uint256 word = a.word;
+        (uint256 word, uint256 narrow) = (a.word, Math.ceilDiv(n, GROUP));
         if (a.operation == scales) {
-            uint256 from = word * GROUP;
-            return _wired(Kind.GroupScale, _one(_words(a, source, from, Math.min(GROUP, n - from))));
+            uint256 size = word < narrow ? GROUP : SEGMENT;
+            uint256 from = word < narrow ? word * GROUP : (word - narrow) * SEGMENT;
+            return _wired(Kind.GroupScale, _one(_words(a, source, from, Math.min(size, n - from))));
         }
-        Part memory scale = _word(a, scales, word / GROUP_WORDS);
-        if (4 * word >= n) return _wired(Kind.GroupQuants, _one(scale));
+        uint256 scale = word / GROUP_WORDS;
+        if (scale >= narrow) {
+            word -= narrow * GROUP_WORDS;
+            scale = narrow + word / SEGMENT_WORDS;
+        }
+        Part memory first = _word(a, scales, scale);
+        if (4 * word >= n) return _wired(Kind.GroupQuants, _one(first));
         Part memory values = _words(a, source, 4 * word, Math.min(4, n - 4 * word));
-        return _wired(Kind.GroupQuants, _two(scale, values));
+        return _wired(Kind.GroupQuants, _two(first, values));
     }
 
     /// A word of a product.
-    function _segment(At memory a) private pure returns (Wired memory w) {
+    function _segment(At memory a, bool wide) private pure returns (Wired memory w) {
         Product memory product = _product(a.dims, a.operation);
         uint256 inRow = _segments(product.inputs);
         w.kind = Kind.Segment;
@@ -431,14 +440,15 @@ library Wiring {
         w.tensor = _tensor(a.dims, product.weight);
         w.row = a.word / inRow;
         w.segment = a.word % inRow;
-        uint256 groups = Math.ceilDiv(product.inputs, GROUP) - GROUP_WORDS * w.segment;
-        groups = Math.min(groups, SEGMENT / GROUP);
+        uint256 narrow = Math.ceilDiv(product.inputs, GROUP);
+        uint256 groups = wide ? 1 : Math.min(narrow - GROUP_WORDS * w.segment, SEGMENT / GROUP);
         bool isFirst = w.segment == 0;
         bool biased = product.bias && w.segment + 1 == inRow;
         w.numbers = [0, uint32(groups), isFirst ? 0 : 1, biased ? 1 : 0];
         w.parts = new Part[](2 + (isFirst ? 0 : 1) + (biased ? 1 : 0));
-        w.parts[0] = _words(a, product.scales + 1, 64 * w.segment, GROUP_WORDS * groups);
-        w.parts[1] = _words(a, product.scales, 8 * w.segment, groups);
+        uint256 quants = SEGMENT_WORDS * w.segment + (wide ? GROUP_WORDS * narrow : 0);
+        w.parts[0] = _words(a, product.scales + 1, quants, groups * (wide ? SEGMENT_WORDS : GROUP_WORDS));
+        w.parts[1] = _words(a, product.scales, wide ? narrow + w.segment : 8 * w.segment, groups);
         if (!isFirst) w.parts[2] = _word(a, a.operation, a.word - 1);
         if (biased) w.parts[w.parts.length - 1] = Part(What.Vector, w.tensor + 1, 0, w.row, 1);
     }

@@ -26,12 +26,12 @@ contract WiringHarness {
         return Wiring.widest(dims, positions);
     }
 
-    function wire(Wiring.Dims memory dims, uint256 operation, uint256 position, uint256 word)
+    function wire(Wiring.Dims memory dims, uint256 operation, uint256 position, uint256 word, bool wide)
         external
         pure
         returns (Wiring.Wired memory)
     {
-        return Wiring.wire(dims, operation, position, word);
+        return Wiring.wire(dims, operation, position, word, wide);
     }
 
     function hash(Weights.Contents calldata contents) external pure returns (bytes32) {

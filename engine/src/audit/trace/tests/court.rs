@@ -198,7 +198,14 @@ impl<'a> Case<'a> {
         if !inside || place.word >= trace.width(place.slot, place.operation, place.position) {
             return None;
         }
-        let Wiring { kind, mut numbers, parts, segment } = trace.wire(place);
+        let format =
+            Format::ALL.iter().position(|format| keccak(format.name().as_bytes()) == opening.matrix.format);
+        let wide = format.is_some_and(|format| Format::ALL[format].is_wide());
+        let wiring = match place.slot.checked_sub(1) {
+            None => trace.wire(None, place),
+            Some(layer) => trace.dims[layer as usize].wire(place.operation, place.position, place.word, wide),
+        };
+        let Wiring { kind, mut numbers, parts, segment } = wiring;
         let unit = opening.unit.as_ref().map(|unit| self.unit_root(unit, place.slot));
         let mut opened = Opened { depths: trace.depths(), root, place, pieces: opening.pieces.iter() };
         let mut inputs: Vec<u32> =
@@ -207,7 +214,7 @@ impl<'a> Case<'a> {
         let mut weight = Vec::new();
         if let Some(at) = segment {
             segment_leads(&opening.matrix, at.tensor, at.row, at.segment, unit.expect("a unit"));
-            numbers[0] = u32::from(opening.matrix.format != keccak(b"q8"));
+            numbers[0] = format.expect("a format") as u32;
             weight.clone_from(&opening.matrix.data);
         }
         if let (0, Entered::Rows(rows)) = (place.slot, &self.entered) {

@@ -53,7 +53,7 @@ fn wirings_are_those_of_the_contract() {
     let mut cases = Vec::new();
     for index in 0..8 * OPERATIONS {
         let window = 1 + numbers.below(150);
-        let flags = numbers.below(32);
+        let flags = numbers.below(64);
         let kv_heads = 1 + numbers.below(3);
         let dims = Dims {
             hidden: 1 + numbers.below(700),
@@ -74,7 +74,7 @@ fn wirings_are_those_of_the_contract() {
         let word = numbers.below(width.max(1));
         let shape = [dims.hidden, dims.intermediate, dims.heads, dims.kv_heads, dims.head_dim];
         let rest = [dims.eps, dims.scale, window, flags, operation, position, word, width];
-        let wired = summary(&dims.wire(operation, position, word));
+        let wired = summary(&dims.wire(operation, position, word, flags & 32 != 0));
         // As one text of 32-bit numbers, so that a case is a line.
         let case: Vec<u8> = shape.into_iter().chain(rest).flat_map(u32::to_be_bytes).collect();
         cases.push(format!("0x{}{}", hex::encode(case), hex::encode(wired)));
