@@ -123,8 +123,8 @@ async fn streamed(url: &str, body: &Value, after: &[usize], mut disturb: impl As
         last = Instant::now();
     }
     let received = String::from_utf8(received).unwrap();
-    let events = received.lines().filter_map(|line| line.strip_prefix("data: {"));
-    let event: Value = serde_json::from_str(&format!("{{{}", events.last().unwrap())).unwrap();
+    let mut events = received.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let event: Value = serde_json::from_str(&format!("{{{}", events.next_back().unwrap())).unwrap();
     assert!(event["error"].is_null(), "{event}");
     Streamed { text: text_of(&received, true), usage: event["usage"].clone(), pauses }
 }

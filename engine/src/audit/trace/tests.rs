@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     audit::trace::{
         cheat::Cheat,
-        gap::{Part, gap},
+        gap::{self, gap},
     },
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, encode_rows},
@@ -367,7 +367,7 @@ fn what_has_no_trace_is_shown() {
     let mixed = mixed::open();
     let shown = |quantisation, layers| {
         let hash = mixed.model.hash(quantisation, &|_| ()).expect("hashes");
-        gap(&mixed.model, &hash, &Part { quantisation, layers, to: 9 }).expect("reads")
+        gap(&mixed.model, &hash, &gap::Part { quantisation, layers, to: 9 }).expect("reads")
     };
     assert_eq!(shown(Q8, 0..2), None);
     assert_eq!(shown(Quantisation::F32, 1..2).map(|gap| gap.index), Some(2));
