@@ -48,6 +48,7 @@ fn styles() -> Vec<Request> {
         ask(1, Sampling { logprobs: Some(3), ..sampled(3) }),
         ask(2, penalties.clone()),
         ask(2, Sampling { choice: 1, logprobs: Some(0), ..penalties }),
+        ask(4, Sampling { frequency_penalty: 0.4, presence_penalty: 0.3, ..sampled(6) }),
         Request { priority: Priority::High, tenant: 1, ..ask(3, sampled(9)) },
     ]
 }
@@ -158,7 +159,13 @@ async fn disturb(case: Case, right: &[Vec<Event>]) {
     let count = nodes.len();
     let status = world.until(|status| status.ready() && status.nodes.len() == count).await;
     let mut running = Vec::new();
-    for style in styles() {
+    // Some of it would show tokens to the nodes in between.
+    let private = matches!(case.guesses, Guesses::Private);
+    let asked = styles().into_iter().zip(right).filter(|(style, _)| {
+        !private || (style.sampling.repetition_penalty == 1.0 && style.sampling.logit_bias.is_empty())
+    });
+    let (styles, right): (Vec<Request>, Vec<&Vec<Event>>) = asked.unzip();
+    for style in styles {
         running.push(world.submitter.submit(style).await.unwrap());
     }
     let mut seen = Vec::new();
@@ -199,7 +206,12 @@ async fn disturb(case: Case, right: &[Vec<Event>]) {
 fn a_reply_goes_on_to_the_same_bytes() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let right = runtime.block_on(undisturbed());
-    let mut runner = TestRunner::new(Config { cases: 10, max_shrink_iters: 0, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 10,
+        max_shrink_iters: 0,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let outcome = runner.run(&case(), |case| {
         runtime.block_on(disturb(case, &right));
         Ok(())
