@@ -22,7 +22,7 @@ use crate::{
     swarm::{BUDGET, QUANTISATION, World, collect, expected, identity, reply, request},
 };
 
-const TOKENS: u32 = 90;
+const TOKENS: u32 = 60;
 const CUTS: [usize; 3] = [0, 2, 4];
 
 /// Layers of the stages that begin at [`CUTS`].
@@ -112,7 +112,7 @@ fn case() -> impl Strategy<Value = Case> {
     let guesses =
         prop_oneof![Just(Guesses::None), Just(Guesses::Lookup), Just(Guesses::Model), Just(Guesses::Private)];
     // Half of the time while prompts are computed.
-    let after = prop_oneof![Just(0), 1..TOKENS - 30];
+    let after = prop_oneof![Just(0), 1..TOKENS / 2];
     (end, guesses, 0usize..3, after, any::<u64>()).prop_map(|(end, guesses, stage, after, seed)| Case {
         end,
         guesses,
@@ -140,7 +140,10 @@ fn start(case: Case) -> (World, Vec<Node>) {
         config.speculation = !matches!(case.guesses, Guesses::None);
         config.private_ends = private.then_some(ends);
     });
-    world.network.set_conditions(Conditions::wide_area());
+    // Steps that are on their way for long get lost in other ways.
+    if case.seed.is_multiple_of(4) {
+        world.network.set_conditions(Conditions::wide_area());
+    }
     let nodes = if private {
         let first = Shard { layers: 0..0, embedding: true, head: false };
         let last = Shard { layers: 5..5, embedding: false, head: true };
@@ -207,7 +210,7 @@ fn a_reply_goes_on_to_the_same_bytes() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let right = runtime.block_on(undisturbed());
     let mut runner = TestRunner::new(Config {
-        cases: 10,
+        cases: 8,
         max_shrink_iters: 0,
         failure_persistence: None,
         ..Config::default()
