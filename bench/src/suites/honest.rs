@@ -323,7 +323,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn honest_nodes_come_away_clean() {
-        let command = ["bench", "honest", "--chunks", "200", "--every", "6", "--clients", "6"];
+        let command = ["bench", "honest", "--chunks", "120", "--every", "4", "--clients", "6"];
         let cli = Cli::try_parse_from(command).expect("parses");
         let Suite::Honest(args) = cli.suite else { panic!("another suite") };
         let honest = args.run().await.expect("runs");

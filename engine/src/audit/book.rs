@@ -14,7 +14,7 @@ mod writer;
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -542,11 +542,6 @@ impl Exhibit {
         }
         Ok(read)
     }
-}
-
-/// Where a node's book is, in a directory of its own.
-pub fn directory_of(root: &Path, account: &Address) -> PathBuf {
-    root.join(hex::encode(account))
 }
 
 #[cfg(test)]

@@ -462,7 +462,9 @@ impl Desk {
             }
             Done::Other(what, Err(error)) => {
                 tracing::warn!(what, %error, "the chain does not do it");
-                self.registered |= what != duties::REGISTER;
+                if what == duties::REGISTER && error.is_passing() {
+                    self.registered = false;
+                }
             }
             Done::Other(what, Ok(())) => tracing::info!(what, "done on the chain"),
         }

@@ -27,6 +27,7 @@ use crate::{
         recorder::Audit,
     },
     message::{Join, LoadRefusal, Message, Offer, Pace, clip, row_bytes},
+    model::Shard,
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
@@ -202,19 +203,7 @@ impl Node {
             positions: limits.positions,
             chunk: config.chunk,
         };
-        let mut join = Join {
-            fingerprint: config.fingerprint,
-            shard: stage.shard().clone(),
-            address: config.advertise,
-            kv_pages: 0,
-            sessions: 0,
-            positions: 0,
-            rows: 0,
-            weight_bytes: config.weight_bytes,
-            device: clip(&config.device),
-            tariff: config.payee.as_ref().map(Payee::tariff),
-            offer: config.offer,
-        };
+        let join = Join::of(&config, stage.shard(), &limits);
         let (state, (till, receipts)) = match config.payee {
             Some(payee) => {
                 let (till, receipts) = Till::start(payee, id, config.fingerprint)?;
@@ -222,14 +211,11 @@ impl Node {
             }
             None => (State::new(identity), (None, mpsc::channel(1).1)),
         };
-        join.limit(&limits);
         let (report, load) = watch::channel(StageLoad::default());
         let (worker, outputs) = Worker::start(stage, config.audit.clone(), report.clone())?;
         let (peers, events) = Peers::start(transport);
-        let (clerk, said) = match config.clerk.map(|clerk| Clerk::start(clerk, id)) {
-            Some((clerk, said)) => (Some(clerk), said),
-            None => (None, mpsc::channel(1).1),
-        };
+        let clerk = config.clerk.map(|clerk| Clerk::start(clerk, id));
+        let (clerk, said) = clerk.map_or((None, mpsc::channel(1).1), |(clerk, said)| (Some(clerk), said));
         let audits = clerk.as_ref().map(Clerk::status);
         let (stop, stopping) = watch::channel(false);
         let (publish, status) = watch::channel(NodeStatus::default());
@@ -302,6 +288,25 @@ impl Node {
 }
 
 impl Join {
+    /// What a node says of itself that holds `shard`.
+    fn of(config: &NodeConfig, shard: &Shard, limits: &StageLimits) -> Self {
+        let mut join = Self {
+            fingerprint: config.fingerprint,
+            shard: shard.clone(),
+            address: config.advertise.clone(),
+            kv_pages: 0,
+            sessions: 0,
+            positions: 0,
+            rows: 0,
+            weight_bytes: config.weight_bytes,
+            device: clip(&config.device),
+            tariff: config.payee.as_ref().map(Payee::tariff),
+            offer: config.offer.clone(),
+        };
+        join.limit(limits);
+        join
+    }
+
     /// Says what a stage can take.
     fn limit(&mut self, limits: &StageLimits) {
         let whole = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

@@ -124,7 +124,7 @@ impl FetchError {
     }
 
     /// Whether the same giver would bring the same.
-    pub(super) fn lasts(&self) -> bool {
+    fn lasts(&self) -> bool {
         match self {
             Self::Wrong { .. } | Self::Broken { .. } | Self::Described { .. } => true,
             Self::Denied { denial, .. } => !denial.passes(),

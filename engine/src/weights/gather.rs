@@ -267,7 +267,7 @@ impl Gathering<'_> {
         if is_node && is_left {
             table.nodes.remove(&peer);
             table.left.insert(peer);
-            if error.lasts() {
+            if matches!(error, FetchError::Wrong { .. } | FetchError::Broken { .. }) {
                 let mut liars = self.liars.lock().unwrap_or_else(PoisonError::into_inner);
                 if liars.len() < MAX_LIARS {
                     liars.insert(peer);

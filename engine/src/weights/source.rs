@@ -101,9 +101,13 @@ impl Source {
     }
 
     pub(super) async fn answer(&mut self) -> Result<Piece, FetchError> {
-        match self.next(if self.is_node { NODE_SILENCE } else { SILENCE }).await? {
-            Message::Piece(piece) => Ok(piece),
-            _ => Err(FetchError::Broken { peer: self.peer, what: "something else" }),
+        loop {
+            match self.next(if self.is_node { NODE_SILENCE } else { SILENCE }).await? {
+                Message::Piece(piece) => return Ok(piece),
+                // It has thought longer than it was waited for.
+                Message::Holders(_) if !self.is_node => {}
+                _ => return Err(FetchError::Broken { peer: self.peer, what: "something else" }),
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     swarm::{BUDGET, QUANTISATION, World, collect, expected, identity, reply, request},
 };
 
-const TOKENS: u32 = 90;
+const TOKENS: u32 = 60;
 const CUTS: [usize; 3] = [0, 2, 4];
 
 /// Layers of the stages that begin at [`CUTS`].
@@ -48,6 +48,7 @@ fn styles() -> Vec<Request> {
         ask(1, Sampling { logprobs: Some(3), ..sampled(3) }),
         ask(2, penalties.clone()),
         ask(2, Sampling { choice: 1, logprobs: Some(0), ..penalties }),
+        ask(4, Sampling { frequency_penalty: 0.4, presence_penalty: 0.3, ..sampled(6) }),
         Request { priority: Priority::High, tenant: 1, ..ask(3, sampled(9)) },
     ]
 }
@@ -111,7 +112,7 @@ fn case() -> impl Strategy<Value = Case> {
     let guesses =
         prop_oneof![Just(Guesses::None), Just(Guesses::Lookup), Just(Guesses::Model), Just(Guesses::Private)];
     // Half of the time while prompts are computed.
-    let after = prop_oneof![Just(0), 1..TOKENS - 30];
+    let after = prop_oneof![Just(0), 1..TOKENS / 2];
     (end, guesses, 0usize..3, after, any::<u64>()).prop_map(|(end, guesses, stage, after, seed)| Case {
         end,
         guesses,
@@ -139,7 +140,10 @@ fn start(case: Case) -> (World, Vec<Node>) {
         config.speculation = !matches!(case.guesses, Guesses::None);
         config.private_ends = private.then_some(ends);
     });
-    world.network.set_conditions(Conditions::wide_area());
+    // Steps that are on their way for long get lost in other ways.
+    if case.seed.is_multiple_of(4) {
+        world.network.set_conditions(Conditions::wide_area());
+    }
     let nodes = if private {
         let first = Shard { layers: 0..0, embedding: true, head: false };
         let last = Shard { layers: 5..5, embedding: false, head: true };
@@ -158,7 +162,13 @@ async fn disturb(case: Case, right: &[Vec<Event>]) {
     let count = nodes.len();
     let status = world.until(|status| status.ready() && status.nodes.len() == count).await;
     let mut running = Vec::new();
-    for style in styles() {
+    // Some of it would show tokens to the nodes in between.
+    let private = matches!(case.guesses, Guesses::Private);
+    let asked = styles().into_iter().zip(right).filter(|(style, _)| {
+        !private || (style.sampling.repetition_penalty == 1.0 && style.sampling.logit_bias.is_empty())
+    });
+    let (styles, right): (Vec<Request>, Vec<&Vec<Event>>) = asked.unzip();
+    for style in styles {
         running.push(world.submitter.submit(style).await.unwrap());
     }
     let mut seen = Vec::new();
@@ -199,7 +209,12 @@ async fn disturb(case: Case, right: &[Vec<Event>]) {
 fn a_reply_goes_on_to_the_same_bytes() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let right = runtime.block_on(undisturbed());
-    let mut runner = TestRunner::new(Config { cases: 10, max_shrink_iters: 0, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 8,
+        max_shrink_iters: 0,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let outcome = runner.run(&case(), |case| {
         runtime.block_on(disturb(case, &right));
         Ok(())

@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, path::Path};
 
 use ledger::audit::{holds, plant, roots, seal};
 use proptest::prelude::*;

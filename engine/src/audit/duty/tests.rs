@@ -89,67 +89,26 @@ impl Contract {
     }
 
     fn act(&mut self, who: Address, action: &AuditAction) -> Done {
-        use AnswerStep::*;
         match action {
-            AuditAction::Assign { auditors, .. } => {
-                self.at(&[CaseStage::Drawing])?;
-                let taken = |who: &Address| self.case.answers.iter().any(|answer| answer.auditor == *who);
-                let left: Vec<Address> =
-                    auditors.iter().map(|(account, _)| *account).filter(|who| !taken(who)).collect();
-                if left.is_empty() {
-                    return Err("nobody");
-                }
-                let auditor = left[self.draws % left.len()];
-                if self.draws == 3 {
-                    self.end_drawing();
-                    return Ok(());
-                }
-                self.draws += 1;
-                self.case.answers.push(CaseAnswer { auditor, step: Drawn, value: [0; 32] });
-                self.enter(CaseStage::Committing);
-            }
+            AuditAction::Assign { auditors, .. } => self.assign(auditors)?,
             AuditAction::Commit { answer, .. } => {
                 self.at(&[CaseStage::Committing])?;
-                let own = self.of(who, &[Drawn])?;
-                (own.step, own.value) = (Committed, *answer);
+                let own = self.of(who, &[AnswerStep::Drawn])?;
+                (own.step, own.value) = (AnswerStep::Committed, *answer);
                 let first = self.case.answers.len() == 1;
                 self.enter(if first { CaseStage::Answering } else { CaseStage::Revealing });
             }
             AuditAction::Differ { .. } => {
                 self.at(&[CaseStage::Answering])?;
-                self.of(who, &[Committed])?.step = Differs;
+                self.of(who, &[AnswerStep::Committed])?.step = AnswerStep::Differs;
                 self.enter(CaseStage::Drawing);
             }
-            AuditAction::Reveal { chunk, roots, salt, .. } => {
-                self.at(&[CaseStage::Answering, CaseStage::Revealing])?;
-                let sealed = self.chunk.sealed_roots;
-                let equal = *roots != NO_ROWS && seal(roots) == sealed;
-                let first = self.case.stage == CaseStage::Answering;
-                let own = self.of(who, &[Committed, Differs])?;
-                if own.value != answer(&ID, &who, roots, salt) || chunk.sealed_roots != sealed {
-                    return Err("wrong answer");
-                }
-                if first && !equal {
-                    return Err("answers differ");
-                }
-                own.step = if equal {
-                    Confirmed
-                } else if *roots == NO_ROWS {
-                    Unserved
-                } else {
-                    Opposed
-                };
-                own.value = *roots;
-                if first {
-                    self.close(CaseVerdict::Passed);
-                } else if !self.has(Committed) && !self.has(Differs) {
-                    self.decide();
-                }
-            }
+            AuditAction::Reveal { chunk, roots, salt, .. } => self.reveal(who, chunk, roots, salt)?,
             AuditAction::Dispute { .. } => {
                 self.at(&[CaseStage::Deciding])?;
                 let node = self.case.verdict == Some(CaseVerdict::Faulty);
-                if !self.game || (node && who != NODE) || (!node && self.of(who, &[Opposed]).is_err()) {
+                let opposes = self.of(who, &[AnswerStep::Opposed]).is_ok();
+                if !self.game || (node && who != NODE) || (!node && !opposes) {
                     return Err("not yours");
                 }
                 self.case.challenger = Some(who);
@@ -159,7 +118,7 @@ impl Contract {
                 self.at(&[CaseStage::Matching])?;
                 let accused = self.case.challenger == Some(NODE);
                 if accused {
-                    self.of(who, &[Opposed]).map(|_| ())?
+                    self.of(who, &[AnswerStep::Opposed]).map(|_| ())?
                 } else if who != NODE {
                     return Err("not yours");
                 }
@@ -169,6 +128,52 @@ impl Contract {
             }
             AuditAction::TimeOut { .. } => self.time_out()?,
             _ => return Err("nothing of a case"),
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, auditors: &[(Address, u64)]) -> Done {
+        self.at(&[CaseStage::Drawing])?;
+        let taken = |who: &Address| self.case.answers.iter().any(|answer| answer.auditor == *who);
+        let left: Vec<Address> =
+            auditors.iter().map(|(account, _)| *account).filter(|who| !taken(who)).collect();
+        if left.is_empty() {
+            return Err("nobody");
+        }
+        if self.draws == 3 {
+            self.end_drawing();
+            return Ok(());
+        }
+        let auditor = left[self.draws % left.len()];
+        self.draws += 1;
+        self.case.answers.push(CaseAnswer { auditor, step: AnswerStep::Drawn, value: [0; 32] });
+        self.enter(CaseStage::Committing);
+        Ok(())
+    }
+
+    fn reveal(&mut self, who: Address, chunk: &Chunk, roots: &[u8; 32], salt: &[u8; 32]) -> Done {
+        use AnswerStep::*;
+        self.at(&[CaseStage::Answering, CaseStage::Revealing])?;
+        let sealed = self.chunk.sealed_roots;
+        let equal = *roots != NO_ROWS && seal(roots) == sealed;
+        let first = self.case.stage == CaseStage::Answering;
+        let own = self.of(who, &[Committed, Differs])?;
+        if own.value != answer(&ID, &who, roots, salt) || chunk.sealed_roots != sealed {
+            return Err("wrong answer");
+        }
+        if first && !equal {
+            return Err("answers differ");
+        }
+        own.step = match (equal, *roots == NO_ROWS) {
+            (true, _) => Confirmed,
+            (_, true) => Unserved,
+            _ => Opposed,
+        };
+        own.value = *roots;
+        if first {
+            self.close(CaseVerdict::Passed);
+        } else if !self.has(Committed) && !self.has(Differs) {
+            self.decide();
         }
         Ok(())
     }

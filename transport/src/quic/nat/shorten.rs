@@ -25,7 +25,7 @@ pub(super) async fn shorten(nat: Arc<Nat>, side: Side, peer: NodeId, connection:
     let (mut place, mut wait) = (nat.client.place(), FIRST_WAIT);
     // One of the two is enough, but each alone knows when its own place has changed.
     let by_time = |wait| (side == Side::Dialler).then(|| Instant::now() + wait);
-    let mut next = by_time(wait);
+    let (mut next, mut last) = (by_time(wait), None);
     let mut look = interval(LOOK);
     loop {
         tokio::select! {
@@ -35,7 +35,9 @@ pub(super) async fn shorten(nat: Arc<Nat>, side: Side, peer: NodeId, connection:
         let now = nat.client.place();
         if now != place {
             (place, wait) = (now, FIRST_WAIT);
-            next = Some(Instant::now() + SETTLE);
+            // A gateway that says something else all the time does not have more sent.
+            let rested = last.map(|last: Instant| last + FIRST_WAIT);
+            next = Some(Instant::now() + SETTLE).max(rested);
         }
         if nat.is_short(connection.remote_address()) {
             // What is lost later is looked for soon.
@@ -43,7 +45,7 @@ pub(super) async fn shorten(nat: Arc<Nat>, side: Side, peer: NodeId, connection:
         } else if next.is_some_and(|next| next <= Instant::now()) {
             let is_found = find(&nat, peer).await;
             tracing::debug!(peer = %peer.short(), is_found, "looked for a way past the gateway");
-            wait = (wait * 2).min(LONGEST_WAIT);
+            (last, wait) = (Some(Instant::now()), (wait * 2).min(LONGEST_WAIT));
             next = by_time(wait);
         }
     }
