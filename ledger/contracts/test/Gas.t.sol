@@ -8,7 +8,6 @@ import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {Chunk} from "../src/IDisputeGame.sol";
 import {VoucherCollector} from "../src/VoucherCollector.sol";
 import {Auditor} from "../src/lib/Draw.sol";
-import {Roles} from "../src/lib/Roles.sol";
 import {AuditBase} from "./AuditBase.sol";
 import {Base} from "./Base.sol";
 import {DisputeVectors} from "./DisputeVectors.sol";
@@ -202,10 +201,7 @@ contract AuditGasTest is AuditBase {
     function setUp() public override {
         super.setUp();
         for (uint160 i = 0; i < 59; ++i) {
-            address more = address(0xB000 + i);
-            provide(more, Roles.AUDITOR);
-            vm.prank(more);
-            set.join(address(0));
+            enlist(address(0xB000 + i));
         }
         // Histories and epochs are not those of the first second.
         vm.warp(START + 10 * EPOCH);

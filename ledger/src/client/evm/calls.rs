@@ -54,9 +54,6 @@ pub(super) fn approval(d: &Deployment, spender: &Address, amount: Pod) -> Order 
 /// The call that an action is. Votes on proposals need more than an id to be queued and executed: those are
 /// made of the proposal's calls by [`of_proposal`].
 pub(super) fn plan(d: &Deployment, action: &Action) -> Result<Plan, Error> {
-    if let Action::Audit(action) = action {
-        return audits::plan(d, action);
-    }
     let spends = match action {
         Action::Deposit { amount, .. } => Some((d.escrow, *amount)),
         Action::Stake { amount } | Action::Delegate { amount, .. } => Some((d.stake, *amount)),
@@ -93,7 +90,7 @@ pub(super) fn plan(d: &Deployment, action: &Action) -> Result<Plan, Error> {
         | Action::Emit => of_rewards(d, action)?,
         Action::Propose { motions, description } => propose(d, motions, description)?,
         Action::Vote { proposal, support, reason } => vote(d, proposal, *support, reason),
-        Action::Audit(_) => return Err(OTHER),
+        Action::Audit(action) => return audits::plan(d, action),
         Action::Queue { .. } | Action::Execute { .. } => return Err(Error::NoProposal),
     };
     Ok(Plan { spends, order })
