@@ -189,8 +189,7 @@ impl Node {
         transport: Arc<dyn Transport>,
         config: NodeConfig,
     ) -> Result<Self, NodeError> {
-        let id = transport.id();
-        let limits = *stage.limits();
+        let (id, limits) = (transport.id(), *stage.limits());
         let identity = state::Identity {
             id,
             fingerprint: config.fingerprint,
