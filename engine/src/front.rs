@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use futures::future::join_all;
+use kernels::backend::{KvShape, PAGE};
 use shard_planner::model::ModelError as ShapeError;
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
@@ -240,6 +241,7 @@ fn swarm_config(model: &Model, config: &FrontConfig) -> Result<SwarmConfig, Shap
         fingerprint: model.fingerprint(config.quantisation),
         model: planned(model, config.quantisation, private)?,
         positions: config.context.min(model.config().max_positions),
+        relay_bytes_per_s: config.gateway.nat.as_ref().map(|nat| nat.relay().bytes_per_s),
         running: config.running,
         waiting: config.waiting,
         allow: config.allow.clone(),
@@ -286,8 +288,15 @@ pub fn planned(
     private: bool,
 ) -> Result<shard_planner::Model, ShapeError> {
     let mut shape = shape(model)?;
-    // KV has memory of its own on every node.
-    shape.kv_bytes.fill(0);
+    let config = model.config();
+    let page = KvShape {
+        layers: 1,
+        pages: 1,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        profile: quantisation.profile(),
+    };
+    shape.kv_bytes.fill((page.page_bytes() / PAGE) as u64);
     shape.weights.retain(|weights| weights.format == quantisation.to_string());
     for weights in shape.weights.iter_mut().filter(|_| private) {
         (weights.embedding, weights.head) = (0, 0);

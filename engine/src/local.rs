@@ -28,7 +28,7 @@ use transport::{
 use crate::{
     audit::{commitment::Signer, recorder::Audit},
     front::{Front, FrontConfig, FrontError, planned},
-    message::{Offer, row_bytes},
+    message::{KvMemory, Offer, row_bytes},
     model::{Model, ModelConfig, ModelError, Progress, Quantisation, Shard},
     node::{GatewayAddress, Node, NodeConfig, NodeError},
     payment::till::Payee,
@@ -352,11 +352,8 @@ fn seats(model: &Model, config: &LocalConfig, profile: &Speed) -> Result<(Report
     let nodes: Vec<_> = identities.iter().map(node).collect();
     let (rtt_ms, mbit) = WITHIN;
     let link = |pair: &[shard_planner::Node]| Link {
-        from: pair[0].id.clone(),
-        to: pair[1].id.clone(),
-        rtt_ms,
-        mbit,
         estimated: true,
+        ..Link::new(&pair[0].id, &pair[1].id, rtt_ms, mbit)
     };
     let links: Vec<Link> = nodes.windows(2).map(link).collect();
     let cluster = Cluster::new(nodes, &links).map_err(PlanError::from)?;
@@ -416,11 +413,16 @@ impl Room {
             weight_bytes,
             device,
             payee,
-            offer: Offer { profile: self.profile.clone(), ..Offer::default() },
+            offer: Offer {
+                kv: KvMemory::Own(self.budget.kv_bytes),
+                profile: self.profile.clone(),
+                ..Offer::default()
+            },
             loader: None,
             audit: Some(Audit { signer: Signer::new(identity), book: None }),
             clerk: None,
             weights: None,
+            stock: None,
         };
         Ok(Node::start(stage, endpoint, config)?)
     }

@@ -9,7 +9,9 @@ use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
-use transport::{CloseReason, Link, LinkReceiver, LinkSender, NodeId, PathKind, PeerAddress, Transport};
+use transport::{
+    CloseReason, Link, LinkReceiver, LinkSender, NodeId, PathKind, PeerAddress, Throughput, Transport,
+};
 
 use crate::message::Message;
 
@@ -90,6 +92,19 @@ struct Line {
     number: u64,
     sender: LinkSender,
     dialled: Option<String>,
+}
+
+/// What is known of a link.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// There and back.
+    pub rtt: Duration,
+    /// By what way it goes.
+    pub path: PathKind,
+    /// What it was seen to carry from there to here.
+    pub throughput: Option<Throughput>,
+    /// Bytes per second that congestion control lets out.
+    pub send_limit: Option<u64>,
 }
 
 /// See the module.
@@ -181,15 +196,28 @@ impl Peers {
 
     /// Round trips to the peers there are links to.
     pub fn rtts(&self) -> impl Iterator<Item = (NodeId, Duration)> {
-        self.ways().map(|(peer, rtt, _)| (peer, rtt))
+        self.ways().map(|(peer, way)| (peer, way.rtt))
     }
 
-    /// The same, and by what way the links go.
-    pub fn ways(&self) -> impl Iterator<Item = (NodeId, Duration, PathKind)> {
-        self.entries.iter().filter_map(|(peer, entry)| match entry {
-            Entry::Live { line, .. } => line.sender.rtt().map(|rtt| (*peer, rtt, line.sender.path())),
+    /// The links there are, as far as they know their round trip.
+    pub fn ways(&self) -> impl Iterator<Item = (NodeId, Way)> {
+        let way = |sender: &LinkSender| {
+            let rtt = sender.rtt()?;
+            let (path, throughput, send_limit) = (sender.path(), sender.throughput(), sender.send_limit());
+            Some(Way { rtt, path, throughput, send_limit })
+        };
+        self.entries.iter().filter_map(move |(peer, entry)| match entry {
+            Entry::Live { line, .. } => way(&line.sender).map(|way| (*peer, way)),
             Entry::Dialling { .. } => None,
         })
+    }
+
+    /// By what way the link to the peer goes, if there is one.
+    pub fn path(&self, peer: NodeId) -> Option<PathKind> {
+        match self.entries.get(&peer)? {
+            Entry::Live { line, .. } => Some(line.sender.path()),
+            Entry::Dialling { .. } => None,
+        }
     }
 
     /// Whether there is a link to the peer.
@@ -362,6 +390,7 @@ fn to_transport(message: Message) -> transport::Message {
         Message::Step(step) => transport::Message::from_parts([head, step.body]),
         Message::Piece(piece) => transport::Message::from_parts([head, piece.body]),
         Message::Shown(shown) => transport::Message::from_parts([head, shown.body]),
+        Message::Padding(padding) => transport::Message::from_parts([head, padding.body]),
         _ => head.into(),
     }
 }

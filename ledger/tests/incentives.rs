@@ -224,7 +224,7 @@ fn cheats_are_drawn_as_often_as_stated() {
     const EPOCHS: u32 = 3000;
     let rate = Rates::default().of(Work::Decode, 0);
     let p = f64::from(rate.bits()) / 2f64.powi(32);
-    for n in [1, 5, 13, 45, 90] {
+    for n in [1u32, 5, 13, 45, 90] {
         let is_found = |epoch: &u32| {
             let beacon = [epoch.to_be_bytes(), n.to_be_bytes()].concat().repeat(4);
             let root = [*epoch as u8; 32];

@@ -276,7 +276,7 @@ mod tests {
     fn cluster(nodes: Vec<Node>) -> Cluster {
         let names: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
         let pairs = names.iter().flat_map(|from| names.iter().map(move |to| (from.clone(), to.clone())));
-        let link = |(from, to)| Link { from, to, rtt_ms: 0.2, mbit: 1000.0, estimated: false };
+        let link = |(from, to): (String, String)| Link::new(&from, &to, 0.2, 1000.0);
         let links: Vec<Link> = pairs.filter(|(from, to)| from != to).map(link).collect();
         Cluster::new(nodes, &links).unwrap()
     }

@@ -16,8 +16,17 @@ use crate::curve::Curve;
 pub struct Node {
     /// Its name, unique in the cluster.
     pub id: String,
-    /// Bytes for weights and KV together.
+    /// Bytes for weights and KV together, or for weights alone if KV has bytes of its own.
     pub memory: u64,
+    /// Bytes for KV alone.
+    #[serde(default)]
+    pub kv_memory: Option<u64>,
+    /// Most bytes of weights that it may hold, of what it has for weights and KV together.
+    #[serde(default)]
+    pub max_weights: Option<u64>,
+    /// Most sessions at once.
+    #[serde(default)]
+    pub max_sessions: Option<u32>,
     /// Measured times, for each format that was measured.
     #[serde(default)]
     pub profiles: Vec<Profile>,
@@ -97,6 +106,9 @@ impl Node {
         Self {
             id: id.to_owned(),
             memory,
+            kv_memory: None,
+            max_weights: None,
+            max_sessions: None,
             profiles: Vec::new(),
             rates: None,
             max_layers: None,
@@ -115,6 +127,11 @@ impl Node {
     pub fn with_profile(mut self, profile: Profile) -> Self {
         self.profiles.push(profile);
         self
+    }
+
+    /// Bytes for weights and KV, wherever they may lie.
+    pub(crate) fn all_memory(&self) -> u64 {
+        self.memory.saturating_add(self.kv_memory.unwrap_or(0))
     }
 
     /// Whether it may be used at `hour` of the day.
@@ -181,14 +198,22 @@ pub struct Hop {
     pub latency_s: f64,
     /// Bytes per second; 0 where nothing passes.
     pub rate: f64,
-    /// It was not measured.
+    /// Its latency was not measured.
     pub estimated: bool,
+    /// Its rate was not measured.
+    pub rate_estimated: bool,
+    /// It goes through a relay, whose bandwidth all such links share.
+    pub relayed: bool,
 }
 
 impl Hop {
     /// A measured link.
     pub fn new(latency_s: f64, rate: f64) -> Self {
-        Self { latency_s, rate, estimated: false }
+        Self { latency_s, rate, estimated: false, rate_estimated: false, relayed: false }
+    }
+
+    const fn guess(latency_s: f64, rate: f64) -> Self {
+        Self { latency_s, rate, estimated: true, rate_estimated: true, relayed: false }
     }
 
     /// Seconds until `bytes` have arrived.
@@ -217,6 +242,20 @@ pub struct Link {
     /// It was not measured.
     #[serde(default)]
     pub estimated: bool,
+    /// Its round trip was measured, and its bandwidth was not.
+    #[serde(default)]
+    pub mbit_estimated: bool,
+    /// It goes through a relay, whose bandwidth all such links share.
+    #[serde(default)]
+    pub relayed: bool,
+}
+
+impl Link {
+    /// A measured link.
+    pub fn new(from: &str, to: &str, rtt_ms: f64, mbit: f64) -> Self {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        Self { from, to, rtt_ms, mbit, estimated: false, mbit_estimated: false, relayed: false }
+    }
 }
 
 /// A coordinator that every token passes on its way from the last stage to the first. Without one, the last
@@ -236,6 +275,8 @@ pub struct Cluster {
     /// Row by row, from × to.
     hops: Vec<Hop>,
     coordinator: Option<Coordinator>,
+    /// Bytes per second that pass the relay, over all links that go through it.
+    relay_rate: f64,
 }
 
 /// A cluster as files say it.
@@ -248,6 +289,9 @@ pub struct ClusterFile {
     /// Measured links between nodes or sites.
     #[serde(rename = "link", default)]
     pub links: Vec<Link>,
+    /// Megabits per second that the relay lets through, over all links that go through it.
+    #[serde(default)]
+    pub relay_mbit: Option<f64>,
 }
 
 /// What is wrong with a cluster.
@@ -284,6 +328,9 @@ pub enum ClusterError {
         /// As given.
         value: f64,
     },
+    /// A relay that lets nothing through.
+    #[error("the relay's bandwidth cannot be {0}")]
+    Relay(f64),
     /// A link to nowhere.
     #[error("a link names {0}, which is neither a node nor a site")]
     UnknownEnd(String),
@@ -298,14 +345,14 @@ pub enum ClusterError {
 }
 
 /// Between nodes of one site that were not measured: 1 ms there and back, a gigabit.
-const NEAR: Hop = Hop { latency_s: 0.0005, rate: 125e6, estimated: true };
+const NEAR: Hop = Hop::guess(0.0005, 125e6);
 /// Between others: 40 ms there and back, 50 megabits.
-const FAR: Hop = Hop { latency_s: 0.02, rate: 6.25e6, estimated: true };
+const FAR: Hop = Hop::guess(0.02, 6.25e6);
 
 impl ClusterFile {
     /// Checks it, and estimates the links that are missing.
     pub fn into_cluster(self) -> Result<Cluster, ClusterError> {
-        Cluster::new(self.nodes, &self.links)
+        Cluster::new(self.nodes, &self.links)?.relaying(self.relay_mbit)
     }
 }
 
@@ -318,7 +365,26 @@ impl Cluster {
         let known = Known::new(&nodes, links)?;
         let count = nodes.len();
         let hops = (0..count * count).map(|at| known.hop(at / count, at % count)).collect();
-        Ok(Self { nodes, hops, coordinator: None })
+        Ok(Self { nodes, hops, coordinator: None, relay_rate: f64::INFINITY })
+    }
+
+    /// The same, where all relayed links together carry no more than `mbit` megabits per second.
+    ///
+    /// # Errors
+    /// If nothing or less passes.
+    pub fn relaying(self, mbit: Option<f64>) -> Result<Self, ClusterError> {
+        match mbit {
+            Some(mbit) if !(mbit.is_finite() && mbit > 0.0) => Err(ClusterError::Relay(mbit)),
+            _ => {
+                let relay_rate = mbit.map_or(f64::INFINITY, |mbit| mbit * 125_000.0);
+                let narrowed = |hop: Hop| match hop.relayed {
+                    true => Hop { rate: hop.rate.min(relay_rate), ..hop },
+                    false => hop,
+                };
+                let hops = self.hops.iter().copied().map(narrowed).collect();
+                Ok(Self { relay_rate, hops, ..self })
+            }
+        }
     }
 
     /// A cluster with its whole matrix of hops, row by row.
@@ -343,7 +409,7 @@ impl Cluster {
         for (at, hop) in coordinator.iter().flat_map(|c| c.from.iter().enumerate()) {
             check_link(&nodes[at].id, "the coordinator", hop.latency_s, hop.rate)?;
         }
-        Ok(Self { nodes, hops, coordinator })
+        Ok(Self { nodes, hops, coordinator, relay_rate: f64::INFINITY })
     }
 
     /// Nodes in order.
@@ -364,6 +430,11 @@ impl Cluster {
     /// The way from one node to another.
     pub fn hop(&self, from: usize, to: usize) -> Hop {
         self.hops[from * self.nodes.len() + to]
+    }
+
+    /// Bytes per second that pass the relay, over all relayed links.
+    pub fn relay_rate(&self) -> f64 {
+        self.relay_rate
     }
 
     /// Who stands between the last stage and the first.
@@ -387,7 +458,8 @@ impl Cluster {
         let coordinator =
             self.coordinator.as_ref().map(|c| Coordinator { to: pick(&c.to), from: pick(&c.from) });
         let hops = nodes.iter().flat_map(|&from| nodes.iter().map(move |&to| self.hop(from, to))).collect();
-        Self { nodes: nodes.iter().map(|&node| self.nodes[node].clone()).collect(), hops, coordinator }
+        let nodes = nodes.iter().map(|&node| self.nodes[node].clone()).collect();
+        Self { nodes, hops, coordinator, relay_rate: self.relay_rate }
     }
 
     /// The same cluster with a node's measured times multiplied by `factor`, as service has shown.
@@ -460,7 +532,9 @@ impl Known {
                 ends.get(name.as_str()).copied().ok_or_else(|| ClusterError::UnknownEnd(name.clone()))
             };
             let (latency_s, rate) = (link.rtt_ms / 2000.0, link.mbit * 125_000.0);
-            let hop = Hop { latency_s, rate, estimated: link.estimated };
+            let rate_estimated = link.estimated || link.mbit_estimated;
+            let hop =
+                Hop { latency_s, rate, estimated: link.estimated, rate_estimated, relayed: link.relayed };
             check_link(&link.from, &link.to, hop.latency_s, hop.rate)?;
             measured.insert((end(&link.from)?, end(&link.to)?), hop);
         }
@@ -476,10 +550,10 @@ impl Known {
 
     fn hop(&self, from: usize, to: usize) -> Hop {
         if from == to {
-            return Hop { latency_s: 0.0, rate: 1e12, estimated: false };
+            return Hop::new(0.0, 1e12);
         }
         let look = |a: usize, b: usize| self.measured.get(&(a, b)).copied();
-        let guess = |hop: Hop| Hop { estimated: true, ..hop };
+        let guess = |hop: Hop| Hop { estimated: true, rate_estimated: true, ..hop };
         let either = |a: usize, b: usize| look(a, b).or_else(|| look(b, a).map(guess));
         let (a, b) = (self.sites[from], self.sites[to]);
         let mixed = || b.and_then(|b| either(from, b)).or_else(|| a.and_then(|a| either(a, to)));
@@ -495,7 +569,7 @@ fn median(mut hops: Vec<Hop>) -> Option<Hop> {
     hops.sort_by(|a, b| a.latency_s.total_cmp(&b.latency_s));
     let latency_s = hops.get(middle)?.latency_s;
     hops.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-    Some(Hop { latency_s, rate: hops[middle].rate, estimated: true })
+    Some(Hop::guess(latency_s, hops[middle].rate))
 }
 
 #[cfg(test)]
@@ -503,7 +577,7 @@ mod tests {
     use super::*;
 
     fn link(from: &str, to: &str, rtt_ms: f64, mbit: f64) -> Link {
-        Link { from: from.to_owned(), to: to.to_owned(), rtt_ms, mbit, estimated: false }
+        Link::new(from, to, rtt_ms, mbit)
     }
 
     #[test]
@@ -511,7 +585,7 @@ mod tests {
         let nodes = ["a", "b", "c"].map(|id| Node::new(id, 1)).to_vec();
         let cluster = Cluster::new(nodes, &[link("a", "b", 4.0, 80.0)]).unwrap();
         assert_eq!(cluster.hop(0, 1), Hop::new(0.002, 10e6));
-        assert_eq!(cluster.hop(1, 0), Hop { latency_s: 0.002, rate: 10e6, estimated: true });
+        assert_eq!(cluster.hop(1, 0), Hop::guess(0.002, 10e6));
         assert!(cluster.hop(0, 2).estimated && cluster.hop(0, 2).rate == 10e6);
     }
 

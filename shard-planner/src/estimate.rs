@@ -13,7 +13,10 @@ pub(crate) struct Estimates<'a> {
     problem: &'a Problem<'a>,
     /// Seconds per mean layer by node and batch, prompts included.
     units: Vec<[f64; BATCHES.len()]>,
+    /// Bytes for weights, or for both.
     memory: Vec<f64>,
+    /// Bytes for KV where it has its own.
+    kv_memory: Vec<Option<f64>>,
     most_layers: Vec<f64>,
     layer_bytes: f64,
     session_bytes: f64,
@@ -36,6 +39,7 @@ impl<'a> Estimates<'a> {
     pub(crate) fn new(problem: &'a Problem<'a>, caution: f64) -> Self {
         let nodes = problem.cluster.nodes();
         let layers = problem.layers();
+        let layer_bytes = problem.weights.total() as f64 / layers as f64;
         let mean = |node: usize, (decode, prefill): (f64, f64)| {
             let whole = 0..layers;
             (problem.decode_weight(node, &whole) * decode + problem.prefill_weight(node, &whole) * prefill)
@@ -45,8 +49,15 @@ impl<'a> Estimates<'a> {
         Self {
             units: units.collect(),
             memory: nodes.iter().map(|node| node.memory as f64).collect(),
-            most_layers: nodes.iter().map(|node| node.max_layers.unwrap_or(layers) as f64).collect(),
-            layer_bytes: problem.weights.total() as f64 / layers as f64,
+            kv_memory: nodes.iter().map(|node| node.kv_memory.map(|bytes| bytes as f64)).collect(),
+            most_layers: nodes
+                .iter()
+                .map(|node| {
+                    let weights = node.max_weights.map_or(f64::INFINITY, |most| most as f64 / layer_bytes);
+                    weights.min(node.max_layers.unwrap_or(layers) as f64).floor()
+                })
+                .collect(),
+            layer_bytes,
             session_bytes: problem.session_bytes(&(0..layers)) as f64 / layers as f64,
             layers: layers as f64,
             caution,
@@ -61,8 +72,16 @@ impl<'a> Estimates<'a> {
             let range = pinned.clone();
             return if self.problem.fits(node, &range, sessions as u64) { range.len() as f64 } else { 0.0 };
         }
-        let each = self.layer_bytes + sessions * self.session_bytes;
-        (self.memory[node] / each).floor().min(self.most_layers[node])
+        if sessions > self.problem.max_sessions(node) as f64 {
+            return 0.0;
+        }
+        let kv = sessions * self.session_bytes;
+        let room = match self.kv_memory[node] {
+            Some(own) if kv > 0.0 => (self.memory[node] / self.layer_bytes).min(own / kv),
+            Some(_) => self.memory[node] / self.layer_bytes,
+            None => self.memory[node] / (self.layer_bytes + kv),
+        };
+        room.floor().min(self.most_layers[node])
     }
 
     /// Nodes in an order in which they could form a pipeline, with up to `most` sessions; `near` is where to

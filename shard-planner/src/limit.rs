@@ -10,7 +10,7 @@ use crate::problem::Problem;
 /// gives a bound, the best is sought) the nodes part: `λ·N + Σ max_b (b/t(b) − λ·b)`.
 pub(crate) fn most_tokens_per_s(problem: &Problem) -> f64 {
     let whole = 0..problem.layers();
-    let memory: f64 = problem.cluster.nodes().iter().map(|node| node.memory as f64).sum();
+    let memory: f64 = problem.cluster.nodes().iter().map(|node| node.all_memory() as f64).sum();
     let kv = problem.session_bytes(&whole) as f64;
     let room = if kv > 0.0 { (memory - problem.weights.total() as f64).max(0.0) / kv } else { f64::INFINITY };
     let sessions = room.min(f64::from(problem.demand.concurrency));
@@ -58,10 +58,11 @@ fn segments(problem: &Problem, node: usize) -> Vec<Segment> {
     let weight = |layer: &usize| problem.weights.layers[*layer] + problem.model.kv_bytes[*layer];
     let lightest =
         (0..problem.layers()).map(|layer| (weight(&layer), layer)).min().map_or(0, |(_, layer)| layer);
-    let memory = problem.cluster.nodes()[node].memory;
+    let memory = problem.cluster.nodes()[node].all_memory();
     let Some(bare) = memory.checked_sub(problem.weights.layers[lightest]) else { return Vec::new() };
     let kv = problem.model.kv_bytes[lightest].saturating_mul(u64::from(problem.demand.context));
     let fit = bare.checked_div(kv).map_or(f64::INFINITY, |sessions| sessions as f64);
+    let fit = fit.min(problem.max_sessions(node) as f64);
     let most = fit.min(problem.max_batch(node)).min(f64::from(problem.demand.concurrency));
     if most < 1.0 {
         return Vec::new();

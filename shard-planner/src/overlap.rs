@@ -26,7 +26,7 @@ pub(crate) fn overlapping(problem: &Problem, tour: &[usize], moves: usize) -> Ve
     let mesh = Mesh::new(problem, tour);
     let mut found: Vec<(f64, Vec<Option<Range<usize>>>)> = Vec::new();
     let kv = problem.session_bytes(&(0..problem.layers())) as f64;
-    let memory: f64 = problem.cluster.nodes().iter().map(|node| node.memory as f64).sum();
+    let memory: f64 = problem.cluster.nodes().iter().map(|node| node.all_memory() as f64).sum();
     let all = (memory / kv.max(1.0)).min(f64::from(problem.demand.concurrency));
     let mut by_speed = tour.to_vec();
     by_speed.sort_by(|&a, &b| mesh.layer_s[a].total_cmp(&mesh.layer_s[b]).then(a.cmp(&b)));

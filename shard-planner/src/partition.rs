@@ -7,10 +7,11 @@
 
 use microlp::{ComparisonOp, OptimizationDirection, SolveOptions, Variable};
 
-use crate::problem::Problem;
+use crate::{cluster::Node, priced::most_of_columns, problem::Problem};
 
-/// Most columns: clusters of more kinds have no such bound.
+/// Most columns that are listed; of more, those are looked at that prices do not pay for, and no more than so many.
 const MOST_COLUMNS: usize = 1024;
+const MOST_LOOKS: usize = 4000;
 /// Most rounds looked at, over all columns, sessions and batches.
 const MOST_ROUNDS: usize = 30_000_000;
 /// Nodes of the branch and bound, after which its bound is taken as it is.
@@ -18,30 +19,47 @@ const MOST_BRANCHES: u64 = 50;
 /// Steps in which sessions and batches are counted: each is taken for the best within.
 const STEP: f64 = 1.06;
 
-/// The bound in tokens per second; `None` where there are too many kinds of nodes.
+/// The bound in tokens per second.
 pub(crate) fn most_of_pipelines(problem: &Problem) -> Option<f64> {
+    most_by_columns(problem, MOST_COLUMNS)
+}
+
+/// The same, where no more columns are listed than so many.
+pub(crate) fn most_by_columns(problem: &Problem, listed: usize) -> Option<f64> {
     let kinds = kinds(problem);
-    let count = kinds.iter().try_fold(1usize, |all, kind| all.checked_mul(kind.count + 1))?;
-    if count > MOST_COLUMNS {
-        return None;
-    }
+    let count = kinds.iter().try_fold(1usize, |all, kind| all.checked_mul(kind.count + 1));
+    let mut pipelines = Pipelines::new(problem, &kinds);
+    let room: Vec<usize> = kinds.iter().map(|kind| kind.count).collect();
+    // Rounds looked at for a column.
+    let rounds = (pipelines.batches.len() * pipelines.steps(&room).len()).max(1);
+    let rate = match count.filter(|count| *count <= listed && *count <= MOST_ROUNDS / rounds) {
+        Some(count) => of_listed(&pipelines, &room, count)?,
+        None => {
+            // Then more nodes never do less.
+            pipelines.any_batch = true;
+            let most = pipelines.most_at_once(&room);
+            most_of_columns(&room, most, MOST_LOOKS.min(MOST_ROUNDS / rounds), |counts| {
+                pipelines.most(counts)
+            })?
+        }
+    };
+    // What the solver's tolerances may hide.
+    Some(rate * (1.0 + 1e-6))
+}
+
+/// The most of all columns, of which there are so many.
+fn of_listed(pipelines: &Pipelines, room: &[usize], count: usize) -> Option<f64> {
     let column = |mut index: usize| -> Vec<usize> {
         let digit = |kind: &Kind| {
             let digit = index % (kind.count + 1);
             index /= kind.count + 1;
             digit
         };
-        kinds.iter().map(digit).collect()
+        pipelines.kinds.iter().map(digit).collect()
     };
-    let pipelines = Pipelines::new(problem, &kinds);
-    let room: Vec<usize> = kinds.iter().map(|kind| kind.count).collect();
-    if count * pipelines.batches.len() * pipelines.steps(&room).len() > MOST_ROUNDS {
-        return None;
-    }
     let columns = (1..count).map(column).map(|counts| (pipelines.most(&counts), counts));
     let columns: Vec<(f64, Vec<usize>)> = columns.filter(|(rate, _)| *rate > 0.0).collect();
-    // What the solver's tolerances may hide.
-    best_partition(&columns, &room).map(|rate| rate * (1.0 + 1e-6))
+    best_partition(&columns, room)
 }
 
 /// Most of the sum of columns' values, each taken as often as `room` has what it counts; a bound on it where the
@@ -97,7 +115,8 @@ fn kinds(problem: &Problem) -> Vec<Kind> {
     for (node, own) in nodes.iter().enumerate() {
         let alike = |kind: &&mut Kind| {
             let other = &nodes[kind.node];
-            (own.memory, own.max_layers, own.max_batch) == (other.memory, other.max_layers, other.max_batch)
+            let room = |node: &Node| (node.memory, node.kv_memory, node.max_weights, node.max_sessions);
+            (room(own), own.max_layers, own.max_batch) == (room(other), other.max_layers, other.max_batch)
                 && (&own.pinned, &own.profiles, own.rates) == (&other.pinned, &other.profiles, other.rates)
         };
         if let Some(kind) = kinds.iter_mut().find(alike) {
@@ -130,6 +149,8 @@ struct Pipelines<'a> {
     /// Shortest link and shortest way back.
     hop_s: f64,
     back_s: f64,
+    /// Steps may be larger than the nodes take.
+    any_batch: bool,
 }
 
 impl<'a> Pipelines<'a> {
@@ -150,7 +171,7 @@ impl<'a> Pipelines<'a> {
             fastest.sort_by(|&a, &b| seconds[a].total_cmp(&seconds[b]).then(a.cmp(&b)));
             Batches { from, to, seconds, fastest }
         });
-        Self { problem, kinds, batches: batches.collect(), hop_s, back_s }
+        Self { problem, kinds, batches: batches.collect(), hop_s, back_s, any_batch: false }
     }
 
     /// Numbers of sessions that these nodes can hold, and how much of the model each kind then holds.
@@ -168,6 +189,12 @@ impl<'a> Pipelines<'a> {
         steps.take_while(|(_, holds)| whole(holds)).collect()
     }
 
+    /// Pipelines that there may be at once: each holds the model.
+    fn most_at_once(&self, room: &[usize]) -> f64 {
+        let holds = self.kinds.iter().zip(room).map(|(kind, &count)| count as f64 * self.holds(kind, 1.0));
+        (holds.sum::<f64>() + 1e-9).floor()
+    }
+
     /// More tokens per second than one pipeline of so many nodes of each kind does.
     fn most(&self, counts: &[usize]) -> f64 {
         let asked = f64::from(self.problem.demand.concurrency);
@@ -182,7 +209,8 @@ impl<'a> Pipelines<'a> {
     /// is not passed.
     fn most_with(&self, counts: &[usize], holds: &[f64], sessions: f64, known: f64) -> f64 {
         let used = counts.iter().zip(self.kinds).filter(|(count, _)| **count > 0);
-        let batch = used.map(|(_, kind)| self.problem.max_batch(kind.node)).fold(sessions, f64::min);
+        let own = used.map(|(_, kind)| self.problem.max_batch(kind.node)).fold(sessions, f64::min);
+        let batch = if self.any_batch { sessions } else { own };
         let way_s = self.way_s(counts, holds);
         let mut best = known;
         for batches in self.batches.iter().take_while(|batches| batches.from <= batch) {
@@ -208,7 +236,7 @@ impl<'a> Pipelines<'a> {
             layers.iter().zip(&self.problem.model.kv_bytes).map(|(&bytes, &kv)| kv as f64 / bytes as f64);
         let each = sessions * f64::from(self.problem.demand.context) * kv.fold(f64::INFINITY, f64::min);
         let all = layers.iter().sum::<u64>() as f64;
-        (self.problem.cluster.nodes()[kind.node].memory as f64 / (all * (1.0 + each))).min(kind.most)
+        (self.problem.cluster.nodes()[kind.node].all_memory() as f64 / (all * (1.0 + each))).min(kind.most)
     }
 
     /// Latency around as few stages as can be.

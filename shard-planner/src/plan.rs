@@ -5,7 +5,10 @@ use std::{collections::HashMap, ops::Range};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{cluster::ClusterError, demand::DemandError, flow::through, model::ModelError, problem::Problem};
+use crate::{
+    cluster::ClusterError, demand::DemandError, flow::through, model::ModelError, problem::Problem,
+    shortage::KvShortage,
+};
 
 /// One stage of a pipeline, or what one node holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,6 +60,8 @@ pub enum Bottleneck {
         /// To this one.
         to: usize,
     },
+    /// Bandwidth of the relay, over all links that go through it.
+    Relay,
 }
 
 /// How good any plan could be at most.
@@ -115,6 +120,8 @@ pub struct Plan {
     pub price: f64,
     /// How far it can be from the best.
     pub bound: Bound,
+    /// KV that is missing for as many sessions as were asked for.
+    pub shortage: Option<KvShortage>,
 }
 
 /// Why there is no plan.
@@ -148,6 +155,20 @@ pub enum PlanError {
         node: String,
         /// Its memory.
         memory: u64,
+    },
+    /// No node has KV for one layer.
+    #[error(
+        "{sessions} sessions need {needed} bytes of KV for one layer, and {node}, which has most, has {room}"
+    )]
+    NoKv {
+        /// Sessions that KV was kept for.
+        sessions: u64,
+        /// Bytes of their KV of one layer.
+        needed: u64,
+        /// The node with most.
+        node: String,
+        /// Its bytes for KV.
+        room: u64,
     },
     /// All nodes together are too small.
     #[error(
@@ -220,7 +241,9 @@ impl Plan {
             pipelines,
             price,
             bound,
+            shortage: None,
         };
+        let plan = Self { shortage: KvShortage::of(problem, &plan), ..plan };
         plan.check(problem)?;
         Ok(plan)
     }
@@ -257,8 +280,7 @@ impl Plan {
         for stage in &self.held {
             let node = &problem.cluster.nodes()[stage.node];
             let kv = needed.get(&stage.node).copied().unwrap_or(0);
-            let fits = problem.sessions(stage.node, &stage.layers).is_some();
-            if !fits || problem.bytes(&stage.layers).saturating_add(kv) > node.memory {
+            if problem.kv_room(stage.node, &stage.layers).is_none_or(|room| kv > room) {
                 return Err(PlanError::Invalid {
                     pipeline: 0,
                     reason: format!("node {} is too full, or keeps other layers", node.id),

@@ -138,7 +138,12 @@ fn resources<'a>(
         let (from, to) = (pair[0].node, pair[1].node);
         (bytes / problem.cluster.hop(from, to).rate, Bottleneck::Link { from, to })
     });
-    nodes.chain(links)
+    let relay = problem.cluster.relay_rate().is_finite().then(|| {
+        let is_relayed = |pair: &&[Stage]| problem.cluster.hop(pair[0].node, pair[1].node).relayed;
+        let hops = stages.windows(2).filter(is_relayed).count();
+        (hops as f64 * bytes / problem.cluster.relay_rate(), Bottleneck::Relay)
+    });
+    nodes.chain(links).chain(relay)
 }
 
 fn longest(taken: impl Iterator<Item = (f64, Bottleneck)>) -> (f64, Bottleneck) {

@@ -70,16 +70,29 @@ impl<'a> Problem<'a> {
         (self.kv[range.end] - self.kv[range.start]).saturating_mul(u64::from(self.demand.context))
     }
 
-    /// Sessions that a node has KV for beside the weights of a range; `None` if those do not fit.
-    pub(crate) fn sessions(&self, node: usize, range: &Range<usize>) -> Option<u64> {
+    /// Bytes that a node has for KV beside the weights of a range; `None` if it cannot hold those.
+    pub(crate) fn kv_room(&self, node: usize, range: &Range<usize>) -> Option<u64> {
         let node = &self.cluster.nodes()[node];
         let beyond = |pinned: &Range<usize>| range.start < pinned.start || range.end > pinned.end;
         if node.max_layers.is_some_and(|most| range.len() > most) || node.pinned.as_ref().is_some_and(beyond)
         {
             return None;
         }
-        let left = node.memory.checked_sub(self.bytes(range))?;
-        left.checked_div(self.session_bytes(range)).or(Some(u64::MAX))
+        let bytes = self.bytes(range);
+        let left =
+            node.max_weights.is_none_or(|most| bytes <= most).then_some(node.memory)?.checked_sub(bytes)?;
+        Some(node.kv_memory.unwrap_or(left))
+    }
+
+    /// Most sessions of a range that a node takes, by its KV and by its own word; `None` if it cannot hold the range.
+    pub(crate) fn sessions(&self, node: usize, range: &Range<usize>) -> Option<u64> {
+        let kv = self.kv_room(node, range)?.checked_div(self.session_bytes(range)).unwrap_or(u64::MAX);
+        Some(kv.min(self.max_sessions(node)))
+    }
+
+    /// Most sessions that a node takes, whatever it holds.
+    pub(crate) fn max_sessions(&self, node: usize) -> u64 {
+        self.cluster.nodes()[node].max_sessions.map_or(u64::MAX, u64::from)
     }
 
     /// Whether a node holds a range and the KV of `sessions` sessions.

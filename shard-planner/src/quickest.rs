@@ -12,7 +12,7 @@ use std::{
     ops::Range,
 };
 
-use crate::{plan::Stage, predict::step_s, problem::Problem};
+use crate::{cluster::Node, plan::Stage, predict::step_s, problem::Problem};
 
 /// Most nodes that are searched over; of more, those are taken that a first look favours.
 const CANDIDATES: usize = 40;
@@ -371,7 +371,8 @@ fn twins(problem: &Problem, nodes: &[usize]) -> Vec<Option<usize>> {
     let cluster = problem.cluster;
     let same = |a: usize, b: usize| {
         let (one, other) = (&cluster.nodes()[a], &cluster.nodes()[b]);
-        let alike = one.memory == other.memory
+        let room = |node: &Node| (node.memory, node.kv_memory, node.max_weights, node.max_sessions);
+        let alike = room(one) == room(other)
             && one.max_layers == other.max_layers
             && one.pinned == other.pinned
             && one.max_batch == other.max_batch

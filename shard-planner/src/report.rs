@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cluster::Cluster,
     plan::{Bottleneck, Bound, Figures, Pipeline, Plan, Proof},
+    shortage::KvShortage,
 };
 
 /// A plan with the names of its nodes.
@@ -38,6 +39,9 @@ pub struct Report {
     pub gap: f64,
     /// Nodes that no pipeline uses.
     pub unused: Vec<String>,
+    /// KV that is missing for as many sessions as were asked for.
+    #[serde(default)]
+    pub shortage: Option<KvShortage>,
 }
 
 /// A pipeline with the names of its nodes.
@@ -83,8 +87,12 @@ pub struct LinkReport {
     pub latency_ms: f64,
     /// Megabits per second.
     pub mbit: f64,
-    /// It was not measured.
+    /// Its latency was not measured.
     pub estimated: bool,
+    /// Its bandwidth was not measured.
+    pub mbit_estimated: bool,
+    /// It goes through a relay.
+    pub relayed: bool,
     /// It is what limits the pipeline.
     pub bottleneck: bool,
 }
@@ -109,6 +117,7 @@ impl Report {
             gap: plan.bound.gap(),
             bound: plan.bound.clone(),
             unused: (0..cluster.len()).filter(|node| !used(node)).map(name).collect(),
+            shortage: plan.shortage.clone(),
         }
     }
 
@@ -146,7 +155,10 @@ impl PipelineReport {
                     latency_ms: hop.latency_s * 1e3,
                     mbit: hop.rate / 125_000.0,
                     estimated: hop.estimated,
-                    bottleneck: bottleneck == Bottleneck::Link { from: stage.node, to: next.node },
+                    mbit_estimated: hop.rate_estimated,
+                    relayed: hop.relayed,
+                    bottleneck: bottleneck == Bottleneck::Link { from: stage.node, to: next.node }
+                        || (hop.relayed && bottleneck == Bottleneck::Relay),
                 }
             });
             StageReport {
@@ -216,17 +228,15 @@ impl PipelineReport {
             svg.push_str("</g>\n");
             if let Some(link) = &stage.link {
                 let colour = if link.bottleneck { "#c0392b" } else { "#555" };
-                let dashes = if link.estimated { " stroke-dasharray=\"3 2\"" } else { "" };
+                let dashes =
+                    if link.estimated || link.mbit_estimated { " stroke-dasharray=\"3 2\"" } else { "" };
                 let _ = writeln!(
                     svg,
-                    "<line x1=\"{:.1}\" y1=\"{:.0}\" x2=\"{:.1}\" y2=\"{:.0}\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}><title>{:.1} ms, {:.0} Mbit/s{}</title></line>",
+                    "<line x1=\"{:.1}\" y1=\"{:.0}\" x2=\"{:.1}\" y2=\"{:.0}\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}><title>{link}</title></line>",
                     x + wide,
                     y + 22.0,
                     x + wide + GAP,
-                    y + 22.0,
-                    link.latency_ms,
-                    link.mbit,
-                    if link.estimated { ", estimated" } else { "" }
+                    y + 22.0
                 );
             }
             x += wide + GAP;
@@ -239,11 +249,29 @@ fn what(cluster: &Cluster, bottleneck: Bottleneck) -> String {
     match bottleneck {
         Bottleneck::Node(node) => name(node).clone(),
         Bottleneck::Link { from, to } => format!("the link from {} to {}", name(from), name(to)),
+        Bottleneck::Relay => "the relay".to_owned(),
     }
 }
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+impl fmt::Display for LinkReport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = |guessed: bool| if guessed { " (estimated)" } else { "" };
+        // One word for both.
+        let latency = if self.estimated && self.mbit_estimated { "" } else { mark(self.estimated) };
+        let digits = usize::from(self.mbit < 10.0);
+        write!(
+            out,
+            "{:.1} ms{latency}, {:.digits$} Mbit/s{}",
+            self.latency_ms,
+            self.mbit,
+            mark(self.mbit_estimated)
+        )?;
+        out.write_str(if self.relayed { " by relay" } else { "" })
+    }
 }
 
 impl fmt::Display for Report {
@@ -268,10 +296,7 @@ impl fmt::Display for Report {
                 let span = format!("{}..{}", stage.from, stage.to);
                 let mark = if stage.bottleneck { "  <- bottleneck" } else { "" };
                 let link = stage.link.as_ref().map_or_else(String::new, |link| {
-                    let mut text = format!("{:.1} ms, {:.0} Mbit/s", link.latency_ms, link.mbit);
-                    text.push_str(if link.estimated { " (estimated)" } else { "" });
-                    text.push_str(if link.bottleneck { "  <- bottleneck" } else { "" });
-                    text
+                    format!("{link}{}", if link.bottleneck { "  <- bottleneck" } else { "" })
                 });
                 writeln!(out, "  {:widest$}  {span:>9}  {}", stage.node, format!("{link}{mark}").trim_end())?;
             }
@@ -306,6 +331,9 @@ impl fmt::Display for Report {
                 };
                 writeln!(out, "bound: {of} better by more than {:.0} % ({how})", self.gap * 100.0)?;
             }
+        }
+        if let Some(shortage) = &self.shortage {
+            writeln!(out, "{shortage}")?;
         }
         if !self.unused.is_empty() {
             writeln!(out, "not used: {}", self.unused.join(", "))?;

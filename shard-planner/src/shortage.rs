@@ -1,6 +1,81 @@
 //! Why nothing fits, in numbers.
 
-use crate::{cluster::Cluster, demand::Demand, model::Model, plan::PlanError, problem::Problem};
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cluster::Cluster,
+    demand::Demand,
+    model::Model,
+    plan::{Plan, PlanError, Stage},
+    problem::Problem,
+};
+
+/// A plan has KV for fewer sessions than were asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvShortage {
+    /// Sessions that there is KV for.
+    pub sessions: u64,
+    /// Sessions asked for.
+    pub wanted: u64,
+    /// Positions of each.
+    pub positions: u32,
+    /// Bytes that are missing for the others, over all nodes.
+    pub missing: u64,
+    /// The node that lacks most.
+    pub node: String,
+    /// Bytes that it lacks.
+    pub node_missing: u64,
+    /// Positions of each session with which as many as were asked for would fit.
+    pub fitting: u32,
+}
+
+impl KvShortage {
+    /// What a plan lacks for all sessions of its demand, dealt to its pipelines by their parts.
+    pub(crate) fn of(problem: &Problem, plan: &Plan) -> Option<Self> {
+        let wanted = u64::from(problem.demand.concurrency);
+        let mut needed: BTreeMap<usize, f64> = BTreeMap::new();
+        for pipeline in &plan.pipelines {
+            for stage in &pipeline.stages {
+                let kv = problem.session_bytes(&stage.layers) as f64 * pipeline.weight * wanted as f64;
+                *needed.entry(stage.node).or_insert(0.0) += kv;
+            }
+        }
+        let room = |stage: &Stage| problem.kv_room(stage.node, &stage.layers).unwrap_or(0) as f64;
+        let lacking = plan.held.iter().map(|stage| {
+            let needed = needed.get(&stage.node).copied().unwrap_or(0.0);
+            ((needed - room(stage)).max(0.0), room(stage) / needed, stage.node)
+        });
+        let lacking: Vec<(f64, f64, usize)> = lacking.collect();
+        let missing = lacking.iter().map(|(bytes, ..)| bytes).sum::<f64>();
+        let &(most, _, node) = lacking.iter().max_by(|a, b| a.0.total_cmp(&b.0))?;
+        let part = lacking.iter().map(|(_, part, _)| *part).fold(1.0, f64::min);
+        let sessions = plan.pipelines.iter().map(|pipeline| pipeline.sessions).sum::<u64>();
+        // Parts of a session are rounded down in every pipeline.
+        let whole = sessions + plan.pipelines.len() as u64 > wanted;
+        (missing >= 1.0 && !whole).then(|| Self {
+            sessions,
+            wanted,
+            positions: problem.demand.context,
+            missing: missing as u64,
+            node: problem.cluster.nodes()[node].id.clone(),
+            node_missing: most as u64,
+            fitting: (part * f64::from(problem.demand.context)) as u32,
+        })
+    }
+}
+
+impl fmt::Display for KvShortage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sessions, wanted, positions, missing, node, node_missing, fitting } = self;
+        write!(
+            out,
+            "KV for {sessions} of {wanted} sessions of {positions} positions: {missing} bytes are missing, {node_missing} of \
+             them on {node}; {wanted} sessions of {fitting} positions would fit"
+        )
+    }
+}
 
 /// The reason why no pipeline was found, with what would fit if memory is short.
 pub(crate) fn reason(problem: &Problem, sessions: u64) -> PlanError {
@@ -34,13 +109,22 @@ pub(crate) fn reason(problem: &Problem, sessions: u64) -> PlanError {
 
 fn layer_that_fits_nowhere(problem: &Problem, sessions: u64) -> Option<PlanError> {
     let nodes = problem.cluster.nodes();
-    let largest = nodes.iter().max_by_key(|node| node.memory)?;
+    let kv = |layer: usize| problem.session_bytes(&(layer..layer + 1)).saturating_mul(sessions);
+    let own = nodes.iter().map(|node| node.kv_memory.map(|room| (room, node)));
+    let roomiest =
+        own.collect::<Option<Vec<_>>>().and_then(|own| own.into_iter().max_by_key(|(room, _)| *room));
+    if let Some((room, node)) = roomiest
+        && let Some(needed) = (0..problem.layers()).map(kv).find(|needed| *needed > room)
+    {
+        return Some(PlanError::NoKv { sessions, needed, node: node.id.clone(), room });
+    }
+    let largest = nodes.iter().max_by_key(|node| node.all_memory())?;
     let needed = |layer: usize| {
         let range = layer..layer + 1;
-        problem.bytes(&range).saturating_add(problem.session_bytes(&range).saturating_mul(sessions))
+        problem.bytes(&range).saturating_add(kv(layer))
     };
-    let layer = (0..problem.layers()).find(|&layer| needed(layer) > largest.memory)?;
-    let (node, memory) = (largest.id.clone(), largest.memory);
+    let layer = (0..problem.layers()).find(|&layer| needed(layer) > largest.all_memory())?;
+    let (node, memory) = (largest.id.clone(), largest.all_memory());
     Some(PlanError::LayerFitsNowhere { layer, needed: needed(layer), node, memory })
 }
 
@@ -90,7 +174,7 @@ fn advice(problem: &Problem, sessions: u64) -> String {
             "the weights alone are {} bytes at {}, the nodes' memory is {}",
             problem.weights.total(),
             demand.format,
-            cluster.nodes().iter().fold(0u64, |sum, node| sum.saturating_add(node.memory)),
+            cluster.nodes().iter().fold(0u64, |sum, node| sum.saturating_add(node.all_memory())),
         ),
     }
 }

@@ -82,18 +82,19 @@ pub fn assess_routes(
 
 /// Sessions over all routes for which every node has KV.
 pub(crate) fn shared_sessions(problem: &Problem, routes: &[(Vec<Stage>, f64)]) -> f64 {
-    let mut held: HashMap<usize, (std::ops::Range<usize>, f64)> = HashMap::new();
+    let mut held: HashMap<usize, (std::ops::Range<usize>, f64, f64)> = HashMap::new();
     for (stage, part) in
         routes.iter().flat_map(|(stages, part)| stages.iter().map(move |stage| (stage, part)))
     {
         let kv = problem.session_bytes(&stage.layers) as f64 * part;
-        let known = held.entry(stage.node).or_insert((stage.layers.clone(), 0.0));
+        let known = held.entry(stage.node).or_insert((stage.layers.clone(), 0.0, 0.0));
         known.0 = known.0.start.min(stage.layers.start)..known.0.end.max(stage.layers.end);
         known.1 += kv;
+        known.2 += part;
     }
-    let room = held.iter().map(|(&node, (layers, each))| {
-        let memory = problem.cluster.nodes()[node].memory;
-        memory.saturating_sub(problem.bytes(layers)) as f64 / each
+    let room = held.iter().map(|(&node, (layers, each, part))| {
+        let kv = problem.kv_room(node, layers).unwrap_or(0) as f64 / each;
+        kv.min(problem.max_sessions(node) as f64 / part)
     });
     room.fold(f64::from(problem.demand.concurrency), f64::min)
 }

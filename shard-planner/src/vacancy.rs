@@ -4,10 +4,14 @@ use std::ops::Range;
 
 use crate::model::Weights;
 
-/// The range one more node of `budget` bytes should hold, given what others hold and how fast they are, in
-/// parts of the fastest: as much as fits of the first stretch of the layers that the least speed serves. `None`
+/// The range one more node should hold, given what others hold and how fast they are, in parts of the fastest: as much
+/// as `fits` it of the first stretch of the layers that the least speed serves. `None`
 /// if not even one layer fits there.
-pub fn vacancy(weights: &Weights, held: &[(Range<usize>, f64)], budget: u64) -> Option<Range<usize>> {
+pub fn vacancy(
+    weights: &Weights,
+    held: &[(Range<usize>, f64)],
+    fits: impl Fn(&Range<usize>) -> bool,
+) -> Option<Range<usize>> {
     let layers = weights.layers.len();
     let speed = |layer: usize| {
         let holders = held.iter().filter(|(range, _)| range.contains(&layer));
@@ -18,7 +22,7 @@ pub fn vacancy(weights: &Weights, held: &[(Range<usize>, f64)], budget: u64) -> 
     let is_least = |layer: usize| speed(layer) <= least + 1e-9;
     let start = (0..layers).find(|&layer| is_least(layer))?;
     let stretch = (start..layers).take_while(|&layer| is_least(layer)).count();
-    (1..=stretch).rev().map(|length| start..start + length).find(|range| weights.of(range) <= budget)
+    (1..=stretch).rev().map(|length| start..start + length).find(fits)
 }
 
 #[cfg(test)]
@@ -27,6 +31,10 @@ mod tests {
 
     fn weights(embedding: u64, layers: &[u64], head: u64) -> Weights {
         Weights { format: "q8".to_owned(), embedding, layers: layers.to_vec(), head }
+    }
+
+    fn vacancy(weights: &Weights, held: &[(Range<usize>, f64)], budget: u64) -> Option<Range<usize>> {
+        super::vacancy(weights, held, |range| weights.of(range) <= budget)
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! nat gateway ADDRESS RELAY_BYTES_PER_S   introduces nodes; prints its address, then what it has relayed
 //! nat serve GATEWAY SEED                  joins, prints its address, and sends back what it is sent
 //! nat dial GATEWAY SEED PEER              joins, dials, prints the path, the time it took and a round trip
+//! nat hold GATEWAY SEED PEER              joins, dials, sends numbered messages, and prints the path when it changes
 //! ```
 
 use std::error::Error;
@@ -27,10 +28,10 @@ async fn main() -> Outcome<()> {
         ["gateway", address, relay] => gateway(address, relay.parse()?).await,
         ["serve", gateway, seed] => serve(&gateway.parse()?, seed.parse()?).await,
         ["dial", gateway, seed, peer] => dial(&gateway.parse()?, seed.parse()?, &peer.parse()?).await,
-        _ => {
-            Err("usage: nat gateway ADDRESS RELAY_BYTES_PER_S | serve GATEWAY SEED | dial GATEWAY SEED PEER"
-                .into())
-        }
+        ["hold", gateway, seed, peer] => hold(&gateway.parse()?, seed.parse()?, &peer.parse()?).await,
+        _ => Err("usage: nat gateway ADDRESS RELAY_BYTES_PER_S | serve GATEWAY SEED | \
+                  dial GATEWAY SEED PEER | hold GATEWAY SEED PEER"
+            .into()),
     }
 }
 
@@ -109,5 +110,23 @@ async fn dial(gateway: &PeerAddress, seed: u8, peer: &PeerAddress) -> Outcome<()
     let round_trip = begun.elapsed() / ROUND_TRIPS;
     println!("{} {} {:.1}", link.path(), connected.as_millis(), round_trip.as_secs_f64() * 1e3);
     endpoint.close().await;
+    Ok(())
+}
+
+async fn hold(gateway: &PeerAddress, seed: u8, peer: &PeerAddress) -> Outcome<()> {
+    let (endpoint, _link) = join(gateway, seed).await?;
+    let mut link = endpoint.connect(peer).await?;
+    let mut shown = None;
+    for number in 0u64.. {
+        let message = number.to_be_bytes();
+        link.send(message.to_vec()).await?;
+        if *link.recv().await? != message {
+            return Err("another message came back".into());
+        }
+        if shown.replace(link.path()) != Some(link.path()) {
+            println!("{} after {number} messages", link.path());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     Ok(())
 }

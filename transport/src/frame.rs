@@ -302,6 +302,12 @@ impl Decoder {
         frame.map(Some)
     }
 
+    /// Bytes of a message that have arrived, and how many it has, while it is not whole.
+    pub fn arriving(&self) -> Option<(usize, usize)> {
+        let (header, body) = self.body.as_ref()?;
+        (header.kind == Kind::Message).then_some((body.len(), header.body_bytes))
+    }
+
     /// Whether the stream stands between two frames.
     pub fn is_idle(&self) -> bool {
         self.header_bytes == 0

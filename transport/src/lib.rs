@@ -28,7 +28,8 @@ mod transport;
 pub use frame::CloseReason;
 pub use limits::Limits;
 pub use link::{
-    CarrierKind, Fault, Link, LinkError, LinkReceiver, LinkSender, LinkStats, Message, PathKind, Violation,
+    CarrierKind, Fault, Link, LinkError, LinkReceiver, LinkSender, LinkStats, Message, PathKind, Throughput,
+    Violation,
 };
 pub use link::{SendError, TrySendError};
 pub use peer::{Identity, NodeId, PeerAddress};

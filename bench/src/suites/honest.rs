@@ -215,7 +215,7 @@ fn processors() -> anyhow::Result<Vec<Cpu>> {
 fn request(seed: u64, n: u64, vocabulary: u32) -> Request {
     let mut random = ChaCha8Rng::seed_from_u64(seed ^ n << 20);
     let family = random.random_range(0..FAMILIES);
-    let short = n % 3 == 0;
+    let short = n.is_multiple_of(3);
     let shared = if short { 3 } else { random.random_range(10..=SHARED_TOKENS) };
     let own = if short { 0 } else { random.random_range(0..=OWN_TOKENS) };
     let max_tokens = if short { random.random_range(1..4) } else { random.random_range(4..=REPLY_TOKENS) };

@@ -418,8 +418,7 @@ impl Desk {
         let me = self.config.book.account();
         match event {
             AuditEvent::Posted { account, epoch, root, .. } if *account == me => {
-                let volumes = self.config.book.sealed().into_iter();
-                let found = volumes.filter(|sealed| sealed.root.0 == *root).last();
+                let found = self.config.book.sealed().into_iter().rfind(|sealed| sealed.root.0 == *root);
                 if let (Some(sealed), Ok(epoch)) = (found, u32::try_from(*epoch)) {
                     self.set(Sealed { standing: Standing::Posted { epoch }, ..sealed }).await;
                 }

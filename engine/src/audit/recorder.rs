@@ -391,3 +391,34 @@ fn commit(book: &Book, place: &Place, plan: &Digest, closed: &Closed) {
 fn rows_of(segments: &[Segment]) -> usize {
     segments.iter().map(|segment| segment.rows as usize).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use super::*;
+    use crate::audit::receipt::Receipt;
+
+    const SEED: &[u8] = include_bytes!("../../fuzz/seeds/receipt/short");
+
+    #[test]
+    fn what_is_recorded_waits_to_be_signed() {
+        let signer = Signer::new(transport::Identity::from_secret([1; 32]));
+        let recorder = Recorder::start(Audit { signer, book: None }, 1, |_| ()).expect("starts");
+        let backlog = recorder.backlog();
+        assert!(backlog.is_empty());
+        let plan = Receipt::read(SEED).expect("a receipt").plan;
+        let (session, gateway) = (SessionId(1), NodeId(plan.gateway.0));
+        let place = Box::new(Place { plan, stage: 0, previous: None, next: None, gateway });
+        recorder.tell(Event::Open { session, route: RouteId(1), place, blocks: Vec::new() });
+        assert!(!backlog.is_empty(), "from the first moment");
+        while backlog.0.events.load(Ordering::SeqCst) > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!backlog.is_empty(), "until the session is over");
+        recorder.tell(Event::Close(Close::abrupt(session)));
+        while !backlog.is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

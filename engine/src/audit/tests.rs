@@ -103,6 +103,7 @@ impl World {
             fingerprint: model.fingerprint(Quantisation::Q8),
             model: planned(&model, Quantisation::Q8, false).expect("a shape"),
             positions: 256,
+            relay_bytes_per_s: None,
             running: 64,
             waiting: 256,
             allow: None,
@@ -154,6 +155,7 @@ impl World {
             audit: (!ways.unsigned).then_some(audit),
             clerk: None,
             weights: None,
+            stock: None,
             payee: None,
         };
         cheat::next(ways.cheat);
@@ -504,5 +506,33 @@ fn receipts_that_could_write_on_a_terminal_are_refused() {
 fn hostile_receipts_are_refused() {
     for text in ["", "{}", "[]", "null", "{\"version\":1}"] {
         assert!(Receipt::read(text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+/// What another route began is drawn again: the receipt is of the nodes that finished the reply, and of all of it.
+#[tokio::test]
+async fn a_reply_that_went_on_elsewhere_is_proved_by_those_that_finished_it() {
+    for speculation in [false, true] {
+        let world = World::new("llama", speculation);
+        let mut nodes = world.pipeline(3, Ways::default()).await;
+        let (right, _) = world.receipt(request(6, 40, 150)).await;
+        let mut generation = world.submitter.submit(request(6, 40, 150)).await.expect("is taken");
+        let id = generation.receipt.take().expect("a receipt is promised");
+        for _ in 0..70 {
+            assert!(matches!(generation.events.recv().await, Some(Event::Token { .. })));
+        }
+        let lost = nodes.remove(1).id();
+        world.network.kill(lost);
+        let spare = Shard { layers: 2..4, embedding: false, head: false };
+        nodes.push(world.node(9, spare, Ways::default()));
+        while !matches!(generation.events.recv().await, Some(Event::Finished(_) | Event::Failed(_))) {}
+        let text = world.store.get(&id.to_string(), 0, Duration::from_secs(60)).await.expect("a receipt");
+        let receipt = Receipt::read(text.as_bytes()).expect("a receipt");
+        assert_eq!((receipt.prompt.len(), &receipt.reply), (40, &right));
+        assert!(receipt.plan.stages.iter().all(|stage| stage.node.0 != lost.0));
+        let verdict = world.verify(&receipt);
+        assert!(verdict.sound, "{verdict:?}");
+        assert_eq!(world.swarm.status().borrow().resumed, 1);
+        world.stop(nodes).await;
     }
 }

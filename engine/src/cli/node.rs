@@ -16,13 +16,15 @@ use engine::{
     audit::{clerk::ClerkStatus, commitment::Signer, recorder::Audit},
     device::Device,
     local::{load_stage, shard_bytes},
-    message::{Ask, Offer},
+    message::{Ask, KvMemory, Offer},
     model::{Model, Quantisation, Shard, ShardCache, cache_root},
     node::{GatewayAddress, Loader, Node, NodeConfig, NodeStatus, ask, load_rate},
     on_device,
     profile::soonest,
-    weights::Fetcher,
+    pull::{Pull, Reference, Repository},
+    weights::{Fetcher, Stock},
 };
+use kernels::backend::Backend;
 use tokio::sync::watch;
 use transport::{
     NodeId, Transport,
@@ -95,15 +97,27 @@ struct FetchArgs {
     /// Where it is kept [default: `fetched` in the cache directory]
     #[arg(long, env = "DOLPHIN_FETCH_DIR", value_name = "DIR")]
     fetch_dir: Option<PathBuf>,
+    /// Repository (`owner/name` or `owner/name@revision`) on a hub of the Hugging Face kind that has the gateway's
+    /// files: the layers' bytes are asked for there first; `HF_ENDPOINT` and `HF_TOKEN` are as for `pull`
+    #[arg(long, env = "DOLPHIN_HUB", requires = "fetch", value_name = "REPOSITORY")]
+    hub: Option<Reference>,
     /// Most bytes of the files that the layers may have
     #[arg(long, env = "DOLPHIN_FETCH_LIMIT", default_value = "256GiB", value_name = "BYTES")]
     fetch_limit: ByteSize,
     /// Bytes a second that are fetched [default: as many as come]
     #[arg(long, env = "DOLPHIN_FETCH_BANDWIDTH", value_name = "BYTES")]
     fetch_bandwidth: Option<ByteSize>,
+    /// Bytes a second of the weights here that other nodes are given when they fetch, over all of them; a quarter of
+    /// that while the node serves. 0 gives none
+    #[arg(long, env = "DOLPHIN_SHARE_BANDWIDTH", default_value = "8MB", value_name = "BYTES")]
+    share_bandwidth: ByteSize,
 }
 
 impl FetchArgs {
+    fn directory(&self) -> Option<PathBuf> {
+        self.fetch_dir.clone().or_else(|| cache_root().map(|root| root.join("fetched")))
+    }
+
     /// Asks the gateways for what they serve, if weights are to be fetched.
     async fn describe(
         &self,
@@ -114,15 +128,16 @@ impl FetchArgs {
         if !self.fetch {
             return Ok(None);
         }
-        let place = || cache_root().map(|root| root.join("fetched"));
-        let root =
-            self.fetch_dir.clone().or_else(place).context("--fetch needs --fetch-dir: there is no cache")?;
+        let root = self.directory().context("--fetch needs --fetch-dir: there is no cache")?;
         let cache = ShardCache::of_user();
         let mirror = Fetcher::describe(transport, gateways, &root, quantisation, cache)
             .await
             .context("asking the gateway for its model")?;
         let bandwidth = self.fetch_bandwidth.map(|bandwidth| bandwidth.as_u64());
-        Ok(Some(Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth)))
+        let fetcher = Fetcher::new(mirror, self.fetch_limit.as_u64(), bandwidth);
+        let Some(reference) = &self.hub else { return Ok(Some(fetcher)) };
+        let hub = Repository::open(&Pull::new(reference.clone(), Some(root))?).await;
+        Ok(Some(fetcher.with_hub(hub.with_context(|| format!("--hub {reference}"))?)))
     }
 }
 
@@ -219,6 +234,7 @@ impl NodeCommand {
             loader: None,
             audit: Some(Audit { signer, book }),
             clerk,
+            stock: self.stock(&model, weights.as_ref()),
             weights,
         };
         let mut node = self.start(&model, chosen, &shard, endpoint, config).await?;
@@ -234,6 +250,19 @@ impl NodeCommand {
         }
         node.stop().await;
         Ok(())
+    }
+
+    /// What other nodes are given of the model.
+    fn stock(&self, model: &Arc<Model>, weights: Option<&Fetcher>) -> Option<Stock> {
+        let bandwidth = Some(self.fetch.share_bandwidth.as_u64()).filter(|&bandwidth| bandwidth > 0)?;
+        match weights {
+            Some(weights) => Some(weights.stock(bandwidth)),
+            // The embedded model is in every node.
+            None => {
+                self.model.model.as_ref()?;
+                Some(Stock::own(model.clone(), self.model.quant, self.fetch.directory()?, bandwidth))
+            }
+        }
     }
 
     /// Fetches what is missing of a shard, and says how many bytes that was.
@@ -340,9 +369,19 @@ impl NodeCommand {
     /// What it lends, and how fast that is.
     async fn offer(&self, model: &Arc<Model>, device: &Device) -> anyhow::Result<Offer> {
         let (source, quantisation, device) = (model.clone(), self.model.quant, device.clone());
+        let lent = self.memory.as_u64();
+        let budget = self.stage.whole_budget(&device)?;
+        let free = on_device!(&device, backend => backend.free_bytes())?.map(|free| free as u64);
+        // What a card has is what weights and KV share; a processor's is for the asking.
+        let (weight_bytes, kv) = match (free, budget.kv_bytes) {
+            (Some(free), u64::MAX) => (lent, KvMemory::Shared(free)),
+            (Some(free), own) => (lent.min(free.saturating_sub(own)), KvMemory::Own(own)),
+            (None, own) => (lent, KvMemory::Own(own)),
+        };
         let measuring = move || on_device!(device, backend => soonest(&source, quantisation, backend));
         Ok(Offer {
-            weight_bytes: self.memory.as_u64(),
+            weight_bytes,
+            kv,
             movable: matches!(self.layers, Layers::Auto) && self.join.len() == 1,
             load_rate: None,
             profile: Some(Box::new(tokio::task::spawn_blocking(measuring).await??)),

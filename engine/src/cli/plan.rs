@@ -88,6 +88,7 @@ enum ObjectiveChoice {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PlanFile {
+    relay_mbit: Option<f64>,
     node: Vec<Node>,
     #[serde(default)]
     link: Vec<Link>,
@@ -149,7 +150,13 @@ impl PlanCommand {
         let live: LiveCluster =
             serde_json::from_str(&body).with_context(|| format!("{base} is no gateway of this version"))?;
         if let Some(path) = &self.save {
-            PlanFile { node: live.node, link: live.link, model: Some(live.model) }.write(path)?;
+            PlanFile {
+                relay_mbit: live.relay_mbit,
+                node: live.node,
+                link: live.link,
+                model: Some(live.model),
+            }
+            .write(path)?;
         }
         let missing = || live.problem.unwrap_or_else(|| "no pipeline stands".into());
         live.plan.with_context(|| format!("{base} has no plan: {}", missing()))
@@ -161,7 +168,8 @@ impl PlanCommand {
             Some(model) => model,
             None => shape(&self.model.open()?)?,
         };
-        let cluster = ClusterFile { nodes: file.node, links: file.link }.into_cluster()?;
+        let cluster =
+            ClusterFile { nodes: file.node, links: file.link, relay_mbit: file.relay_mbit }.into_cluster()?;
         let plan = plan(&model, &cluster, &self.demand())?;
         Ok(Report::new(&model.name, &cluster, &plan))
     }
@@ -292,7 +300,9 @@ mod tests {
             mbit = 100
         "#;
         let file: PlanFile = toml::from_str(text).expect("it is a cluster");
-        let cluster = ClusterFile { nodes: file.node, links: file.link }.into_cluster().expect("it is sound");
+        let cluster = ClusterFile { nodes: file.node, links: file.link, relay_mbit: None }
+            .into_cluster()
+            .expect("it is sound");
         let demand = Demand { context: 8, ..Demand::chat("q8", 1, Objective::Latency) };
         let plan = plan(&file.model.expect("it has a model"), &cluster, &demand).expect("there is a plan");
         // The estimated node reads its layers in a tenth of the time.

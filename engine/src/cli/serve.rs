@@ -55,7 +55,8 @@ pub(super) struct Serve {
     /// Bytes a second that are relayed between nodes whose routers let them find no other way; 0 relays nothing
     #[arg(long, env = "DOLPHIN_RELAY_BANDWIDTH", default_value = "4MB", value_name = "BYTES")]
     relay_bandwidth: ByteSize,
-    /// Bytes a second of the model's files that nodes with `--fetch` are given, over all nodes; 0 gives none
+    /// Bytes a second of the model's files that nodes with `--fetch` are given, over all nodes; 0 gives none. What
+    /// one node has, others get from there
     #[arg(long, env = "DOLPHIN_WEIGHTS_BANDWIDTH", default_value = "32MB", value_name = "BYTES")]
     weights_bandwidth: ByteSize,
     #[command(flatten)]
@@ -87,7 +88,7 @@ impl Serve {
         config.allow = allow_list(&self.allow);
         config.payer = self.chain.payer(&self.spend).await?;
         config.replan = self.replan == Switch::On;
-        config.weights = Some(self.weights_bandwidth.as_u64()).filter(|&bandwidth| bandwidth > 0);
+        config.weights = Some(self.weights_bandwidth.as_u64()).filter(|_| self.gives(&model));
         let key = identity(self.key.as_deref(), "gateway")?;
         let endpoint = Endpoint::bind_with_rdma(&key.identity, self.swarm, self.link.limits())
             .with_context(|| format!("--swarm {}", self.swarm))?;
@@ -135,6 +136,11 @@ impl Serve {
         Ok(())
     }
 
+    /// Whether nodes without files can have the model's weights from here.
+    fn gives(&self, model: &Model) -> bool {
+        self.weights_bandwidth.as_u64() > 0 && model.is_whole()
+    }
+
     fn announce(&self, front: &Front, join: &GatewayAddress, model: &Model) {
         let url = front.url();
         if self.json {
@@ -148,8 +154,8 @@ impl Serve {
         println!("\nendpoint  {url}/v1\n\nlend a machine with:\n");
         // The embedded model is in every node.
         let weights = match &self.model.model {
-            Some(path) if self.weights_bandwidth.as_u64() == 0 => format!(" --model {}", path.display()),
-            Some(_) => " --fetch".to_owned(),
+            Some(_) if self.gives(model) => " --fetch".to_owned(),
+            Some(path) => format!(" --model {}", path.display()),
             None => String::new(),
         };
         println!("  dolphin node{weights} --quant {} --join {join}\n\nCtrl-C stops.", self.model.quant);

@@ -2,6 +2,7 @@
 
 use std::{ops::Range, path::PathBuf};
 
+use bytesize::ByteSize;
 use clap::Args;
 use engine::{
     inspect::Inspection,
@@ -87,6 +88,9 @@ pub(super) struct PullCommand {
     /// Which GGUF file, if the repository has several
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
+    /// Bytes a second [default: as many as come]
+    #[arg(long, env = "DOLPHIN_PULL_BANDWIDTH", value_name = "BYTES")]
+    bandwidth: Option<ByteSize>,
     /// Print one line of JSON when done
     #[arg(long)]
     json: bool,
@@ -97,6 +101,7 @@ impl PullCommand {
         let mut request = Pull::new(self.reference, self.to)?;
         request.layers = self.layers;
         request.file = self.file;
+        request.bandwidth = self.bandwidth.map(|bandwidth| bandwidth.as_u64());
         let bar = byte_bar("");
         let show = bar.clone();
         let mut report = move |event: Event<'_>| match event {

@@ -78,15 +78,31 @@ mod tests {
     #[test]
     fn paths_and_relay_stand_beside_the_cluster() {
         let model = shard_planner::Model::uniform("m", 4, 1, 1, 1);
-        let live = LiveCluster { model, node: Vec::new(), link: Vec::new(), plan: None, problem: None };
-        let link = LinkSummary { from: "a".into(), to: "b".into(), rtt_ms: 1.5, path: Path::Punched };
+        let live = LiveCluster {
+            model,
+            node: Vec::new(),
+            link: Vec::new(),
+            relay_mbit: None,
+            plan: None,
+            problem: None,
+        };
+        let link = LinkSummary {
+            from: "a".into(),
+            to: "b".into(),
+            rtt_ms: 1.5,
+            path: Path::Punched,
+            mbit: Some(80.0),
+        };
         let pair = RelayedPair { nodes: [NodeId([1; 32]), NodeId([2; 32])], bytes: 70 };
         let relay = RelayStatus { bytes_per_s: 9, relayed_bytes: 70, dropped_bytes: 3, pairs: vec![pair] };
         let view = View { live: &live, paths: &[link], relay: Some(relay.into()) };
         let text = serde_json::to_string(&view).expect("it is JSON");
         assert_eq!(serde_json::from_str::<LiveCluster>(&text).expect("it is a cluster"), live);
         let shown: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
-        assert_eq!(shown["paths"][0]["path"], "punched");
+        assert_eq!(
+            (&shown["paths"][0]["path"], &shown["paths"][0]["mbit"]),
+            (&"punched".into(), &80.0.into())
+        );
         assert_eq!(shown["relay"]["pairs"][0]["nodes"][1], NodeId([2; 32]).to_string());
         assert_eq!(
             (&shown["relay"]["relayed_bytes"], &shown["relay"]["dropped_bytes"]),

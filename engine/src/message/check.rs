@@ -3,9 +3,9 @@
 use kernels::backend::PAGE;
 
 use super::{
-    Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_SEGMENTS, MAX_STAGES, MAX_TEXT_BYTES,
-    MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport, offer::check_near,
-    pay::Tariff,
+    Failed, FailedReason, Join, MAX_LAYERS, MAX_LIST, MAX_PROBE_BYTES, MAX_SEGMENTS, MAX_STAGES,
+    MAX_TEXT_BYTES, MAX_TOP_LOGPROBS, Message, MessageError, Open, Segment, SessionId, Step, TokenReport,
+    offer::check_near, pay::Tariff, weights::check_holders,
 };
 use crate::{model::Shard, request::Sampling};
 
@@ -33,10 +33,17 @@ impl Message {
             | Message::Close(_)
             | Message::Held(_)
             | Message::Committed(_)
-            | Message::Want(_) => Ok(()),
+            | Message::Want(_)
+            | Message::Lend(_) => Ok(()),
             Message::Piece(piece) => piece.check(),
             Message::Show(show) => show.check(),
             Message::Shown(shown) => shown.check(),
+            Message::Probe(probe) => ensure(probe.bytes <= MAX_PROBE_BYTES, "a probe that is too long"),
+            Message::Padding(padding) => {
+                ensure(padding.body.len() <= MAX_PROBE_BYTES as usize, "padding that is too long")
+            }
+            Message::Shares(parts) | Message::Seek(parts) => parts.check(),
+            Message::Holders(holders) => check_holders(holders),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What nodes and gateways say to one another: the payload of a transport message.
 //!
-//! A message is its `postcard` encoding followed, for a [`Step`], a [`Piece`] and a [`Shown`] alone, by a raw body
-//! (token ids or activation rows, little-endian; bytes of files or of evidence). Decoding never allocates beyond the bytes it was given, and
+//! A message is its `postcard` encoding followed, for a [`Step`], a [`Piece`], a [`Shown`] and [`Padding`] alone, by a raw
+//! body (token ids or activation rows, little-endian; bytes of files, of evidence or of nothing). Decoding never allocates beyond the bytes it was given, and
 //! everything decoded is checked before it is believed.
 
 mod block;
@@ -27,11 +27,13 @@ use crate::{
 
 pub use block::BlockHash;
 pub(crate) use check::check_sampling;
-pub use offer::{Cannot, LoadRefusal, Neighbour, Offer, Path};
+pub use offer::{
+    Cannot, Carried, KvMemory, LoadRefusal, MAX_PROBE_BYTES, Neighbour, Offer, Padding, Path, Probe,
+};
 pub use pay::{Paid, TabAnswer, TabOffer, TabRefusal, Tariff, VoucherNote};
 pub use rows::{decode_rows, encode_rows, row_bytes};
 pub use show::{Hidden, MAX_SHOWN_BYTES, Show, Shown, show_digest};
-pub use weights::{Denial, MAX_PIECE_BYTES, Part, Piece, Want};
+pub use weights::{Denial, Holder, MAX_HOLDERS, MAX_PIECE_BYTES, Part, Parts, Piece, Want};
 
 /// Names one session everywhere, made by its gateway: milliseconds since 1970 in the upper half, the rest
 /// at random. The order of ids is thus an order by age that all stages agree on, whatever reaches them first.
@@ -109,14 +111,26 @@ pub enum Message {
     Near(Vec<Neighbour>),
     /// Any stage to gateway and to the next: what it signs of a session.
     Committed(Box<Committed>),
-    /// Node to gateway: give me these bytes of the model.
+    /// Node to gateway or node: give me these bytes of the model.
     Want(Want),
-    /// Gateway to node: here they are; the body follows.
+    /// The answer: here they are; the body follows.
     Piece(Piece),
     /// Auditor to node: show me what proves a leaf.
     Show(Show),
     /// Node to auditor: here is a part of it; the body follows.
     Shown(Shown),
+    /// Node to node: send me bytes of nothing.
+    Probe(Probe),
+    /// Node to node: here they are; the body follows.
+    Padding(Padding),
+    /// Node to gateway: these parts I can give to other nodes.
+    Shares(Parts),
+    /// Node to gateway: who can give me these?
+    Seek(Parts),
+    /// The answer.
+    Holders(Vec<Holder>),
+    /// Gateway to node: give to this node, by its id, what it asks for.
+    Lend([u8; 32]),
 }
 
 /// How fast a node is.
@@ -511,6 +525,12 @@ impl Message {
             Message::Piece(_) => "Piece",
             Message::Show(_) => "Show",
             Message::Shown(_) => "Shown",
+            Message::Probe(_) => "Probe",
+            Message::Padding(_) => "Padding",
+            Message::Shares(_) => "Shares",
+            Message::Seek(_) => "Seek",
+            Message::Holders(_) => "Holders",
+            Message::Lend(_) => "Lend",
         }
     }
 
@@ -531,6 +551,7 @@ impl Message {
             Message::Step(step) => step.body = rest,
             Message::Piece(piece) => piece.body = rest,
             Message::Shown(shown) => shown.body = rest,
+            Message::Padding(padding) => padding.body = rest,
             _ if !rest.is_empty() => return Err(MessageError::Malformed),
             _ => {}
         }

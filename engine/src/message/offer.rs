@@ -1,5 +1,8 @@
 //! What nodes say for the gateway's planner.
 
+use std::fmt;
+
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shard_planner::cluster::Profile;
 use thiserror::Error;
@@ -19,12 +22,38 @@ const MAX_COUNTS: usize = 64;
 pub struct Offer {
     /// Bytes for weights.
     pub weight_bytes: u64,
+    /// Bytes for KV.
+    pub kv: KvMemory,
     /// Whether it loads other layers when it is told to.
     pub movable: bool,
     /// Bytes of weights that it loads in a second, once it has loaded some.
     pub load_rate: Option<u64>,
     /// How fast it is at a layer, where that was measured.
     pub profile: Option<Box<Profile>>,
+}
+
+/// Where a node has room for KV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvMemory {
+    /// So many bytes beside those for weights.
+    Own(u64),
+    /// What weights leave of so many bytes.
+    Shared(u64),
+}
+
+impl fmt::Display for KvMemory {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(bytes) => write!(out, "{bytes} for KV"),
+            Self::Shared(bytes) => write!(out, "{bytes} for both"),
+        }
+    }
+}
+
+impl Default for KvMemory {
+    fn default() -> Self {
+        Self::Own(u64::MAX)
+    }
 }
 
 /// Layers that a node was told to hold, and does not.
@@ -73,7 +102,38 @@ pub struct Neighbour {
     pub rtt_us: u32,
     /// The way there.
     pub path: Path,
+    /// What came from there was seen to arrive at.
+    pub inward: Option<Carried>,
+    /// Kilobits per second that congestion control lets out to there.
+    pub outward_kbit: Option<u32>,
 }
+
+/// What a link was seen to carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// Kilobits per second.
+    pub kbit: u32,
+    /// Seconds since.
+    pub age_s: u32,
+}
+
+/// Asks another node for bytes of nothing, which show what the link carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// How many, at most [`MAX_PROBE_BYTES`].
+    pub bytes: u32,
+}
+
+/// The answer: as many, or none where the other has better things to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Padding {
+    /// Nothing of meaning.
+    #[serde(skip)]
+    pub body: Bytes,
+}
+
+/// Most bytes that a probe may ask for.
+pub const MAX_PROBE_BYTES: u32 = 1_000_000;
 
 /// [`PathKind`] as it travels and is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,10 +4,36 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{MessageError, check::ensure};
+use super::{
+    MAX_LAYERS, MessageError,
+    check::{check_text, ensure},
+};
 
 /// Most bytes of one piece: what comes after it on the link waits for no more.
 pub const MAX_PIECE_BYTES: u32 = 256 << 10;
+
+/// Most nodes named to one that fetches.
+pub const MAX_HOLDERS: usize = 16;
+
+/// Parts of a model: 0 is the embedding, 1 the first layer, and after the last layer come final norm and head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// BLAKE3 hash of the catalogue that describes the model's files.
+    pub catalogue: [u8; 32],
+    /// Rising.
+    pub parts: Vec<u16>,
+}
+
+/// A node that can give parts of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its id.
+    pub node: [u8; 32],
+    /// Where it listens, `host:port`.
+    pub address: String,
+    /// Those that were asked for, rising.
+    pub parts: Vec<u16>,
+}
 
 /// Bytes that a node asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,12 +96,18 @@ pub enum Denial {
     /// Its disk fails.
     #[error("it cannot read its files")]
     Disk,
+    /// They are of a tensor that it does not hold.
+    #[error("it does not have these bytes")]
+    Missing,
+    /// No gateway of its own has told it to give to the asker.
+    #[error("no gateway has told it to")]
+    NoLeave,
 }
 
 impl Denial {
     /// Whether asking later may bring something.
     pub fn passes(self) -> bool {
-        matches!(self, Self::NotYet | Self::Busy)
+        matches!(self, Self::NotYet | Self::Busy | Self::NoLeave)
     }
 }
 
@@ -89,4 +121,22 @@ impl Piece {
         let most = if self.answer.is_ok() { self.want.length.min(MAX_PIECE_BYTES) } else { 0 };
         ensure(self.body.len() <= most as usize, "more bytes than were asked for")
     }
+}
+
+fn check_parts(parts: &[u16]) -> Result<(), MessageError> {
+    let rising = parts.windows(2).all(|pair| pair[0] < pair[1]);
+    ensure(rising && parts.last().is_none_or(|last| usize::from(*last) < MAX_LAYERS + 2), "parts of no model")
+}
+
+impl Parts {
+    pub(super) fn check(&self) -> Result<(), MessageError> {
+        check_parts(&self.parts)
+    }
+}
+
+pub(super) fn check_holders(holders: &[Holder]) -> Result<(), MessageError> {
+    ensure(holders.len() <= MAX_HOLDERS, "too many holders")?;
+    holders
+        .iter()
+        .try_for_each(|holder| check_text(&holder.address).and_then(|()| check_parts(&holder.parts)))
 }

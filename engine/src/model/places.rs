@@ -29,6 +29,12 @@ impl Place {
         &self.item.name
     }
 
+    /// Whether its bytes stand for the same values as the same bytes of `other` would.
+    pub(crate) fn has_form_of(&self, other: &Self) -> bool {
+        let form = |place: &Self| (place.info.dtype, place.info.bytes, place.item.interleaved_heads);
+        form(self) == form(other) && self.info.shape == other.info.shape && self.name() == other.name()
+    }
+
     /// File, first byte and bytes.
     pub(crate) fn range(&self) -> (usize, u64, u64) {
         (self.info.file, self.info.offset, self.info.bytes)
@@ -72,6 +78,12 @@ impl Model {
             places.extend(placed.into_iter().enumerate().map(place));
         }
         Ok(places)
+    }
+
+    /// Whether every tensor of the model is here.
+    pub fn is_whole(&self) -> bool {
+        let layers = 0..self.config().layers;
+        self.places(&Shard { layers, embedding: true, head: true }, Quantisation::default()).is_ok()
     }
 
     /// The settings file, if the model has one beside its weights.

@@ -1,31 +1,43 @@
-//! A node without the model's files that is told to load other layers: it fetches those that it lacks over its
-//! link to the gateway, and loads them then.
+//! A node without the model's files that is told to load other layers: it fetches those that it lacks over the
+//! links that it has, and loads them then.
 
-use tokio::{sync::mpsc, task::JoinHandle};
-use transport::NodeId;
+use std::{collections::HashMap, sync::atomic::AtomicU64};
 
-use super::{Desk, reload::Assigned};
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    task::JoinHandle,
+};
+use transport::{NodeId, PathKind};
+
+use super::{Desk, GatewayAddress, reload::Assigned};
 use crate::{
-    message::{LoadRefusal, Message, Piece, Want, clip},
+    message::{LoadRefusal, Message, clip},
     model::Shard,
-    weights::{FetchError, Source},
+    weights::{Answer, Dialler, Errand, FetchError, Stock},
 };
 
 /// Weights on their way.
 #[derive(Debug)]
 pub(super) struct Fetching {
-    gateway: NodeId,
-    shard: Shard,
-    asked: mpsc::Receiver<Want>,
-    /// Gone once the link is.
-    answered: Option<mpsc::Sender<Piece>>,
+    /// What is loaded then, and whose word it was; nothing, if only a description is fetched.
+    assigned: Option<Assigned>,
+    errands: mpsc::Receiver<Errand>,
+    givers: HashMap<NodeId, Line>,
     task: JoinHandle<Result<(), FetchError>>,
+}
+
+/// Somebody who is asked for weights.
+#[derive(Debug)]
+struct Line {
+    /// Where it is dialled.
+    address: Option<String>,
+    answers: mpsc::Sender<Answer>,
 }
 
 /// What comes of it next.
 #[derive(Debug)]
 pub(super) enum Advance {
-    Ask(Want),
+    Run(Errand),
     Done(Result<(), LoadRefusal>),
 }
 
@@ -35,12 +47,12 @@ impl Drop for Fetching {
     }
 }
 
-/// Waits for the next question of a fetch under way, or for its end.
+/// Waits for the next errand of a fetch under way, or for its end.
 pub(super) async fn advanced(fetching: &mut Option<Fetching>) -> Advance {
-    let Some(Fetching { asked, task, .. }) = fetching else { return std::future::pending().await };
+    let Some(Fetching { errands, task, .. }) = fetching else { return std::future::pending().await };
     tokio::select! {
         biased;
-        Some(want) = asked.recv() => Advance::Ask(want),
+        Some(errand) = errands.recv() => Advance::Run(errand),
         outcome = task => Advance::Done(match outcome {
             Ok(outcome) => outcome.map_err(|error| LoadRefusal::Files(clip(&error.to_string()))),
             Err(error) => Err(LoadRefusal::Files(clip(&error.to_string()))),
@@ -51,25 +63,62 @@ pub(super) async fn advanced(fetching: &mut Option<Fetching>) -> Advance {
 impl Desk {
     /// Begins to fetch what a gateway has assigned.
     pub(super) fn fetch(&mut self, gateway: NodeId, shard: Shard) {
-        let Some(weights) = self.weights.clone() else { return };
-        let (mut source, (asked, answered)) = Source::new(gateway);
+        let (Some(weights), Some(known)) = (self.weights.clone(), self.gateways.get(&gateway)) else {
+            return;
+        };
+        let address = GatewayAddress { id: gateway, address: known.address.clone() };
+        let (dialler, errands) = Dialler::desk();
         let wanted = shard.clone();
         let task = tokio::spawn(async move {
-            let mut fetched = 0;
-            let outcome = weights.fetch_from(&mut source, &wanted, &mut fetched, &|_| ()).await;
-            tracing::info!(layers = ?wanted.layers, fetched, "weights fetched");
+            let fetched = AtomicU64::new(0);
+            let outcome = weights.fetch_over(&dialler, &[address], &wanted, &fetched, &|_| ()).await;
+            tracing::info!(layers = ?wanted.layers, fetched = fetched.into_inner(), "weights fetched");
             outcome
         });
-        self.fetching = Some(Fetching { gateway, shard, asked, answered: Some(answered), task });
+        let assigned = Some(Assigned { gateway, shard });
+        self.fetching = Some(Fetching { assigned, errands, givers: HashMap::new(), task });
+    }
+
+    /// Begins to find out which bytes of a gateway's model the node has in files of its own, to give them.
+    pub(super) fn describe(&mut self, gateway: NodeId) {
+        let stock = self.giving.as_ref().map(|giving| giving.stock().clone()).filter(Stock::is_unknown);
+        let (Some(stock), Some(known)) = (stock, self.gateways.get(&gateway)) else { return };
+        if self.fetching.is_some() {
+            return;
+        }
+        let address = GatewayAddress { id: gateway, address: known.address.clone() };
+        let (dialler, errands) = Dialler::desk();
+        let task = tokio::spawn(async move { stock.describe(&dialler, &address).await });
+        self.fetching = Some(Fetching { assigned: None, errands, givers: HashMap::new(), task });
     }
 
     pub(super) fn fetched(&mut self, step: Advance) {
-        let Some(fetching) = self.fetching.as_ref() else { return };
-        let (gateway, shard) = (fetching.gateway, fetching.shard.clone());
+        let Some(fetching) = self.fetching.as_mut() else { return };
         match step {
-            Advance::Ask(want) => self.peers.send(gateway, None, Message::Want(want)),
+            Advance::Run(Errand::Begin { peer, address, answers }) => {
+                // A gateway is not dialled for this; it is when it is its turn.
+                if address.is_some() || self.peers.is_live(peer) {
+                    fetching.givers.insert(peer, Line { address, answers });
+                }
+            }
+            Advance::Run(Errand::Say(peer, message)) => {
+                if self.peers.path(peer) == Some(PathKind::Relayed) {
+                    // It would be the gateway that carries every byte.
+                    fetching.givers.remove(&peer);
+                }
+                if let Some(line) = fetching.givers.get(&peer) {
+                    self.peers.send(peer, line.address.as_deref(), message);
+                }
+            }
             Advance::Done(outcome) => {
+                let assigned = fetching.assigned.take();
                 self.fetching = None;
+                let Some(Assigned { gateway, shard }) = assigned else {
+                    if let Err(reason) = outcome {
+                        tracing::info!(%reason, "no weights are given to other nodes");
+                    }
+                    return;
+                };
                 match outcome {
                     Ok(()) => self.assigned = Some(Assigned { gateway, shard }),
                     // One that is gone will tell what to hold when it is back.
@@ -82,24 +131,21 @@ impl Desk {
         }
     }
 
-    /// Bytes of weights have come.
-    pub(super) fn piece(&mut self, peer: NodeId, piece: Piece) {
-        // What comes after a fetch has failed was asked for by it.
-        let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.gateway == peer) else {
+    /// A giver answers.
+    pub(super) fn answered(&mut self, peer: NodeId, answer: Message) {
+        // What comes after a fetch is over was asked for by it.
+        let Some(line) = self.fetching.as_ref().and_then(|fetching| fetching.givers.get(&peer)) else {
             return;
         };
-        let full = |answered: &mpsc::Sender<Piece>| {
-            matches!(answered.try_send(piece), Err(mpsc::error::TrySendError::Full(_)))
-        };
-        if fetching.answered.as_ref().is_some_and(full) {
+        if let Err(TrySendError::Full(_)) = line.answers.try_send(Ok(answer)) {
             self.peers.expel(peer, "sends more weights than it was asked for");
         }
     }
 
     /// There is no link to `peer` any more.
     pub(super) fn giver_lost(&mut self, peer: NodeId) {
-        if let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.gateway == peer) {
-            fetching.answered = None;
+        if let Some(fetching) = self.fetching.as_mut() {
+            fetching.givers.remove(&peer);
         }
     }
 }

@@ -4,6 +4,8 @@
 mod ask;
 mod audits;
 mod fetch;
+mod give;
+mod near;
 mod reload;
 pub mod state;
 pub mod worker;
@@ -24,17 +26,19 @@ use crate::{
         clerk::{self, Clerk, ClerkConfig, ClerkStatus},
         recorder::Audit,
     },
-    message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
+    message::{Join, LoadRefusal, Message, Offer, Pace, clip, row_bytes},
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
     },
     peers::{Notice, PeerEvent, Peers},
     stage::{Stage, StageLimits},
-    weights::Fetcher,
+    weights::{Fetcher, Stock},
 };
 pub use ask::{AskError, ask};
 use fetch::{Fetching, advanced};
+use give::{Giving, given};
+use near::Near;
 use reload::{Assigned, Outcome, SIGNING_LOOK, finished, reported};
 pub use reload::{Loader, load_rate};
 use state::{Action, State};
@@ -118,6 +122,8 @@ pub struct NodeConfig {
     pub clerk: Option<ClerkConfig>,
     /// Fetches layers that the node is told to load, for one without the model's files.
     pub weights: Option<Fetcher>,
+    /// What it gives of the model to other nodes; nothing if `None`.
+    pub stock: Option<Stock>,
 }
 
 /// Why a node stopped serving or could not start.
@@ -244,12 +250,12 @@ impl Node {
             signing_since: None,
             weights: config.weights,
             fetching: None,
+            giving: config.stock.map(Giving::start),
             loading: None,
             till,
             publish,
             told_ns: 0,
-            told_near: Vec::new(),
-            links: Vec::new(),
+            near: Near::default(),
         };
         let task = tokio::spawn(desk.run(events, receipts, said, stopping));
         Ok(Self { id, status, load, settle, audits, stop, task })
@@ -344,15 +350,14 @@ struct Desk {
     weights: Option<Fetcher>,
     /// Weights of what was assigned, on their way.
     fetching: Option<Fetching>,
+    giving: Option<Giving>,
     loading: Option<JoinHandle<Outcome>>,
     /// Of a node that serves for pay.
     till: Option<Till>,
     publish: watch::Sender<NodeStatus>,
     /// The pace that gateways were last told.
     told_ns: u64,
-    told_near: Vec<Neighbour>,
-    /// Links to other nodes, as they were last looked at.
-    links: Vec<(NodeId, PathKind)>,
+    near: Near,
 }
 
 impl Desk {
@@ -379,8 +384,12 @@ impl Desk {
                         break Err(error);
                     }
                 }
-                _ = look.tick() => self.tell_near(),
+                _ = look.tick() => {
+                    self.look();
+                    self.tell_shares();
+                }
                 () = tokio::time::sleep(SIGNING_LOOK), if self.signing_since.is_some() => {}
+                piece = given(&mut self.giving) => self.give(piece),
                 step = advanced(&mut self.fetching) => self.fetched(step),
                 Some(event) = events.recv() => {
                     if let Err(error) = self.peers.settle(event).into_iter().try_for_each(|n| self.notice(n)) {
@@ -424,9 +433,11 @@ impl Desk {
                     gateway.welcome = true;
                     // Somebody new has to be told.
                     self.told_ns = 0;
-                    self.told_near.clear();
+                    self.near.told.clear();
                     gateway.redial = None;
                     gateway.wait = FIRST_WAIT;
+                    self.forget_shares();
+                    self.describe(peer);
                 }
                 (Some(_), Message::Refuse(reason)) => {
                     self.gateways.remove(&peer);
@@ -436,8 +447,12 @@ impl Desk {
                     }
                 }
                 (Some(_), Message::Assign(assign)) => self.assigned(peer, assign),
-                (_, Message::Piece(piece)) => self.piece(peer, piece),
+                (Some(_), Message::Lend(node)) => self.lend(NodeId(node)),
+                (_, Message::Want(want)) => self.wanted(peer, want),
+                (_, answer @ (Message::Piece(_) | Message::Holders(_))) => self.answered(peer, answer),
                 (_, Message::Show(show)) => self.show(peer, show),
+                (None, Message::Probe(probe)) => self.probed(peer, probe),
+                (None, Message::Padding(_)) => self.padded(peer),
                 (_, message) => self.state.receive(peer, message, now()),
             },
         }
@@ -532,7 +547,7 @@ impl Desk {
             sessions: self.state.sessions(),
             drafted: self.state.drafted().offered,
             accepted: self.state.drafted().accepted,
-            links: self.links.clone(),
+            links: self.near.links.clone(),
         };
         self.publish.send_if_modified(|old| {
             let changed = *old != status;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     audit::recorder::Audit,
     local::{LoadError, StageBudget, load_stage, shard_bytes},
-    message::{Assign, Cannot, LoadRefusal, Message, Neighbour, clip},
+    message::{Assign, Cannot, LoadRefusal, Message, clip},
     model::{Model, Quantisation, Shard},
     stage::StageLimits,
 };
@@ -166,7 +166,8 @@ impl Desk {
         let offer = &self.join.offer;
         let loader = self.loader.as_ref().filter(|_| offer.movable && self.gateways.len() == 1);
         let loader = loader.ok_or(LoadRefusal::Fixed)?;
-        if self.assigned.is_some() || self.loading.is_some() || self.fetching.is_some() {
+        let fetches = self.weights.is_some() && self.fetching.is_some();
+        if self.assigned.is_some() || self.loading.is_some() || fetches {
             return Err(LoadRefusal::Busy);
         }
         let needed = loader.0.bytes(shard).ok_or(LoadRefusal::Unknown)?;
@@ -244,38 +245,5 @@ impl Desk {
             self.cannot(gateway, assigned, reason);
         }
         Ok(())
-    }
-
-    /// Tells gateways how near the nodes are that this one has links to, when that has changed much.
-    pub(super) fn tell_near(&mut self) {
-        let gateways = &self.gateways;
-        let mut others: Vec<_> =
-            self.peers.ways().filter(|(peer, ..)| !gateways.contains_key(peer)).collect();
-        others.sort_unstable_by_key(|(peer, ..)| *peer);
-        self.links = others.iter().map(|(peer, _, path)| (*peer, *path)).collect();
-        let near = others.into_iter().take(crate::message::MAX_STAGES);
-        let near: Vec<Neighbour> = near
-            .map(|(peer, rtt, path)| Neighbour {
-                node: *peer.as_bytes(),
-                rtt_us: u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX),
-                path: path.into(),
-            })
-            .collect();
-        // Half a millisecond is of no weight, nor is a half more.
-        let alike = |a: u32, b: u32| a.abs_diff(b) < 500.max(a.min(b) / 2);
-        let same = |new: &Neighbour| {
-            let known = |old: &Neighbour| old.node == new.node && old.path == new.path;
-            self.told_near.iter().any(|old| known(old) && alike(old.rtt_us, new.rtt_us))
-        };
-        // As many, so that none is gone either.
-        if near.len() == self.told_near.len() && near.iter().all(same) {
-            return;
-        }
-        let welcome: Vec<NodeId> =
-            self.gateways.iter().filter(|(_, gateway)| gateway.welcome).map(|(id, _)| *id).collect();
-        for id in welcome {
-            self.peers.send(id, None, Message::Near(near.clone()));
-        }
-        self.told_near = near;
     }
 }

@@ -9,11 +9,13 @@ use std::{
 
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::{
     Event, Pull, PullError, Report,
     hub::{Hub, Remote},
 };
+use crate::weights::Pace;
 
 /// Part of a remote file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,10 +136,10 @@ pub(super) async fn run(
     }
     let mut growing = Growing::open(directory, job)?;
     report(Event::Started { file: job.name, bytes: job.bytes(), present: growing.done });
-    let mut patience = hub.patience();
+    let (mut patience, mut pace) = (hub.patience(), Pace::new(request.bandwidth));
     while let Some((piece, start)) = job.find(growing.done) {
         let before = growing.done;
-        let outcome = stream(hub, job, piece, start, &mut growing, report).await;
+        let outcome = stream((hub, job, piece), start, &mut growing, &mut pace, report).await;
         // What has come is kept whatever happens next.
         growing.flush()?;
         if growing.done > before {
@@ -165,11 +167,10 @@ fn adopt(directory: &Path, job: &Job<'_>) -> Result<bool, PullError> {
 
 /// Appends what one request gives of a piece.
 async fn stream(
-    hub: &Hub,
-    job: &Job<'_>,
-    piece: &Piece,
+    (hub, job, piece): (&Hub, &Job<'_>, &Piece),
     start: u64,
     growing: &mut Growing,
+    pace: &mut Pace,
     report: &mut Report<'_>,
 ) -> Result<(), PullError> {
     let remote = job.remotes[piece.remote];
@@ -191,6 +192,7 @@ async fn stream(
         if chunk.len() as u64 > wanted {
             return Err(PullError::protocol(job.name, "the hub sent more than was asked for"));
         }
+        tokio::time::sleep_until(pace.take(chunk.len() as u32, Instant::now())).await;
         growing.write(&chunk)?;
         wanted -= chunk.len() as u64;
         report(Event::Advanced { file: job.name, done: growing.done });

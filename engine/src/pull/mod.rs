@@ -8,6 +8,7 @@ mod error;
 mod fetch;
 mod hub;
 mod part;
+mod repository;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::error::PullError;
+pub use self::{error::PullError, repository::Repository};
 use self::{
     fetch::{Job, Piece},
     hub::{Hub, Remote},
@@ -92,6 +93,8 @@ pub struct Pull {
     pub attempts: u32,
     /// Wait after the first failure; doubles up to half a minute.
     pub first_delay: Duration,
+    /// Most bytes in a second.
+    pub bandwidth: Option<u64>,
 }
 
 impl Pull {
@@ -115,6 +118,7 @@ impl Pull {
             token: set("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token()),
             attempts: 6,
             first_delay: Duration::from_millis(500),
+            bandwidth: None,
         })
     }
 }
@@ -331,4 +335,4 @@ fn write_json(directory: &Path, name: &str, value: &impl Serialize) -> Result<()
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -25,7 +25,7 @@ const COMMIT: &str = "0123456789abcdef";
 
 /// What the hub does with a request for bytes.
 #[derive(Clone, Debug)]
-enum Mood {
+pub(crate) enum Mood {
     /// Breaks the connection after so many bytes.
     Cut(usize),
     /// Answers with a status.
@@ -49,13 +49,13 @@ struct Shelf {
 
 type Shared = Arc<Mutex<Shelf>>;
 
-struct Server {
+pub(crate) struct Server {
     shelf: Shared,
     endpoint: String,
 }
 
 impl Server {
-    async fn start(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+    pub(crate) async fn start(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let shelf = Shared::default();
         shelf.lock().expect("a lock").files.extend(files);
         let router = Router::new()
@@ -70,14 +70,14 @@ impl Server {
     }
 
     /// The golden model `name` under `test/model`.
-    async fn of_golden(name: &str) -> Self {
+    pub(crate) async fn of_golden(name: &str) -> Self {
         let read =
             |file: &str| (file.to_owned(), std::fs::read(golden(name).join(file)).expect("golden file"));
         let names = ["config.json", "generation_config.json", "model.safetensors"];
         Self::start(names.map(read)).await
     }
 
-    fn request(&self, directory: &TempDir) -> Pull {
+    pub(crate) fn request(&self, directory: &TempDir) -> Pull {
         Pull {
             reference: "test/model".parse().expect("a reference"),
             directory: directory.path().join("model"),
@@ -87,14 +87,15 @@ impl Server {
             token: None,
             attempts: 3,
             first_delay: Duration::from_millis(1),
+            bandwidth: None,
         }
     }
 
-    fn moods(&self, moods: impl IntoIterator<Item = Mood>) {
+    pub(crate) fn moods(&self, moods: impl IntoIterator<Item = Mood>) {
         self.shelf.lock().expect("a lock").moods = moods.into_iter().collect();
     }
 
-    fn asked(&self) -> Vec<(String, String)> {
+    pub(crate) fn asked(&self) -> Vec<(String, String)> {
         std::mem::take(&mut self.shelf.lock().expect("a lock").asked)
     }
 }

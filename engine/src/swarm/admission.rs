@@ -12,7 +12,7 @@ use transport::NodeId;
 
 use super::SwarmConfig;
 use crate::{
-    message::{Hop, Join},
+    message::{Hop, Join, Parts},
     model::Shard,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Member {
     pub layer_ns: Option<u64>,
     /// It is to load other layers and takes no new sessions.
     pub moving: bool,
+    /// What it gives of the model to other nodes.
+    pub shares: Option<Parts>,
 }
 
 /// Positions of a session.
@@ -43,17 +45,28 @@ pub(super) struct Need {
 /// How long replies get.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Replies {
-    /// Moving average, in tokens.
+    /// Moving averages, in tokens: of replies, and of their prompts.
     typical: f64,
+    prompt: f64,
 }
 
 impl Default for Replies {
     fn default() -> Self {
-        Self { typical: 256.0 }
+        Self { typical: 256.0, prompt: 512.0 }
     }
 }
 
 impl Replies {
+    /// A reply begins.
+    pub(super) fn asked(&mut self, prompt: u32) {
+        self.prompt += (f64::from(prompt) - self.prompt) / 16.0;
+    }
+
+    /// Tokens of the usual prompt and reply.
+    pub(super) fn usual(&self) -> (u32, u32) {
+        (self.prompt.max(1.0) as u32, self.typical.max(1.0) as u32)
+    }
+
     /// A reply has ended.
     pub(super) fn ended(&mut self, tokens: u32) {
         self.typical += (f64::from(tokens) - self.typical) / 16.0;
@@ -84,7 +97,7 @@ pub(super) enum NoRoute {
 impl Member {
     /// A node without sessions.
     pub(super) fn new(join: Join) -> Self {
-        Self { join, pages: 0, sessions: 0, layer_ns: None, moving: false }
+        Self { join, pages: 0, sessions: 0, layer_ns: None, moving: false, shares: None }
     }
 
     /// The node as if nobody used it.

@@ -42,6 +42,8 @@ pub struct SwarmConfig {
     pub model: shard_planner::Model,
     /// Longest session in positions.
     pub positions: u32,
+    /// Bytes per second that the gateway relays between nodes that find no other way; `None` if it knows no relay.
+    pub relay_bytes_per_s: Option<u64>,
     /// Most replies generated at once.
     pub running: usize,
     /// Most requests that wait for their turn.
@@ -70,6 +72,7 @@ impl SwarmConfig {
             fingerprint: [0; 32],
             model: shard_planner::Model::uniform("m", 4, 1, 1, 1),
             positions: 64,
+            relay_bytes_per_s: None,
             running: 1,
             waiting: 1,
             allow: None,
@@ -104,6 +107,8 @@ pub struct NodeSummary {
     pub device: String,
     /// Nanoseconds that a layer takes it in small steps, once it has said so.
     pub layer_ns: Option<u64>,
+    /// Parts of the model that it gives to other nodes: layers, and the two ends.
+    pub gives: usize,
 }
 
 /// One stage of the pipeline that serves.
@@ -141,17 +146,22 @@ pub struct LinkSummary {
     pub rtt_ms: f64,
     /// The way.
     pub path: Path,
+    /// Megabits per second that it was seen to carry, in this direction and not long ago.
+    pub mbit: Option<f64>,
 }
 
 /// The swarm as the planner sees it: a cluster file with its model, and the plan that is in force.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LiveCluster {
-    /// The model in the format that is served; KV has memory of its own.
+    /// The model in the format that is served.
     pub model: shard_planner::Model,
     /// Nodes that joined or load.
     pub node: Vec<shard_planner::Node>,
-    /// Links, measured or marked as estimated; none measures how much they carry.
+    /// Links, measured or marked as estimated: their round trips, and what they carry.
     pub link: Vec<shard_planner::cluster::Link>,
+    /// Megabits per second that the gateway relays, over all links that go through it.
+    #[serde(default)]
+    pub relay_mbit: Option<f64>,
     /// The ways that requests take, if there is one.
     pub plan: Option<shard_planner::Report>,
     /// Why the model is not covered.

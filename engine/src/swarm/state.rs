@@ -1,10 +1,13 @@
 //! What a gateway knows and decides. Pure but for the channels it answers through: events and the
 //! time go in, actions come out.
 
+mod holders;
+mod links;
 mod opening;
 mod planning;
 mod replies;
 mod resume;
+mod service;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -27,6 +30,7 @@ use crate::{
     request::{Event, Failure, Generation, Refusal, Submission},
     speculation::drafter,
 };
+use holders::Leaves;
 use planning::Planning;
 use replies::Running;
 use resume::{Broken, Loss};
@@ -85,6 +89,7 @@ pub(super) struct State {
     /// Since the status was last refreshed.
     members_changed: bool,
     planning: Planning,
+    leaves: Leaves,
     running: HashMap<SessionId, Running>,
     /// Replies that wait for another route, oldest first.
     broken: Vec<Broken>,
@@ -112,6 +117,7 @@ impl State {
             salt: random().to_le_bytes(),
             members: HashMap::new(),
             members_changed: true,
+            leaves: Leaves::default(),
             running: HashMap::new(),
             broken: Vec::new(),
             resumed: 0,
@@ -156,7 +162,7 @@ impl State {
         if members_changed {
             look(&self.members, &self.config, self.main_hops(&status.pipeline), status);
             (status.moves, [status.moved, status.moves_failed], status.live) = self.planning.view();
-            status.links = self.planning.links();
+            status.links = self.planning.links(Instant::now());
         }
         let counts = (self.under_way(), self.waiting.len(), self.resumed, self.tabs.spent());
         let counts_changed = counts != (status.running, status.waiting, status.resumed, status.spent);
@@ -172,12 +178,14 @@ impl State {
             Notice::Message(peer, message) => match message {
                 Message::Ask(ask) => self.asked(peer, ask),
                 Message::Join(join) => self.joined(peer, *join),
-                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens),
+                Message::Tokens(tokens) if self.members.contains_key(&peer) => self.tokens(peer, tokens, now),
                 Message::Pace(pace) if self.members.contains_key(&peer) => self.paced(peer, pace),
                 Message::Cannot(cannot) if self.members.contains_key(&peer) => {
                     self.cannot(peer, &cannot, now)
                 }
-                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near),
+                Message::Near(near) if self.members.contains_key(&peer) => self.near(peer, &near, now),
+                Message::Shares(parts) if self.members.contains_key(&peer) => self.shares(peer, parts),
+                Message::Seek(seek) if self.admits(peer) => self.seek(peer, &seek, now),
                 Message::Failed(failed) if self.members.contains_key(&peer) => self.failed(peer, failed),
                 Message::Committed(committed) if self.members.contains_key(&peer) => {
                     if let Err(error) = self.recordings.committed(peer, *committed) {
@@ -208,6 +216,7 @@ impl State {
 
     fn remove(&mut self, peer: NodeId, reason: &str) {
         self.planning.lost(peer);
+        self.leaves.lost(peer);
         if self.members.remove(&peer).is_none() {
             return;
         }

@@ -67,6 +67,7 @@ fn summary((id, member): (&NodeId, &Member)) -> NodeSummary {
         weight_bytes: *weight_bytes,
         device: device.clone(),
         layer_ns: member.layer_ns,
+        gives: member.shares.as_ref().map_or(0, |shares| shares.parts.len()),
     }
 }
 

@@ -1,39 +1,37 @@
-//! Fetching: which bytes are asked for, how many at a time, and what becomes of answers.
+//! Fetching: which model is served, and whom to ask for its weights.
 
 use std::{
     collections::VecDeque,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::Bytes;
 use thiserror::Error;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::{task::spawn_blocking, time::sleep};
 use transport::{NodeId, Transport};
 
 use super::{
     catalogue::CATALOGUE_BYTES,
-    mirror::{Held, Mirror, MirrorError},
+    gather::{Gathering, Job, Liars, Waits, answer_to, jobs},
+    give::Stock,
+    mirror::{Mirror, MirrorError},
     pace::Pace,
-    source::{SeekError, Seeker, Source},
+    source::{Dialler, SeekError, Source},
 };
 use crate::{
-    message::{Denial, MAX_PIECE_BYTES, Part, Piece, Want},
-    model::{Model, ModelHash, Place, Progress, Quantisation, Shard, ShardCache},
+    message::{Denial, MAX_PIECE_BYTES, Part, Want},
+    model::{Model, ModelHash, Progress, Quantisation, Shard, ShardCache},
     node::GatewayAddress,
+    pull::{PullError, Repository},
 };
 
-/// Pieces on their way at once.
-pub(super) const WINDOW: usize = 8;
-/// First wait for a giver that is busy; it doubles up to [`LONGEST_WAIT`].
+/// First wait before a gateway is asked again; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How long a giver may be busy.
-const PATIENCE: Duration = Duration::from_secs(1800);
 /// Attempts in a row that may bring nothing.
 const ATTEMPTS: u32 = 5;
 
@@ -52,6 +50,12 @@ pub enum FetchError {
     /// The giver does not answer.
     #[error("{} does not answer when it is asked for weights", peer.short())]
     Silent {
+        /// The giver.
+        peer: NodeId,
+    },
+    /// Others are asked instead.
+    #[error("{} gives weights too slowly", peer.short())]
+    Slow {
         /// The giver.
         peer: NodeId,
     },
@@ -85,6 +89,15 @@ pub enum FetchError {
         /// Which tensor.
         tensor: String,
     },
+    /// The hub has other files of the same names.
+    #[error("the hub has another model: tensor `{tensor}` is not under the model hash")]
+    Elsewhere {
+        /// Which tensor.
+        tensor: String,
+    },
+    /// The hub does not bring them.
+    #[error(transparent)]
+    Hub(#[from] PullError),
     /// What the giver describes cannot be used.
     #[error("{}: {error}", peer.short())]
     Described {
@@ -106,14 +119,14 @@ pub enum FetchError {
 
 impl FetchError {
     /// Whether nobody else could have done better.
-    fn is_ours(&self) -> bool {
+    pub(super) fn is_ours(&self) -> bool {
         matches!(self, Self::Mirror(_) | Self::Died | Self::Nobody)
     }
 
     /// Whether the same giver would bring the same.
-    fn lasts(&self) -> bool {
+    pub(super) fn lasts(&self) -> bool {
         match self {
-            Self::Wrong { .. } | Self::Described { .. } => true,
+            Self::Wrong { .. } | Self::Broken { .. } | Self::Described { .. } => true,
             Self::Denied { denial, .. } => !denial.passes(),
             _ => false,
         }
@@ -128,23 +141,22 @@ pub struct Fetcher {
     limit_bytes: u64,
     /// Bytes in a second.
     bandwidth: Option<u64>,
-}
-
-/// Bytes of a tensor.
-struct Chunk {
-    place: Arc<Place>,
-    want: Want,
-    /// The first of them within the tensor.
-    offset: u64,
-    /// The tensor ends with them.
-    last: bool,
+    liars: Arc<Liars>,
+    /// Has the same files.
+    hub: Option<Arc<Repository>>,
 }
 
 impl Fetcher {
     /// Keeps what it fetches of shards of up to `limit_bytes` in `mirror`, at no more than `bandwidth` bytes in a
     /// second.
     pub fn new(mirror: Mirror, limit_bytes: u64, bandwidth: Option<u64>) -> Self {
-        Self { mirror: Arc::new(mirror), limit_bytes, bandwidth }
+        Self { mirror: Arc::new(mirror), limit_bytes, bandwidth, liars: Arc::default(), hub: None }
+    }
+
+    /// Asks `hub`, which may have the same files, before anybody else.
+    #[must_use]
+    pub fn with_hub(self, hub: Repository) -> Self {
+        Self { hub: Some(Arc::new(hub)), ..self }
     }
 
     /// Asks `gateways`, one after the other, which model they serve, and opens its mirror below `root`.
@@ -161,22 +173,20 @@ impl Fetcher {
         let mut round = Round::new(gateways);
         loop {
             let gateway = round.next().await?;
-            let attempt = async {
-                let mut seeker = Seeker::dial(transport, &gateway).await?;
-                let catalogue = catalogue(&mut seeker.source).await;
-                seeker.close().await;
-                let (root, cache, bytes) = (root.to_owned(), cache.clone(), catalogue?);
-                let open = spawn_blocking(move || Mirror::open(&root, &bytes, quantisation, cache));
-                open.await.map_err(|_| FetchError::Died)?.map_err(|error| match error {
-                    MirrorError::Disk { .. } => FetchError::Mirror(error),
-                    error => FetchError::Described { peer: gateway.id, error: Box::new(error) },
-                })
-            };
-            match attempt.await {
+            let dialler = Dialler::links(transport);
+            let mirror = described(&dialler, &gateway, root, quantisation, cache.clone()).await;
+            dialler.finish().await;
+            match mirror {
                 Ok(mirror) => return Ok(mirror),
                 Err(error) => round.failed(gateway.clone(), error, false)?,
             }
         }
+    }
+
+    /// The same for another mirror: whom it has found to lie, it knows.
+    #[cfg(test)]
+    pub(super) fn elsewhere(self, mirror: Mirror) -> Self {
+        Self { mirror: Arc::new(mirror), ..self }
     }
 
     /// The model.
@@ -189,11 +199,16 @@ impl Fetcher {
         self.mirror.model_hash().clone()
     }
 
-    /// Fetches what is missing of `shard` from `gateways` over links for this alone, and says how many bytes that
-    /// was. One that sends wrong bytes is not asked again.
+    /// What was fetched, for others: no more than `bandwidth` bytes in a second of it.
+    pub fn stock(&self, bandwidth: u64) -> Stock {
+        Stock::of_mirror(&self.mirror, bandwidth)
+    }
+
+    /// Fetches what is missing of `shard` over links for this alone, and says how many bytes that was: from nodes
+    /// that one of the `gateways` names, and from that gateway. Whoever sends wrong bytes is not asked again.
     ///
     /// # Errors
-    /// What the last of them had; what is ours.
+    /// What the last gateway had; what is ours.
     pub async fn fetch(
         &self,
         transport: &Arc<dyn Transport>,
@@ -201,29 +216,39 @@ impl Fetcher {
         shard: &Shard,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<u64, FetchError> {
-        let (mut round, mut fetched) = (Round::new(gateways), 0);
+        let (dialler, fetched) = (Dialler::links(transport), AtomicU64::new(0));
+        let outcome = self.fetch_over(&dialler, gateways, shard, &fetched, progress).await;
+        dialler.finish().await;
+        outcome.map(|()| fetched.into_inner())
+    }
+
+    /// The same over any links; `fetched` counts bytes.
+    pub(crate) async fn fetch_over(
+        &self,
+        dialler: &Dialler,
+        gateways: &[GatewayAddress],
+        shard: &Shard,
+        fetched: &AtomicU64,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), FetchError> {
+        let mut round = Round::new(gateways);
         loop {
             let gateway = round.next().await?;
-            let before = fetched;
-            let attempt = async {
-                let mut seeker = Seeker::dial(transport, &gateway).await?;
-                let outcome = self.fetch_from(&mut seeker.source, shard, &mut fetched, progress).await;
-                seeker.close().await;
-                outcome
-            };
-            match attempt.await {
-                Ok(()) => return Ok(fetched),
-                Err(error) => round.failed(gateway.clone(), error, fetched > before)?,
+            let before = fetched.load(Ordering::Relaxed);
+            match self.attempt(dialler, &gateway, shard, fetched, progress).await {
+                Ok(()) => return Ok(()),
+                Err(error) => round.failed(gateway, error, fetched.load(Ordering::Relaxed) > before)?,
             }
         }
     }
 
-    /// Fetches what is missing of `shard` from one giver; `fetched` counts bytes.
-    pub(crate) async fn fetch_from(
+    /// Fetches with the help of one gateway.
+    async fn attempt(
         &self,
-        source: &mut Source,
+        dialler: &Dialler,
+        gateway: &GatewayAddress,
         shard: &Shard,
-        fetched: &mut u64,
+        fetched: &AtomicU64,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), FetchError> {
         let (mirror, wanted, limit) = (self.mirror.clone(), shard.clone(), self.limit_bytes);
@@ -233,82 +258,55 @@ impl Fetcher {
             if total > limit {
                 return Err(MirrorError::TooLarge { needed: total, limit });
             }
-            let begun: Vec<u64> = missing.iter().map(|place| held.begun(place)).collect();
-            Ok((held, missing, begun, total))
+            let left: u64 = missing.iter().map(|place| place.range().2 - held.begun(place)).sum();
+            Ok((held, jobs(&mirror, missing), total - left, total))
         });
-        let (held, missing, begun, total) = plan.await.map_err(|_| FetchError::Died)??;
-        let resumed = missing.iter().zip(&begun).find(|(_, begun)| **begun > 0);
-        let resumed = resumed.map(|(place, _)| place.name().to_owned());
-        let chunks = self.chunks(missing, &begun);
-        let left: u64 = chunks.iter().map(|chunk| u64::from(chunk.want.length)).sum();
-        let mut done = total - left;
-        progress(Progress { done, total });
-        let (held, mut stream) = (Arc::new(Mutex::new(held)), Stream::new(source, &chunks, self.bandwidth));
-        while let Some((chunk, body)) = stream.next().await? {
-            let length = body.len() as u64;
-            let (mirror, held, place) = (self.mirror.clone(), held.clone(), chunk.place.clone());
-            let (offset, last) = (chunk.offset, chunk.last);
-            let keep = spawn_blocking(move || keep(&mirror, &held, &place, (offset, last), &body));
-            if !keep.await.map_err(|_| FetchError::Died)?? {
-                let tensor = chunk.place.name().to_owned();
-                return Err(if resumed.as_ref() == Some(&tensor) {
-                    FetchError::Stale { tensor }
-                } else {
-                    FetchError::Wrong { peer: stream.source.peer, tensor }
-                });
-            }
-            *fetched += length;
-            done += length;
-            progress(Progress { done, total });
+        let (held, jobs, done, total) = plan.await.map_err(|_| FetchError::Died)??;
+        let gathering = Gathering {
+            mirror: &self.mirror,
+            held: Arc::new(Mutex::new(held)),
+            dialler,
+            liars: &self.liars,
+            pace: Mutex::new(Pace::new(self.bandwidth)),
+            bandwidth: self.bandwidth,
+            wanted: jobs.iter().map(Job::part).collect(),
+            fetched,
+            done: AtomicU64::new(done),
+            total,
+            progress,
+        };
+        gathering.progress(0);
+        let jobs = match &self.hub {
+            Some(hub) => gathering.ask_hub(hub, jobs).await?,
+            None => jobs,
+        };
+        if jobs.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Pieces of tensors of which the first `begun` bytes are here.
-    fn chunks(&self, places: Vec<Place>, begun: &[u64]) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
-        for (place, &begun) in places.into_iter().zip(begun) {
-            let (file, (_, start, bytes)) = (self.mirror.number(&place), place.range());
-            let (of, place) = (Part::File { catalogue: self.mirror.digest(), file }, Arc::new(place));
-            // The last piece shows whether all are right, so it is asked for even if all are here.
-            let begun = begun.min(bytes.saturating_sub(1)) / u64::from(MAX_PIECE_BYTES);
-            for offset in (begun * u64::from(MAX_PIECE_BYTES)..bytes).step_by(MAX_PIECE_BYTES as usize) {
-                let length = u64::from(MAX_PIECE_BYTES).min(bytes - offset);
-                let want = Want { of, offset: start + offset, length: length as u32 };
-                let last = offset + length == bytes;
-                chunks.push(Chunk { place: place.clone(), want, offset, last });
-            }
-        }
-        chunks
+        gathering.run(jobs, dialler.gateway(gateway).await?).await
     }
 }
 
-/// Writes bytes of a tensor; `false` if the tensor is complete and not the model's.
-fn keep(
-    mirror: &Mirror,
-    held: &Mutex<Held>,
-    place: &Place,
-    (offset, last): (u64, bool),
-    body: &[u8],
-) -> Result<bool, MirrorError> {
-    mirror.write(place, offset, body)?;
-    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-    if !last {
-        held.have(place, offset + body.len() as u64)?;
-        return Ok(true);
-    }
-    let right = mirror.is_right(place)?;
-    if right {
-        held.verified(place)?
-    } else {
-        held.discard(place)?
-    }
-    Ok(right)
+/// Asks `gateway` which model it serves, and opens its mirror below `root`.
+pub(super) async fn described(
+    dialler: &Dialler,
+    gateway: &GatewayAddress,
+    root: &Path,
+    quantisation: Quantisation,
+    cache: Option<ShardCache>,
+) -> Result<Mirror, FetchError> {
+    let bytes = catalogue(&mut dialler.gateway(gateway).await?).await?;
+    let root = root.to_owned();
+    let open = spawn_blocking(move || Mirror::open(&root, &bytes, quantisation, cache));
+    open.await.map_err(|_| FetchError::Died)?.map_err(|error| match error {
+        MirrorError::Disk { .. } => FetchError::Mirror(error),
+        error => FetchError::Described { peer: gateway.id, error: Box::new(error) },
+    })
 }
 
 /// Asks for the catalogue.
 async fn catalogue(source: &mut Source) -> Result<Vec<u8>, FetchError> {
-    let (peer, mut bytes, mut waits) = (source.peer, Vec::new(), Waits::new(source.peer));
+    let (peer, mut bytes, mut waits) = (source.peer, Vec::new(), Waits::new(source));
     loop {
         let want = Want { of: Part::Catalogue, offset: bytes.len() as u64, length: MAX_PIECE_BYTES };
         source.ask(want).await?;
@@ -326,84 +324,6 @@ async fn catalogue(source: &mut Source) -> Result<Vec<u8>, FetchError> {
             }
             Err(denial) => waits.wait(denial).await?,
         }
-    }
-}
-
-/// What a piece says, if it answers `want`.
-fn answer_to(peer: NodeId, want: Want, piece: Piece) -> Result<Result<(u64, Bytes), Denial>, FetchError> {
-    if piece.want != want {
-        return Err(FetchError::Broken { peer, what: "an answer to another question" });
-    }
-    Ok(piece.answer.map(|total| (total, piece.body)))
-}
-
-/// Pieces in order, several on their way.
-struct Stream<'a> {
-    source: &'a mut Source,
-    chunks: &'a [Chunk],
-    asked: usize,
-    received: usize,
-    pace: Pace,
-    waits: Waits,
-}
-
-impl<'a> Stream<'a> {
-    fn new(source: &'a mut Source, chunks: &'a [Chunk], bandwidth: Option<u64>) -> Self {
-        let waits = Waits::new(source.peer);
-        Self { source, chunks, asked: 0, received: 0, pace: Pace::new(bandwidth), waits }
-    }
-
-    async fn next(&mut self) -> Result<Option<(&'a Chunk, Bytes)>, FetchError> {
-        while let Some(chunk) = self.chunks.get(self.received) {
-            while let Some(next) = self.chunks.get(self.asked).filter(|_| self.asked - self.received < WINDOW)
-            {
-                sleep_until(self.pace.take(next.want.length, Instant::now())).await;
-                self.source.ask(next.want).await?;
-                self.asked += 1;
-            }
-            let piece = self.source.answer().await?;
-            let peer = self.source.peer;
-            match answer_to(peer, chunk.want, piece)? {
-                Ok((_, body)) if body.len() == chunk.want.length as usize => {
-                    self.received += 1;
-                    self.waits = Waits::new(peer);
-                    return Ok(Some((chunk, body)));
-                }
-                Ok(_) => return Err(FetchError::Broken { peer, what: "a piece of the wrong length" }),
-                Err(denial) => {
-                    // What was asked for meanwhile has its answers first, and is asked for again.
-                    for _ in self.received + 1..self.asked {
-                        self.source.answer().await?;
-                    }
-                    self.asked = self.received;
-                    self.waits.wait(denial).await?;
-                }
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Waiting for a giver that is busy.
-struct Waits {
-    peer: NodeId,
-    next: Duration,
-    since: Instant,
-}
-
-impl Waits {
-    fn new(peer: NodeId) -> Self {
-        Self { peer, next: FIRST_WAIT, since: Instant::now() }
-    }
-
-    async fn wait(&mut self, denial: Denial) -> Result<(), FetchError> {
-        if !denial.passes() || self.since.elapsed() > PATIENCE {
-            return Err(FetchError::Denied { peer: self.peer, denial });
-        }
-        tracing::info!(giver = %self.peer.short(), reason = %denial, "waiting for weights");
-        sleep(self.next).await;
-        self.next = (self.next * 2).min(LONGEST_WAIT);
-        Ok(())
     }
 }
 

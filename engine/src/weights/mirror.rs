@@ -3,17 +3,21 @@
 //! speaks of are on disk.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::catalogue::{Catalogue, Entry};
+use super::{
+    catalogue::{Catalogue, Entry},
+    shelf::Shelf,
+};
 use crate::model::{FETCHED, HashTree, Model, ModelError, ModelHash, Place, Quantisation, Shard, ShardCache};
 
 /// Held by the process that writes.
@@ -64,16 +68,21 @@ pub struct Mirror {
     quantisation: Quantisation,
     digest: [u8; 32],
     tree: HashTree,
+    /// The description, and the bytes of each file that it numbers.
+    catalogue: (Bytes, Vec<u64>),
     /// Of each of the model's files: its number in the catalogue, and where it is.
     files: Vec<(u32, PathBuf)>,
+    /// What is here.
+    shelf: Arc<Shelf>,
 }
 
 /// Which tensors are here.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Note {
     verified: BTreeSet<String>,
-    /// A tensor of which the first bytes are here.
-    begun: Option<(String, u64)>,
+    /// Tensors of which the first so many bytes are here.
+    #[serde(default)]
+    unfinished: BTreeMap<String, u64>,
 }
 
 impl Mirror {
@@ -111,7 +120,36 @@ impl Mirror {
         if files.len() != names.len() {
             return Err(MirrorError::Catalogue("files that it does not list"));
         }
-        Ok(Self { directory, model: Arc::new(model), quantisation: ours, digest, tree, files })
+        let sizes = described.files.iter().map(|file| file.bytes).collect();
+        let catalogue = (Bytes::copy_from_slice(catalogue), sizes);
+        let places = everything(&model, ours)?.into_iter();
+        let places = places.map(|place| ((files[place.range().0].0, place.range().1), place)).collect();
+        let model = Arc::new(model);
+        let shelf = Arc::new(Shelf::new(model.clone(), tree.tensors.clone(), places));
+        Ok(Self { directory, model, quantisation: ours, digest, tree, catalogue, files, shelf })
+    }
+
+    /// The description that it was opened with, and the bytes of the files in it.
+    pub(super) fn described(&self) -> &(Bytes, Vec<u64>) {
+        &self.catalogue
+    }
+
+    /// What is here of the model.
+    pub(super) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
+    /// Name and bytes of a described file.
+    pub(super) fn file(&self, number: u32) -> (&str, u64) {
+        let path = self.files.iter().find(|file| file.0 == number).map(|file| &file.1);
+        let name = path.and_then(|path| path.file_name()).and_then(|name| name.to_str());
+        let bytes = self.catalogue.1.get(number as usize).copied();
+        (name.unwrap_or_default(), bytes.unwrap_or_default())
+    }
+
+    /// Where a tensor is in the described files: number and first byte.
+    pub(super) fn spot(&self, place: &Place) -> (u32, u64) {
+        (self.number(place), place.range().1)
     }
 
     /// The model. Only what was fetched of it may be loaded.
@@ -164,7 +202,13 @@ impl Mirror {
         let path = self.directory.join(FETCHED);
         let bytes = fs::read(&path).map_err(disk(&path))?;
         // A note that is no note says that nothing is known of the bytes here.
-        let note = serde_json::from_slice(&bytes).unwrap_or_default();
+        let note: Note = serde_json::from_slice(&bytes).unwrap_or_default();
+        for place in everything(&self.model, self.quantisation)?
+            .iter()
+            .filter(|place| note.verified.contains(place.name()))
+        {
+            self.shelf.put(self.spot(place));
+        }
         Ok(Held { mirror: self.clone(), note, _lock: lock })
     }
 
@@ -198,8 +242,7 @@ impl Held {
 
     /// First bytes of a tensor that are here.
     pub(super) fn begun(&self, place: &Place) -> u64 {
-        let begun = self.note.begun.as_ref().filter(|(name, _)| name == place.name());
-        begun.map_or(0, |(_, bytes)| (*bytes).min(place.range().2))
+        self.note.unfinished.get(place.name()).map_or(0, |bytes| (*bytes).min(place.range().2))
     }
 
     /// The first `bytes` of a tensor are here. It blocks.
@@ -208,30 +251,42 @@ impl Held {
             return Ok(());
         }
         self.mirror.sync(place)?;
-        self.note.begun = Some((place.name().to_owned(), bytes));
+        self.note.unfinished.insert(place.name().to_owned(), bytes);
         self.write()
     }
 
     /// A tensor is here and right. It blocks.
     pub(super) fn verified(&mut self, place: &Place) -> Result<(), MirrorError> {
         self.mirror.sync(place)?;
-        self.note.begun = None;
+        self.note.unfinished.remove(place.name());
         self.note.verified.insert(place.name().to_owned());
-        self.write()
+        self.write()?;
+        self.mirror.shelf.put(self.mirror.spot(place));
+        Ok(())
+    }
+
+    /// Whether a tensor is here and right.
+    pub(super) fn is_verified(&self, place: &Place) -> bool {
+        self.note.verified.contains(place.name())
     }
 
     /// A tensor's bytes are wrong. It blocks.
     pub(super) fn discard(&mut self, place: &Place) -> Result<(), MirrorError> {
-        if self.begun(place) > 0 {
-            self.note.begun = None;
-            self.write()?;
+        match self.note.unfinished.remove(place.name()) {
+            Some(_) => self.write(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn write(&self) -> Result<(), MirrorError> {
         write_note(&self.mirror.directory, &self.note)
     }
+}
+
+/// Every tensor of a model.
+fn everything(model: &Model, quantisation: Quantisation) -> Result<Vec<Place>, ModelError> {
+    let layers = 0..model.config().layers;
+    model.places(&Shard { layers, embedding: true, head: true }, quantisation)
 }
 
 fn disk(path: &Path) -> impl FnOnce(io::Error) -> MirrorError {

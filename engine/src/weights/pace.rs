@@ -6,19 +6,19 @@ use tokio::time::Instant;
 
 /// Spreads bytes over time.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// Bytes in a second; any number if `None`.
     rate: Option<u64>,
     free: Instant,
 }
 
 impl Pace {
-    pub(super) fn new(rate: Option<u64>) -> Self {
+    pub(crate) fn new(rate: Option<u64>) -> Self {
         Self { rate: rate.map(|rate| rate.max(1)), free: Instant::now() }
     }
 
     /// When `bytes` may go: once those before them have had their time.
-    pub(super) fn take(&mut self, bytes: u32, now: Instant) -> Instant {
+    pub(crate) fn take(&mut self, bytes: u32, now: Instant) -> Instant {
         let Some(rate) = self.rate else { return now };
         let begin = self.free.max(now);
         self.free = begin + Duration::from_secs_f64(f64::from(bytes) / rate as f64);

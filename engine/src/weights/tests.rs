@@ -3,11 +3,12 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use axum::http::StatusCode;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -16,12 +17,16 @@ use transport::{Identity, Limits, Transport, sim::Network};
 
 use super::{give::*, *};
 use crate::{
-    message::{Denial, MAX_PIECE_BYTES, Message, Part, Piece, Want},
+    message::{Denial, Holder, MAX_PIECE_BYTES, Message, Part, Piece, Want},
     model::{
         Model, Progress, Quantisation, Shard,
         tests::{everything, golden},
     },
     node::GatewayAddress,
+    pull::{
+        Repository,
+        tests::{Mood, Server},
+    },
 };
 
 const QUANTISATION: Quantisation = Quantisation::Q8;
@@ -42,17 +47,48 @@ enum Manner {
     Stops(u64),
     /// Says so many times that it is busy.
     Busy(u64),
+    /// Takes so long for each piece.
+    Slow(Duration),
 }
 
-async fn give(transport: Arc<dyn Transport>, stock: Stock, manner: Manner) {
+/// What a giver has given.
+#[derive(Debug, Default)]
+struct Given {
+    links: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Nodes that gateways tell of.
+type Holders = Arc<Mutex<Vec<Holder>>>;
+
+async fn give(
+    transport: Arc<dyn Transport>,
+    stock: Stock,
+    manner: Manner,
+    holders: Holders,
+    given: Arc<Given>,
+) {
     let mut count = 0;
     while let Some(attempt) = transport.accept().await {
         let Ok(mut link) = attempt else { continue };
+        given.links.fetch_add(1, Ordering::Relaxed);
         while let Ok(bytes) = link.recv().await {
-            let Ok(Message::Want(want)) = Message::decode(bytes) else { break };
+            let want = match Message::decode(bytes) {
+                Ok(Message::Want(want)) => want,
+                Ok(Message::Seek(_)) => {
+                    let holders = holders.lock().expect("nobody panics").clone();
+                    let _ = link.send(Message::Holders(holders).encode()).await;
+                    continue;
+                }
+                _ => break,
+            };
             let mut piece = stock.read(want);
             if matches!(want.of, Part::File { .. }) {
                 count += 1;
+                given.bytes.fetch_add(piece.body.len() as u64, Ordering::Relaxed);
+                if let Manner::Slow(wait) = manner {
+                    tokio::time::sleep(wait).await;
+                }
                 spoil(&mut piece, manner, count);
                 if manner == Manner::Silent || matches!(manner, Manner::Stops(most) if count > most) {
                     continue;
@@ -88,6 +124,7 @@ struct World {
     directory: TempDir,
     model: Arc<Model>,
     stock: Stock,
+    holders: Holders,
 }
 
 impl World {
@@ -103,15 +140,34 @@ impl World {
         let stock = Stock::new(model.clone(), None);
         stock.hash(QUANTISATION).expect("hashes");
         let directory = tempfile::tempdir().expect("temporary directory");
-        Self { network, seeker, directory, model, stock }
+        Self { network, seeker, directory, model, stock, holders: Holders::default() }
     }
 
     fn giver(&self, seed: u8, manner: Manner) -> GatewayAddress {
+        self.counted(seed, manner).0
+    }
+
+    /// A giver, and what it gives.
+    fn counted(&self, seed: u8, manner: Manner) -> (GatewayAddress, Arc<Given>) {
+        let (given, holders) = (Arc::<Given>::default(), self.holders.clone());
         let identity = Identity::from_secret([seed; 32]);
         let endpoint = self.network.endpoint(&identity, Limits::default()).expect("limits hold");
         let address = endpoint.local_address().to_string();
-        tokio::spawn(give(Arc::new(endpoint), self.stock.clone(), manner));
-        GatewayAddress { id: identity.id(), address }
+        tokio::spawn(give(Arc::new(endpoint), self.stock.clone(), manner, holders, given.clone()));
+        (GatewayAddress { id: identity.id(), address }, given)
+    }
+
+    /// A node that gateways say has these parts.
+    fn node(&self, seed: u8, manner: Manner, parts: impl IntoIterator<Item = u16>) -> Arc<Given> {
+        let (GatewayAddress { id, address }, given) = self.counted(seed, manner);
+        let holder = Holder { node: *id.as_bytes(), address, parts: parts.into_iter().collect() };
+        self.holders.lock().expect("nobody panics").push(holder);
+        given
+    }
+
+    /// Parts of the model.
+    fn parts(&self) -> std::ops::Range<u16> {
+        0..self.model.config().layers as u16 + 2
     }
 
     async fn describe(&self, gateway: &GatewayAddress) -> Fetcher {
@@ -187,9 +243,7 @@ async fn liars_are_named_and_another_is_asked() {
             world.fetch(&fetcher, std::slice::from_ref(&liar), &world.all()).await.expect_err("a liar");
         match (manner, &error) {
             (Manner::Flips, FetchError::Wrong { peer, .. }) => assert_eq!(*peer, liar.id),
-            (Manner::Short | Manner::Other, FetchError::Broken { peer, .. }) => assert_eq!(*peer, liar.id),
-            // No message at all: it ends the link.
-            (Manner::Long, FetchError::Lost { peer }) => assert_eq!(*peer, liar.id),
+            (_, FetchError::Broken { peer, .. }) => assert_eq!(*peer, liar.id),
             _ => panic!("{manner:?}: {error}"),
         }
         world.fetch(&fetcher, &[liar, honest], &world.all()).await.expect("the other is honest");
@@ -238,6 +292,137 @@ async fn a_node_killed_in_the_middle_goes_on_where_it_was() {
     world.is_whole(&fetcher);
 }
 
+#[tokio::test]
+async fn nodes_are_asked_first_and_the_gateway_for_what_no_node_has() {
+    let world = World::new(&golden("llama"));
+    let (gateway, from_gateway) = world.counted(2, Manner::Honest);
+    let (first, rest) = world.parts().partition::<Vec<u16>, _>(|part| *part < 3);
+    let (last, rest) = rest.into_iter().partition::<Vec<u16>, _>(|part| *part == world.parts().end - 1);
+    let (one, two) = (world.node(3, Manner::Honest, first), world.node(4, Manner::Honest, rest));
+    let fetcher = world.describe(&gateway).await;
+    world.fetch(&fetcher, &[gateway], &world.all()).await.expect("fetched");
+    world.is_whole(&fetcher);
+    let (embedding, layers, head) = world.model.stored_bytes();
+    let bytes = |given: &Given| given.bytes.load(Ordering::Relaxed);
+    assert_eq!(last.len(), 1);
+    assert_eq!(bytes(&from_gateway), head);
+    assert_eq!(bytes(&one), embedding + layers[0] + layers[1]);
+    assert_eq!(bytes(&two), layers[2..].iter().sum::<u64>());
+}
+
+/// Whatever nodes do that claim to have everything, the weights come, and who lied is not asked again.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_lie_stall_or_die_are_left_and_others_asked() {
+    let slow = Manner::Slow(Duration::from_secs(9));
+    let lies = [Manner::Flips, Manner::Short, Manner::Long, Manner::Other];
+    let fails = [Manner::Silent, Manner::Stops(4), Manner::Busy(u64::MAX), slow];
+    for manner in lies.into_iter().chain(fails) {
+        let world = World::new(&golden("llama"));
+        let gateway = world.giver(2, Manner::Honest);
+        let bad = world.node(3, manner, world.parts());
+        let fetcher = world.describe(&gateway).await;
+        let (begun, from) = (Instant::now(), [gateway]);
+        world.fetch(&fetcher, &from, &world.all()).await.expect("the gateway is honest");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{manner:?}: {:?}", begun.elapsed());
+        assert_eq!(bad.links.load(Ordering::Relaxed), 1);
+        world.is_whole(&fetcher);
+        // The same model in another directory, with what is known of the node.
+        let place = tempfile::tempdir().expect("temporary directory");
+        let mirror = Fetcher::describe(&world.seeker, &from, place.path(), QUANTISATION, None).await;
+        let again = fetcher.clone().elsewhere(mirror.expect("a catalogue"));
+        world.fetch(&again, &from, &world.all()).await.expect("the gateway is honest");
+        let asked = bad.links.load(Ordering::Relaxed);
+        assert_eq!(asked, if lies.contains(&manner) { 1 } else { 2 }, "{manner:?}");
+    }
+}
+
+/// Two nodes that have everything, of which one lies: whatever was begun with it comes from the other.
+#[tokio::test]
+async fn what_a_liar_was_asked_for_comes_from_another_node() {
+    let world = World::new(&golden("llama"));
+    let (gateway, from_gateway) = world.counted(2, Manner::Honest);
+    world.node(3, Manner::Flips, world.parts());
+    world.node(4, Manner::Honest, world.parts());
+    let fetcher = world.describe(&gateway).await;
+    world.fetch(&fetcher, &[gateway], &world.all()).await.expect("fetched");
+    world.is_whole(&fetcher);
+    assert_eq!(from_gateway.bytes.load(Ordering::Relaxed), 0);
+}
+
+/// A hub with the gateway's files is asked for the layers' bytes and for nothing else; what it has wrong, or has
+/// not, comes from the gateway.
+#[tokio::test]
+async fn a_hub_that_has_the_files_is_asked_first() {
+    let world = World::new(&golden("llama"));
+    let (gateway, from_gateway) = world.counted(2, Manner::Honest);
+    let part = Shard { layers: 1..3, embedding: false, head: false };
+    let (_, layers, _) = world.model.stored_bytes();
+    let bytes = layers[1] + layers[2];
+    let cases = [
+        ("llama", Vec::new(), true),
+        ("llama", vec![Mood::Cut(1000), Mood::Answer(StatusCode::BAD_GATEWAY), Mood::Cut(70)], true),
+        ("llama", vec![Mood::Wrong; 20], false),
+        ("llama", vec![Mood::Whole; 20], false),
+        ("llama", vec![Mood::Answer(StatusCode::FORBIDDEN); 20], false),
+        // Another model of the same shape, and one of another.
+        ("llama_tied", Vec::new(), false),
+        ("qwen3", Vec::new(), false),
+    ];
+    for (name, moods, is_used) in cases {
+        let server = Server::of_golden(name).await;
+        server.moods(moods.clone());
+        let place = tempfile::tempdir().expect("temporary directory");
+        let request = server.request(&place);
+        let from = [gateway.clone()];
+        let mirror = Fetcher::describe(&world.seeker, &from, place.path(), QUANTISATION, None).await;
+        let hub = Repository::open(&request).await.expect("a repository");
+        let fetcher = Fetcher::new(mirror.expect("a catalogue"), LIMIT, None).with_hub(hub);
+        let before = from_gateway.bytes.load(Ordering::Relaxed);
+        world.fetch(&fetcher, &from, &part).await.expect("fetched");
+        let given = from_gateway.bytes.load(Ordering::Relaxed) - before;
+        assert_eq!(given, if is_used { 0 } else { bytes }, "{name} {moods:?}");
+        assert_eq!(fetcher.stock(1).parts().expect("described").parts, [2, 3]);
+        let asked = server.asked();
+        assert!(!is_used || asked.iter().all(|(_, range)| range.starts_with("bytes=")), "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_gives_what_it_has_verified_and_only_to_those_it_may() {
+    let world = World::new(&golden("llama"));
+    let giver = world.giver(2, Manner::Honest);
+    let fetcher = world.describe(&giver).await;
+    let stock = fetcher.stock(1 << 30);
+    let parts = |stock: &Stock| stock.parts().expect("it is described").parts;
+    assert!(parts(&stock).is_empty());
+    let part = Shard { layers: 1..3, embedding: false, head: false };
+    world.fetch(&fetcher, &[giver], &part).await.expect("fetched");
+    assert_eq!(parts(&stock), [2, 3], "layers after the embedding");
+    let place = |layers| {
+        let shard = Shard { layers, ..part.clone() };
+        world.model.places(&shard, QUANTISATION).expect("places").remove(0)
+    };
+    let catalogue = stock.parts().expect("it is described").catalogue;
+    let want = |(file, offset, bytes): (usize, u64, u64)| Want {
+        of: Part::File { catalogue, file: file as u32 },
+        offset,
+        length: bytes as u32,
+    };
+    let (here, absent) = (place(1..2).range(), place(0..1).range());
+    assert_eq!(stock.read(want(here)).body, world.stock.read(want(here)).body);
+    assert_eq!(stock.read(want(absent)).answer, Err(Denial::Missing));
+    let over = (here.0, here.1, here.2 + 1);
+    assert_eq!(stock.read(want(over)).answer, Err(Denial::Missing), "a piece is of one tensor");
+    let (mut giver, mut pieces) = Giver::beside(stock);
+    let (peer, now) = (Identity::from_secret([9; 32]).id(), Instant::now());
+    let denied = Taking::Denied(Piece::denied(want(here), Denial::NoLeave));
+    assert_eq!(giver.wanted(peer, want(here), now), denied);
+    giver.lend(peer, now);
+    assert_eq!(giver.wanted(peer, want(here), now), Taking::Taken);
+    assert_eq!(pieces.recv().await.expect("an answer").1.body.len() as u64, here.2);
+    assert_eq!(giver.wanted(peer, want(here), now + Duration::from_secs(3600)), denied);
+}
+
 /// A crash may leave a note about bytes that never came to the disk.
 #[tokio::test]
 async fn bytes_of_before_that_are_wrong_are_fetched_again() {
@@ -249,7 +434,7 @@ async fn bytes_of_before_that_are_wrong_are_fetched_again() {
     let places = world.model.places(&world.all(), QUANTISATION).expect("places");
     let longest = places.iter().max_by_key(|place| place.range().2).expect("tensors");
     assert!(longest.range().2 > u64::from(MAX_PIECE_BYTES), "it takes several pieces");
-    let begun = serde_json::json!({ "verified": [], "begun": [longest.name(), longest.range().2] });
+    let begun = serde_json::json!({ "verified": [], "unfinished": { longest.name(): longest.range().2 } });
     std::fs::write(&note, begun.to_string()).expect("written");
     let fetcher = world.describe(&giver).await;
     world.fetch(&fetcher, &[giver], &world.all()).await.expect("fetched in the end");

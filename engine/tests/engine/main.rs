@@ -8,6 +8,7 @@ mod cards;
 mod fetching;
 mod kquants;
 #[cfg(unix)]
+mod links;
 mod market;
 mod moving;
 mod pages;
@@ -16,6 +17,7 @@ mod payment;
 mod planner;
 mod process;
 mod receipts;
+mod resume;
 mod sharing;
 mod slow;
 mod support;

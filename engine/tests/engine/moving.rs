@@ -10,7 +10,7 @@ use std::{
 
 use engine::{
     local::{load_stage, shard_bytes},
-    message::Offer,
+    message::{KvMemory, Offer},
     model::{Model, Shard},
     node::{Loader, Node, NodeConfig},
     request::{Event, Request},
@@ -50,11 +50,18 @@ fn movable(world: &World, seed: u8, layers: std::ops::Range<usize>, slow: &Slow)
         chunk: BUDGET.chunk,
         weight_bytes: 1,
         device: "slow".into(),
-        offer: Offer { weight_bytes, movable: true, load_rate: Some(1 << 30), profile: None },
+        offer: Offer {
+            weight_bytes,
+            kv: KvMemory::default(),
+            movable: true,
+            load_rate: Some(1 << 30),
+            profile: None,
+        },
         loader: Some(Loader::new(world.model.clone(), QUANTISATION, BUDGET, slow.clone())),
         audit: None,
         clerk: None,
         weights: None,
+        stock: None,
         payee: None,
     };
     Node::start(stage, Arc::new(endpoint), config).unwrap()

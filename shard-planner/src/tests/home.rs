@@ -6,7 +6,7 @@ use crate::{
     cluster::Link,
     demand::Limits,
     plan,
-    plan::Proof,
+    plan::{Bottleneck, Proof},
     simulate::{Batching, Engine, Window, simulate},
     trace::{Lengths, flood},
 };
@@ -18,15 +18,8 @@ fn home(laptop_gb: f64) -> Cluster {
         card("card-8", 7.2, 250.0),
         card("laptop", laptop_gb, 60.0),
     ];
-    let wifi = |from: &str| Link {
-        from: from.into(),
-        to: "laptop".into(),
-        rtt_ms: 6.0,
-        mbit: 120.0,
-        estimated: false,
-    };
-    let wire =
-        Link { from: "card-24".into(), to: "card-12".into(), rtt_ms: 0.6, mbit: 940.0, estimated: false };
+    let wifi = |from: &str| Link::new(from, "laptop", 6.0, 120.0);
+    let wire = Link::new("card-24", "card-12", 0.6, 940.0);
     Cluster::new(nodes, &[wire, wifi("card-24"), wifi("card-12"), wifi("card-8")]).unwrap()
 }
 
@@ -78,13 +71,7 @@ fn a_layer_that_fits_nowhere_is_named() {
 
 #[test]
 fn disconnected_nodes_are_named() {
-    let cut = |from: &str, to: &str| Link {
-        from: from.into(),
-        to: to.into(),
-        rtt_ms: 1.0,
-        mbit: 0.0,
-        estimated: false,
-    };
+    let cut = |from: &str, to: &str| Link::new(from, to, 1.0, 0.0);
     let nodes = vec![card("left", 30.0, 100.0), card("right", 30.0, 100.0)];
     let cluster = Cluster::new(nodes, &[cut("left", "right"), cut("right", "left")]).unwrap();
     let error = plan(&model_70b(), &cluster, &chat("q4")).unwrap_err();
@@ -115,4 +102,47 @@ fn a_single_reply_takes_in_simulation_what_was_predicted() {
     assert_eq!(outcome.finished, 1);
     assert!((outcome.tpot_s / plan.figures.tpot_s - 1.0).abs() < 1e-6, "{outcome:?} {:?}", plan.figures);
     assert!((outcome.ttft_s / plan.figures.ttft_s - 1.0).abs() < 0.01, "{outcome:?} {:?}", plan.figures);
+}
+
+#[test]
+fn kv_of_its_own_bounds_sessions_and_what_is_missing_is_told() {
+    let model = model_70b();
+    let both = |kv: u64| {
+        let node = |id: &str| Node { kv_memory: Some(kv), ..card(id, 30.0, 900.0) };
+        Cluster::new(vec![node("left"), node("right")], &[Link::new("left", "right", 0.5, 1000.0)]).unwrap()
+    };
+    let demand = Demand { context: 4096, ..Demand::chat("q4", 16, Objective::Throughput(Limits::default())) };
+    let session: u64 = model.kv_bytes.iter().sum::<u64>() * 4096;
+    let ample = plan(&model, &both(16 * session), &demand).unwrap();
+    assert_eq!(ample.shortage, None);
+    // One that holds more layers than the other has less room for sessions.
+    let scarce = plan(&model, &both(session), &demand).unwrap();
+    let shortage = scarce.shortage.clone().unwrap();
+    let sessions: u64 = scarce.pipelines.iter().map(|pipeline| pipeline.sessions).sum();
+    assert_eq!((shortage.sessions, shortage.wanted, shortage.positions), (sessions, 16, 4096));
+    assert!(sessions < 16 && shortage.missing >= shortage.node_missing && shortage.node_missing > 0);
+    let shorter = Demand { context: shortage.fitting, ..demand.clone() };
+    assert_eq!(plan(&model, &both(session), &shorter).unwrap().shortage, None, "{shortage}");
+    let text = Report::new("m", &both(session), &scarce).to_string();
+    assert!(text.contains(&shortage.to_string()), "{text}");
+    let error = plan(&model, &both(1000), &demand).unwrap_err();
+    assert!(matches!(error, PlanError::NoKv { sessions: 1, room: 1000, .. }), "{error}");
+}
+
+#[test]
+fn relayed_links_share_what_the_relay_carries() {
+    let model = model_70b();
+    let cluster = |relay: Option<f64>| {
+        let nodes = ["a", "b", "c"].map(|id| card(id, 15.0, 900.0)).to_vec();
+        let pairs = [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b"), ("a", "c"), ("c", "a")];
+        let links = pairs.map(|(from, to)| Link { relayed: true, ..Link::new(from, to, 2.0, 100.0) });
+        Cluster::new(nodes, &links).unwrap().relaying(relay).unwrap()
+    };
+    let demand = Demand { context: 1024, ..Demand::chat("q4", 8, Objective::Throughput(Limits::default())) };
+    let rate = |relay| plan(&model, &cluster(relay), &demand).unwrap().figures;
+    // Three stages have two links: half of the relay each.
+    let narrow = rate(Some(4.0));
+    assert_eq!(narrow.bottleneck, Bottleneck::Relay);
+    assert!(narrow.tokens_per_s < 0.6 * rate(None).tokens_per_s, "{narrow:?}");
+    assert!(cluster(Some(4.0)).relaying(Some(0.0)).is_err());
 }

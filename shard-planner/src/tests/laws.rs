@@ -8,7 +8,7 @@ use crate::{
     demand::{Demand, Limits, Objective},
     limit::most_tokens_per_s,
     model::{Model, Weights},
-    partition::most_of_pipelines,
+    partition::{most_by_columns, most_of_pipelines},
     plan::{PlanError, Proof, Stage},
     predict::{at_least_tpot, keeps, steady, step_s},
     problem::Problem,
@@ -196,5 +196,17 @@ proptest! {
         let lines = best_lines(&problem, Effort { states: 0, moves: 30 });
         let found: f64 = lines.iter().map(|line| line.figures.tokens_per_s).sum();
         prop_assert!(found <= best * (1.0 + 1e-9));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn nor_what_prices_say_without_a_list(small in small()) {
+        let demand = demand(1000, Objective::Throughput(Limits::default()));
+        let problem = Problem::new(&small.model, &small.cluster, &demand).unwrap();
+        let (best, bound) = (best_of_all(&problem, false), most_by_columns(&problem, 0).unwrap());
+        prop_assert!(best <= bound, "{best} {bound}");
     }
 }

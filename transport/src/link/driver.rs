@@ -9,7 +9,9 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::{CarrierKind, Link, LinkError, LinkStats, Machine, Message, PathKind, SendError, TrySendError};
+use super::{
+    CarrierKind, Link, LinkError, LinkStats, Machine, Message, PathKind, SendError, Throughput, TrySendError,
+};
 use crate::{CloseReason, Limits, NodeId};
 
 /// Pieces read from a carrier in one go.
@@ -56,6 +58,11 @@ pub(crate) trait Carrier: Send + Sync + 'static {
 
     /// Smoothed round trip time.
     fn rtt(&self) -> Option<Duration>;
+
+    /// Bytes per second that congestion control lets out.
+    fn send_limit(&self) -> Option<u64> {
+        None
+    }
 
     /// Ends both streams now; `finished` tells the peer that all it sent has been received.
     fn end(&self, finished: bool);
@@ -142,6 +149,14 @@ impl Shared {
 
     pub(super) fn rtt(&self) -> Option<Duration> {
         self.carrier.rtt()
+    }
+
+    pub(super) fn throughput(&self) -> Option<Throughput> {
+        self.lock().throughput()
+    }
+
+    pub(super) fn send_limit(&self) -> Option<u64> {
+        self.carrier.send_limit()
     }
 
     pub(super) fn stats(&self) -> LinkStats {

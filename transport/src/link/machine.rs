@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::meter::{Meter, Throughput};
 use super::{LinkError, LinkStats, Message, SendError, TrySendError, Violation};
 use crate::Limits;
 use crate::frame::{self, CloseReason, Decoder, Frame, Hello};
@@ -74,6 +75,7 @@ pub struct Machine {
     consumed_bytes: u64,
     granted_bytes: u64,
     stats: LinkStats,
+    meter: Meter,
 }
 
 impl Machine {
@@ -103,6 +105,7 @@ impl Machine {
             consumed_bytes: 0,
             granted_bytes: window_bytes,
             stats: LinkStats::default(),
+            meter: Meter::default(),
         }
     }
 
@@ -165,6 +168,11 @@ impl Machine {
         self.stats
     }
 
+    /// What the peer's long messages were seen to arrive at, if there were any.
+    pub fn throughput(&self) -> Option<Throughput> {
+        self.meter.throughput()
+    }
+
     // What the carrier does.
 
     /// Takes bytes that arrived in order.
@@ -179,6 +187,9 @@ impl Machine {
             if let Err(violation) = outcome {
                 self.refuse(violation, now);
             }
+        }
+        if let Some((there, length)) = self.decoder.arriving() {
+            self.meter.arriving(there, length, now);
         }
     }
 
@@ -302,7 +313,10 @@ impl Machine {
                 self.credit_bytes = total_bytes;
                 Ok(())
             }
-            Frame::Message(body) => self.receive_message(body),
+            Frame::Message(body) => {
+                self.meter.arrived(body.len(), now);
+                self.receive_message(body)
+            }
             Frame::Close(reason) => {
                 self.close_received = true;
                 if self.end.is_none() {

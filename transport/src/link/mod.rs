@@ -8,6 +8,7 @@ mod error;
 mod machine;
 #[cfg(test)]
 mod machine_tests;
+mod meter;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 pub(crate) use driver::{Carrier, Opening, Read, Sink, Source, start};
 pub use error::{Fault, LinkError, SendError, TrySendError, Violation};
 pub use machine::{MESSAGE_OVERHEAD_BYTES, Machine, PROTOCOL, cost};
+pub use meter::Throughput;
 
 use crate::{CloseReason, NodeId};
 use driver::Shared;
@@ -256,6 +258,18 @@ impl LinkSender {
     /// Smoothed round trip time, where the carrier measures it.
     pub fn rtt(&self) -> Option<Duration> {
         self.handle.0.rtt()
+    }
+
+    /// What the peer's long messages were seen to arrive at, if there were any: what the link carries from there to
+    /// here.
+    pub fn throughput(&self) -> Option<Throughput> {
+        self.handle.0.throughput()
+    }
+
+    /// Bytes per second that congestion control lets through to the peer now, where the carrier has any. A link that
+    /// was idle has not found out yet, so this is no less than what is sent, and may be less than what could be.
+    pub fn send_limit(&self) -> Option<u64> {
+        self.handle.0.send_limit()
     }
 
     /// Counters so far.

@@ -102,7 +102,7 @@ impl Host {
         }
         let streams = (Incoming(recv), Outgoing(send));
         self.nat.attach((side, address), peer, &connection);
-        let carrier = Connection { quinn: connection, path };
+        let carrier = Connection { quinn: connection, path, nat: self.nat.clone() };
         Ok(link::start(peer, &self.limits, streams, carrier, closing, slot))
     }
 }

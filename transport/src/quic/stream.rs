@@ -1,11 +1,12 @@
 //! The bidirectional stream that carries a link, and what its failures mean.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::nat;
+use super::nat::Nat;
 use crate::link::{Carrier, CarrierKind, PathKind, Read, Sink, Source};
 use crate::{LinkError, Violation};
 
@@ -57,6 +58,7 @@ pub(crate) struct Connection {
     pub(super) quinn: quinn::Connection,
     /// The way by which it was made.
     pub(super) path: PathKind,
+    pub(super) nat: Arc<Nat>,
 }
 
 impl Carrier for Connection {
@@ -66,11 +68,16 @@ impl Carrier for Connection {
 
     fn path(&self) -> PathKind {
         // A connection may move.
-        if nat::is_virtual(self.quinn.remote_address().ip()) { PathKind::Relayed } else { self.path }
+        self.nat.path_to(self.quinn.remote_address(), self.path)
     }
 
     fn rtt(&self) -> Option<Duration> {
         Some(self.quinn.rtt())
+    }
+
+    fn send_limit(&self) -> Option<u64> {
+        let path = self.quinn.stats().path;
+        Some((path.cwnd as f64 / path.rtt.max(Duration::from_micros(1)).as_secs_f64()) as u64)
     }
 
     fn end(&self, finished: bool) {

@@ -8,7 +8,8 @@ UDP socket at the outside address, so that the rules are all there is here:
 - mapping: a symmetric router has one port for each destination of a host's port, the others one for all;
 - filtering: a full cone lets everything in, the others what comes from a host (and port) that was sent to.
 
-Each packet is held for the delay, in both directions.
+It prints a line once it routes. With SIGUSR1 it becomes a full cone, with SIGUSR2 symmetric, and in either case forgets
+its ports, as if another router were put in its place. Each packet is held for the delay, in both directions.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ import heapq
 import ipaddress
 import os
 import selectors
+import signal
 import socket
 import struct
 import sys
@@ -54,6 +56,16 @@ class Router:
         self.mappings = {}
         # (when, number, what): the number keeps the order of equals.
         self.held, self.count = [], 0
+        self.next_kind = None
+        for number, other in ((signal.SIGUSR1, "full-cone"), (signal.SIGUSR2, "symmetric")):
+            signal.signal(number, lambda _number, _frame, other=other: setattr(self, "next_kind", other))
+
+    def replace(self):
+        self.kind, self.next_kind = self.next_kind, None
+        for mapping in self.mappings.values():
+            self.selector.unregister(mapping.socket)
+            mapping.socket.close()
+        self.mappings.clear()
 
     def hold(self, action):
         self.count += 1
@@ -92,7 +104,11 @@ class Router:
     def run(self):
         while True:
             wait = max(0.0, self.held[0][0] - time.monotonic()) if self.held else None
-            for key, _ in self.selector.select(wait):
+            ready = self.selector.select(wait)
+            if self.next_kind:
+                self.replace()
+                continue
+            for key, _ in ready:
                 try:
                     if key.data is None:
                         self.outward(os.read(self.tun, LARGEST))
@@ -110,4 +126,6 @@ class Router:
 
 
 if __name__ == "__main__":
-    Router(sys.argv[1], sys.argv[2], float(sys.argv[3]) / 1e3).run()
+    ROUTER = Router(sys.argv[1], sys.argv[2], float(sys.argv[3]) / 1e3)
+    print("ready", flush=True)
+    ROUTER.run()

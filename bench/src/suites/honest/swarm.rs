@@ -16,7 +16,7 @@ use engine::{
     device::Device,
     front::planned,
     local::{StageBudget, load_stage, shard_bytes},
-    message::Offer,
+    message::{KvMemory, Offer},
     model::{Model, Quantisation, Shard},
     node::{GatewayAddress, Loader, Node, NodeConfig, StageLoad},
     on_device,
@@ -79,6 +79,7 @@ impl World {
             private_ends: None,
             speculation: true,
             payer: None,
+            relay_bytes_per_s: None,
             replan: true,
             receipts: Some(Receipts {
                 model_name: model.name().to_owned(),
@@ -200,13 +201,16 @@ impl Seat {
             payee: None,
             offer: Offer {
                 weight_bytes: world.room(),
+                kv: KvMemory::default(),
                 movable: true,
                 load_rate: Some(1 << 30),
                 profile: None,
             },
             loader: None,
-            audit: Some(Audit { signer: Signer::new(self.identity.clone()), rows: None }),
+            audit: Some(Audit { signer: Signer::new(self.identity.clone()), book: None }),
+            clerk: None,
             weights: None,
+            stock: None,
         };
         let shard = world.shard(layers);
         self.seen = Seen::default();

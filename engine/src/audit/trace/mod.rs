@@ -192,10 +192,10 @@ impl<'a> Trace<'a> {
             let operations = held.rows.len();
             let (mut outs, mut roots) = (Vec::new(), vec![Vec::new(); operations]);
             for position in 0..self.entered.positions() {
-                for operation in 0..operations {
+                for (operation, roots) in roots.iter_mut().enumerate() {
                     self.compute(&mut held, operation as u32, position)?;
                     let row = &held.rows[operation][position as usize];
-                    roots[operation].push(top(self.row_nodes(row, 0), self.depths.pieces));
+                    roots.push(top(self.row_nodes(row, 0), self.depths.pieces));
                 }
                 outs.push(held.rows[operations - 1][position as usize].clone());
                 held.drop_rows(position);

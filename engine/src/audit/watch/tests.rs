@@ -126,7 +126,7 @@ impl EvidenceSource for Shelf {
     fn fetch(&self, wanted: Wanted, host: Host) -> BoxFuture<'_, Result<Evidence, FetchError>> {
         assert_eq!(host.endpoint, "here");
         let found = self.0.lock().expect("whole").get(&wanted.chunk.plan).cloned();
-        futures::future::ready(found.ok_or_else(|| FetchError::Answer("nothing"))).boxed()
+        futures::future::ready(found.ok_or(FetchError::Answer("nothing"))).boxed()
     }
 }
 

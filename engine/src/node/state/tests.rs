@@ -2,6 +2,10 @@ use transport::Identity as Key;
 
 use super::*;
 use crate::{
+    audit::{
+        commitment::{Chunk, Signer},
+        plan::Digest,
+    },
     message::{Drafts, Hop, Priority, Segment, TabRefusal},
     request::Sampling,
 };
@@ -255,6 +259,17 @@ fn a_paid_node_serves_as_far_as_its_credit_and_goes_on_once_it_is_paid() {
     let over = give(&mut second, 1, opening(on_tab(4, [1; 32])));
     assert!(matches!(failed(&over), Some(FailedReason::Refused(_))), "{over:?}");
     assert_eq!(failed(&give(&mut second, 1, rows(3, 0, 3))), None, "what is open goes on");
+}
+
+/// The session may be over and the route forgotten before what the stage before signed is here.
+#[test]
+fn a_late_commitment_does_no_harm() {
+    let signature = Signer::new(key(1)).sign(&Digest::default());
+    let zero = Digest::default();
+    let chunk = Chunk { from: 0, to: 1, in_root: zero, out_root: zero, signature };
+    let committed = Box::new(Committed { session: SessionId(1), before: zero, chunk });
+    let mut second = node(2);
+    assert!(give(&mut second, 1, Message::Committed(committed)).is_empty());
 }
 
 #[test]

@@ -7,13 +7,14 @@
 
 use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
+use kernels::backend::PAGE;
 use shard_planner::{Demand, Objective, demand::Limits};
 use tokio::time::Instant;
 use transport::NodeId;
 
-use super::{Action, State};
+use super::{Action, Running, State, links::Links, service::Service};
 use crate::{
-    message::{Ask, Assign, Cannot, Hop, Message, Neighbour, Offer, Path},
+    message::{Ask, Assign, Cannot, Hop, KvMemory, Message, Neighbour, Offer},
     model::Shard,
     swarm::{
         LinkSummary, LiveCluster, MoveSummary, Seat, SwarmConfig,
@@ -42,8 +43,6 @@ const FIRST_BAR: Duration = Duration::from_secs(60);
 const LONGEST_BAR: Duration = Duration::from_secs(3600);
 /// Nodes that may wait to be told, or be loading, at once.
 const MAX_COMING: usize = 256;
-/// Measured links that are kept.
-const MAX_LINKS: usize = 1 << 14;
 
 /// See the module.
 #[derive(Debug)]
@@ -64,19 +63,13 @@ pub(in crate::swarm) struct Planning {
     moves: HashMap<NodeId, Moving>,
     /// Members whose last move failed.
     barred: HashMap<NodeId, Barred>,
-    links: HashMap<(NodeId, NodeId), Measured>,
+    pub(super) links: Links,
+    service: Service,
     lanes: Vec<Lane>,
     live: Option<Arc<LiveCluster>>,
     moved: u64,
     last_moved: Option<Instant>,
     failed: u64,
-}
-
-/// What a node says of its link to another.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Measured {
-    rtt: Duration,
-    path: Path,
 }
 
 #[derive(Debug)]
@@ -112,7 +105,8 @@ impl Planning {
             coming: HashMap::new(),
             moves: HashMap::new(),
             barred: HashMap::new(),
-            links: HashMap::new(),
+            links: Links::default(),
+            service: Service::default(),
             lanes: Vec::new(),
             live: None,
             moved: 0,
@@ -130,19 +124,7 @@ impl Planning {
     pub(super) fn lost(&mut self, peer: NodeId) {
         self.asking.remove(&peer);
         self.moves.remove(&peer);
-        self.links.retain(|(from, to), _| *from != peer && *to != peer);
-        self.stale = true;
-    }
-
-    /// A node's links to members are these; what it said before is over.
-    fn measured(&mut self, peer: NodeId, near: &[Neighbour], is_member: impl Fn(NodeId) -> bool) {
-        self.links.retain(|(from, _), _| *from != peer);
-        let room = MAX_LINKS - self.links.len();
-        let near = near.iter().map(|neighbour| (NodeId(neighbour.node), neighbour));
-        for (to, neighbour) in near.filter(|(to, _)| is_member(*to)).take(room) {
-            let rtt = Duration::from_micros(u64::from(neighbour.rtt_us));
-            self.links.insert((peer, to), Measured { rtt, path: neighbour.path });
-        }
+        self.links.lost(peer);
         self.stale = true;
     }
 
@@ -171,17 +153,9 @@ impl Planning {
         (moves, [self.moved, self.failed], self.live.clone())
     }
 
-    /// By what ways nodes reach each other, as they say.
-    pub(super) fn links(&self) -> Vec<LinkSummary> {
-        let summary = |((from, to), measured): (&(NodeId, NodeId), &Measured)| LinkSummary {
-            from: from.to_string(),
-            to: to.to_string(),
-            rtt_ms: measured.rtt.as_secs_f64() * 1e3,
-            path: measured.path,
-        };
-        let mut links: Vec<LinkSummary> = self.links.iter().map(summary).collect();
-        links.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
-        links
+    /// Links between nodes, as they say.
+    pub(super) fn links(&self, now: Instant) -> Vec<LinkSummary> {
+        self.links.summary(now)
     }
 
     fn is_barred(&self, peer: &NodeId, now: Instant) -> bool {
@@ -244,10 +218,23 @@ impl State {
     }
 
     /// A node says how near others are.
-    pub(super) fn near(&mut self, peer: NodeId, near: &[Neighbour]) {
+    pub(super) fn near(&mut self, peer: NodeId, near: &[Neighbour], now: Instant) {
         let members = &self.members;
-        self.planning.measured(peer, near, |node| members.contains_key(&node));
+        self.planning.links.told(peer, near, |node| members.contains_key(&node), now);
+        self.planning.stale = true;
         self.members_changed = true;
+    }
+
+    /// A reply has ended well: its pace shows what the plan is worth.
+    pub(super) fn replied(&mut self, running: &Running, now: Instant) {
+        let Some(first) = running.first else { return };
+        let same = |lane: &&Lane| self.lane_hops(lane, |_| true).is_some_and(|hops| hops == running.hops);
+        let Some(lane) = self.planning.lanes.iter().find(same) else { return };
+        let nodes: Vec<NodeId> = lane.stages.iter().map(|(node, _)| *node).collect();
+        let (pace, tpot_s) = ((running.drawn - 1, now - first), lane.tpot_s);
+        if self.planning.service.replied(&nodes, pace, tpot_s, now) {
+            self.planning.stale = true;
+        }
     }
 
     /// Whether what is missing may soon be held: a node is to load it, or the planner may find one.
@@ -327,6 +314,8 @@ impl State {
                 offer: member.join.offer.clone(),
                 weight_bytes: if moving.is_some() { 0 } else { member.join.weight_bytes },
                 layer_ns: member.layer_ns,
+                kv_bytes: self.scarce_kv(member).filter(|_| moving.is_none()),
+                sessions: Some(member.join.sessions),
             })
         };
         let absent = |id: NodeId, held: Option<Range<usize>>, offer: &Offer| Seen {
@@ -337,6 +326,8 @@ impl State {
             offer: offer.clone(),
             weight_bytes: 0,
             layer_ns: None,
+            kv_bytes: None,
+            sessions: None,
         };
         let mut nodes: Vec<Seen> = self.members.iter().filter_map(member).collect();
         let away = |id: &NodeId| !self.members.contains_key(id);
@@ -344,15 +335,43 @@ impl State {
         nodes.extend(coming.map(|(id, c)| absent(*id, Some(c.shard.layers.clone()), &c.offer)));
         nodes.extend(planning.asking.iter().map(|(id, offer)| absent(*id, None, offer)));
         nodes.sort_by_key(|node| node.id);
-        let format = &self.config.model.weights[0].format;
-        let replies = u32::try_from(self.config.running).unwrap_or(u32::MAX).max(1);
         Sketch {
             model: planning.model.clone(),
-            demand: Demand::chat(format, replies, Objective::Throughput(Limits::default())),
+            demand: self.demand(),
             nodes,
-            links: planning.links.iter().map(|(ends, measured)| (*ends, measured.rtt)).collect(),
+            links: planning.links.rtts(),
+            rates: planning.links.rates(now),
+            relayed: planning.links.relayed().collect(),
+            relay_bytes_per_s: self.config.relay_bytes_per_s,
+            slower: planning.service.factors(now),
             near: HashMap::new(),
         }
+    }
+
+    /// What a plan is made for: as many replies as may run at once, of the usual length, each with the KV that it is
+    /// promised.
+    fn demand(&self) -> Demand {
+        let (prompt, output) = self.replies.usual();
+        let pages =
+            self.replies.need(prompt, u32::MAX).likely.min(self.config.positions).div_ceil(PAGE as u32);
+        Demand {
+            format: self.config.model.weights[0].format.clone(),
+            prompt,
+            output,
+            context: pages * PAGE as u32,
+            concurrency: u32::try_from(self.config.running).unwrap_or(u32::MAX).max(1),
+            objective: Objective::Throughput(Limits::default()),
+        }
+    }
+
+    /// Bytes of KV that a stage turned out to have, if that is less than its sessions could fill.
+    fn scarce_kv(&self, member: &Member) -> Option<u64> {
+        let join = &member.join;
+        let wanted = u64::from(join.sessions) * u64::from(join.positions.div_ceil(PAGE as u32));
+        let each: u64 = self.config.model.kv_bytes[join.shard.layers.clone()].iter().sum();
+        // The last page did not fit.
+        let pages = u64::from(join.kv_pages) + 1;
+        (pages <= wanted).then(|| each.saturating_mul(PAGE as u64).saturating_mul(pages))
     }
 
     /// The planner has answered.
@@ -404,13 +423,29 @@ impl State {
         let others = others.map(|(_, member, speed)| (member.join.shard.layers.clone(), speed));
         let coming = self.planning.coming.values().map(|coming| (coming.shard.layers.clone(), 1.0));
         let held: Vec<_> = others.chain(coming).collect();
-        match shard_planner::vacancy(&self.config.model.weights[0], &held, offer.weight_bytes) {
+        let fits = |layers: &Range<usize>| self.has_room(&offer, layers);
+        match shard_planner::vacancy(&self.config.model.weights[0], &held, fits) {
             Some(layers) => self.assign(peer, self.shard(layers), offer, now),
             None => {
-                let lent = offer.weight_bytes;
-                self.refuse(peer, format!("{lent} bytes hold none of the layers that are needed most"));
+                let Offer { weight_bytes, kv, .. } = offer;
+                let reason = format!(
+                    "{weight_bytes} bytes for weights and {kv} hold none of the layers that are needed most with a session"
+                );
+                self.refuse(peer, reason);
             }
         }
+    }
+
+    /// Whether a node has memory for these layers and the KV of one session.
+    fn has_room(&self, offer: &Offer, layers: &Range<usize>) -> bool {
+        let model = &self.config.model;
+        let weights = model.weights[0].of(layers);
+        let kv = model.kv_bytes[layers.clone()].iter().sum::<u64>() * u64::from(self.demand().context);
+        let left = match offer.kv {
+            KvMemory::Own(bytes) => bytes,
+            KvMemory::Shared(bytes) => bytes.saturating_sub(weights),
+        };
+        weights <= offer.weight_bytes && kv <= left
     }
 
     fn assign(&mut self, peer: NodeId, shard: Shard, offer: Offer, now: Instant) {
@@ -476,27 +511,5 @@ impl State {
             hops.push(end(|shard| shard.head, last)?);
         }
         Some(hops)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_that_are_gone_and_nodes_that_never_were_are_not_kept() {
-        let mut planning = Planning::new(&SwarmConfig::of_tests());
-        let id = |byte: u8| NodeId([byte; 32]);
-        let mut say = |from: u8, to: &[u8]| {
-            let near = |to: &u8| Neighbour { node: [*to; 32], rtt_us: 100, path: Path::Direct };
-            planning.measured(id(from), &to.iter().map(near).collect::<Vec<_>>(), |node| node.0[0] < 4);
-            let mut ends: Vec<[u8; 2]> = planning.links.keys().map(|(a, b)| [a.0[0], b.0[0]]).collect();
-            ends.sort_unstable();
-            ends
-        };
-        assert_eq!(say(1, &[2, 3, 9]), [[1, 2], [1, 3]]);
-        assert_eq!(say(2, &[1]), [[1, 2], [1, 3], [2, 1]]);
-        assert_eq!(say(1, &[3]), [[1, 3], [2, 1]]);
-        assert_eq!(say(1, &[]), [[2, 1]]);
     }
 }

@@ -49,7 +49,9 @@ pub(super) struct Running {
     /// Positions that its nodes' pages were promised for.
     reserved: u32,
     /// Tokens of the reply that were drawn on this route, also those that the client had before.
-    drawn: u32,
+    pub(super) drawn: u32,
+    /// When the first of them was.
+    pub(super) first: Option<Instant>,
 }
 
 impl Running {
@@ -84,6 +86,7 @@ impl State {
     pub(super) fn begin(&mut self, waiting: Waiting, hops: Vec<Hop>, reserved: u32, fare: Option<Fare>) {
         let Waiting { submission: Submission { request, reply: answer }, deadline } = waiting;
         let (events, receiver) = mpsc::channel(request.max_tokens as usize + 2);
+        self.replies.asked(request.prompt.len() as u32);
         let (said, receipt, losses) = (Vec::new(), None, Vec::new());
         let mut reply = Reply { request, said, deadline, events, receipt, losses };
         // A clock before 1970 makes all sessions equally old.
@@ -108,7 +111,7 @@ impl State {
         if self.drafts().model {
             self.actions.push(Action::Follow(drafter::Command::open(session, &reply.request)));
         }
-        let running = Running { reply, route, hops, reserved, drawn: 0 };
+        let running = Running { reply, route, hops, reserved, drawn: 0, first: None };
         let (prompt, left) = running.reply.tokens();
         self.tabs.begin(session, fare, prompt, left, running.last());
         self.actions.push(Action::Watch { session, events: running.reply.events.clone() });
@@ -127,7 +130,7 @@ impl State {
         id
     }
 
-    pub(super) fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>) {
+    pub(super) fn tokens(&mut self, peer: NodeId, tokens: Vec<TokenReport>, now: Instant) {
         let mut accepted: Vec<(SessionId, Vec<u32>)> = Vec::new();
         for report in tokens {
             let Some(running) = self.running.get_mut(&report.session) else {
@@ -143,6 +146,7 @@ impl State {
                 None => accepted.push((report.session, vec![report.token])),
             }
             running.drawn += 1;
+            running.first.get_or_insert(now);
             if running.positions() > running.reserved {
                 running.reserved += PAGE as u32;
                 for hop in &running.hops {
@@ -152,7 +156,7 @@ impl State {
                 }
             }
             self.recordings.token(report.session, report.token);
-            self.token(report);
+            self.token(report, now);
         }
         if self.drafts().model {
             let told = |(session, tokens)| Action::Follow(drafter::Command::Accepted { session, tokens });
@@ -162,7 +166,7 @@ impl State {
     }
 
     /// Tells the client of a token, unless it was told before.
-    fn token(&mut self, report: TokenReport) {
+    fn token(&mut self, report: TokenReport, now: Instant) {
         let TokenReport { session, token, logprobs, finish } = report;
         let Some(running) = self.running.get_mut(&session) else { return };
         if let Some(&said) = running.reply.said.get(running.drawn as usize - 1) {
@@ -184,7 +188,9 @@ impl State {
         self.actions.push(Action::Send { to: running.node(0), message: close });
         self.replies.ended(running.drawn);
         self.tabs.end(session, false);
-        self.finish(session);
+        if let Some(ended) = self.finish(session) {
+            self.replied(&ended, now);
+        }
     }
 
     /// The draft model says how a reply may go on.
@@ -244,7 +250,7 @@ impl State {
             self.routes.retain(|(id, _)| *id != route);
         }
         self.close_everywhere(session, 0);
-        self.finish(session)
+        self.finish(session).map(|running| running.reply)
     }
 
     /// Stages pass a close on, but one of them may be the reason for it; so each is told.
@@ -259,8 +265,8 @@ impl State {
         }
     }
 
-    /// A session is over; its reply.
-    pub(super) fn finish(&mut self, session: SessionId) -> Option<Reply> {
+    /// A session is over; what it was.
+    pub(super) fn finish(&mut self, session: SessionId) -> Option<Running> {
         let running = self.running.remove(&session)?;
         self.tabs.end(session, true);
         if self.drafts().model {
@@ -271,7 +277,7 @@ impl State {
                 member.release(running.reserved);
             }
         }
-        Some(running.reply)
+        Some(running)
     }
 }
 

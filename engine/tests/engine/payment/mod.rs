@@ -19,7 +19,7 @@ use engine::{
         store::Store,
         till::{Command, Event, Payee, Till},
     },
-    request::Refusal,
+    request::{Event as Told, Refusal},
 };
 use ledger::{
     client::Key,
@@ -33,7 +33,7 @@ use transport::NodeId;
 use self::fake::{Book, Fake};
 use crate::{
     support::Golden,
-    swarm::{World, collect, identity, reply, request},
+    swarm::{World, collect, expected, identity, reply, request},
 };
 
 const POD: u128 = 1_000_000_000_000_000_000;
@@ -178,6 +178,33 @@ async fn without_money_requests_are_refused_and_with_it_they_go_on() {
     world.stop(nodes).await;
     assert_eq!(earned(&book), prices_times(130));
     assert_eq!(book.lock().unwrap().sum(), POD);
+}
+
+/// A paid node dies in the middle of a reply, and a free one takes its place: the client pays for each token once,
+/// and the gateway pays all that served for what they computed.
+#[tokio::test]
+async fn what_is_computed_again_the_gateway_pays() {
+    let book = chain(1000 * POD);
+    let (world, mut nodes) = paid_world(&book, 1000, PayerRules::default());
+    world.ready().await;
+    let mut generation = world.submitter.submit(request(&[5, 6, 7, 8], 100)).await.unwrap();
+    assert_eq!(u128::from(generation.price), PRICES.map(u128::from).iter().sum());
+    let mut tokens = Vec::new();
+    while tokens.len() < 30 {
+        let Some(Told::Token { token, .. }) = generation.events.recv().await else { panic!("goes on") };
+        tokens.push(token);
+    }
+    world.network.kill(nodes.remove(1).id());
+    nodes.push(world.node(9, Shard { layers: 2..3, embedding: false, head: false }));
+    tokens.extend(collect(generation).await.unwrap().0);
+    assert_eq!(tokens, expected(&world.model, &[5, 6, 7, 8], 100));
+    world.stop(nodes).await;
+    let earned = earned(&book);
+    let before = earned[1] / u128::from(PRICES[1]);
+    assert!((4 + 30..4 + 100).contains(&before), "{before} tokens before");
+    let all = prices_times(before as u64 + 4 + 100);
+    assert_eq!(earned, [all[0], u128::from(PRICES[1]) * before, all[2]]);
+    assert_eq!(book.lock().unwrap().sum(), 1000 * POD);
 }
 
 /// The lock pays for 60 tokens at a time, so one plan follows another, and every one is paid.

@@ -109,6 +109,12 @@ impl Client {
         self.lock().guides.iter().map(|guide| guide.id).filter(|id| *id != peer).collect()
     }
 
+    /// Where the gateways see the node, and behind what.
+    pub(super) fn place(&self) -> Vec<(NodeId, Option<SocketAddr>, Mapping, Filtering)> {
+        let place = |guide: &Guide| (guide.id, guide.observed, guide.mapping, guide.filtering);
+        self.lock().guides.iter().map(place).collect()
+    }
+
     pub(super) fn reachability(&self, local: SocketAddr) -> Reachability {
         let state = self.lock();
         let seen: Vec<SocketAddr> = state.guides.iter().filter_map(|guide| guide.observed).collect();
@@ -272,6 +278,9 @@ fn meet_peer(nat: &Arc<Nat>, (id, connection): (NodeId, &Connection), meet: Meet
             tasks.spawn(async move {
                 // The peer dials; here the way is opened for it.
                 let found = introduction.punch(&nat).await;
+                if let Some(address) = found {
+                    nat.shorten(peer, address);
+                }
                 tracing::debug!(peer = %peer.short(), ?found, "probed for a peer");
             });
         }

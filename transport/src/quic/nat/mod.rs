@@ -19,6 +19,7 @@ mod punch;
 mod quota;
 mod relay;
 mod server;
+mod shorten;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -176,6 +177,9 @@ impl Nat {
     ) {
         let (nat, connection) = (self.clone(), connection.clone());
         match side {
+            _ if is_virtual(address.ip()) => {
+                drop(tokio::spawn(shorten::shorten(nat, side, peer, connection)))
+            }
             Side::Dialler if self.client.wants(peer) => {
                 drop(tokio::spawn(client::follow(nat, peer, connection)))
             }
@@ -183,6 +187,24 @@ impl Nat {
                 drop(tokio::spawn(server::host(nat, peer, connection, canonical(address))));
             }
             _ => {}
+        }
+    }
+
+    /// A packet to `address` came to `peer`, and its answer back.
+    fn shorten(&self, peer: NodeId, address: SocketAddr) {
+        self.socket.paths().shorten(peer, address, Instant::now());
+    }
+
+    fn is_short(&self, address: SocketAddr) -> bool {
+        self.socket.paths().is_short(address, Instant::now())
+    }
+
+    /// By what way what is sent to `address` goes, on a connection that was made by `path`.
+    pub(super) fn path_to(&self, address: SocketAddr, path: PathKind) -> PathKind {
+        match () {
+            () if !is_virtual(address.ip()) => path,
+            () if self.is_short(address) => PathKind::Punched,
+            () => PathKind::Relayed,
         }
     }
 

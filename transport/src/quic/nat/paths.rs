@@ -24,6 +24,14 @@ const MAX_ANSWERS: u8 = 32;
 const MAX_HEARD: usize = 8;
 /// What is heard and not yet taken by whoever tries the path.
 const HEARD_QUEUE: usize = 32;
+/// Other hosts of the peer that later introductions have named, and are remembered.
+const MAX_HOSTS: usize = 16;
+/// After so long without a word on the short way, what is sent goes by the gateway as well.
+const STALE: Duration = Duration::from_millis(700);
+/// And after so long by the gateway alone, until the way is found again.
+const CLOSED: Duration = Duration::from_secs(10);
+/// How often something goes by the gateway, so that it keeps the way open.
+const KEPT: Duration = Duration::from_secs(5);
 const VIRTUAL_NET: u32 = 0xF000_0000;
 const VIRTUAL_BITS: u32 = 27;
 const VIRTUAL_PORT: u16 = 1;
@@ -64,6 +72,27 @@ struct Session {
     heard: Vec<SocketAddr>,
     events: mpsc::Sender<Heard>,
     used: Instant,
+    /// A way past the gateway.
+    short: Option<Short>,
+}
+
+/// A hole that was punched after a connection had begun through the gateway. What went there goes here instead, under
+/// the same token: to QUIC it is the path that it was.
+#[derive(Debug)]
+struct Short {
+    address: SocketAddr,
+    heard: Instant,
+    /// When something last went by the gateway.
+    relayed: Instant,
+}
+
+/// Where a datagram of a relayed path goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) token: Token,
+    pub(super) to: SocketAddr,
+    /// Where the same goes in case that is no way any more.
+    pub(super) copy: Option<SocketAddr>,
 }
 
 /// What comes of a token.
@@ -133,6 +162,13 @@ impl Paths {
                 break number;
             }
         };
+        let hosts: Vec<IpAddr> = new.candidates.iter().map(SocketAddr::ip).collect();
+        for session in self.sessions.values_mut().filter(|session| session.peer == new.peer) {
+            // It may be found there before it is found from here.
+            let more = hosts.iter().filter(|host| !session.hosts.contains(*host)).copied();
+            let more: Vec<IpAddr> = more.take(MAX_HOSTS.saturating_sub(session.hosts.len())).collect();
+            session.hosts.extend(more);
+        }
         let (events, heard) = mpsc::channel(HEARD_QUEUE);
         let session = Session {
             peer: new.peer,
@@ -140,11 +176,12 @@ impl Paths {
             relay: new.relay,
             is_asked: new.is_asked,
             number,
-            hosts: new.candidates.iter().map(SocketAddr::ip).collect(),
+            hosts,
             answers_left: MAX_ANSWERS,
             heard: Vec::new(),
             events,
             used: now,
+            short: None,
         };
         self.sessions.insert(new.token, session);
         self.tokens.insert(number, new.token);
@@ -157,22 +194,57 @@ impl Paths {
         self.tokens.retain(|_, token| sessions.contains_key(token));
     }
 
-    /// Where a datagram to `address`, one of a relayed path, goes and under which token.
-    pub(super) fn way(&mut self, address: SocketAddr, now: Instant) -> Option<(SocketAddr, Token)> {
-        let IpAddr::V4(ip) = address.ip() else { return None };
+    fn session_at(&mut self, address: SocketAddr, now: Instant) -> Option<(Token, &mut Session)> {
+        let IpAddr::V4(ip) = address.ip().to_canonical() else { return None };
         let token = *self.tokens.get(&(ip.to_bits() & !VIRTUAL_NET))?;
         let usable = |session: &&mut Session| session.relay && session.is_alive(now);
         let session = self.sessions.get_mut(&token).filter(usable)?;
+        Some((token, session))
+    }
+
+    /// Where a datagram to `address`, one of a relayed path, goes.
+    pub(super) fn way(&mut self, address: SocketAddr, now: Instant) -> Option<Way> {
+        let (token, session) = self.session_at(address, now)?;
         session.used = now;
-        Some((session.guide, token))
+        let guide = session.guide;
+        let silent = |short: &Short| now.saturating_duration_since(short.heard);
+        session.short = session.short.take().filter(|short| silent(short) < CLOSED);
+        let Some(short) = &mut session.short else { return Some(Way { token, to: guide, copy: None }) };
+        let is_due = now.saturating_duration_since(short.relayed) >= KEPT;
+        let copy = (is_due || silent(short) >= STALE).then_some(guide);
+        if copy.is_some() {
+            short.relayed = now;
+        }
+        Some(Way { token, to: short.address, copy })
     }
 
     /// The address of the path on which a relayed datagram came.
     pub(super) fn relayed(&mut self, token: Token, from: SocketAddr, now: Instant) -> Option<SocketAddr> {
-        let known = |session: &&mut Session| session.relay && session.guide == from && session.is_alive(now);
-        let session = self.sessions.get_mut(&token).filter(known)?;
+        let usable = |session: &&mut Session| session.relay && session.is_alive(now);
+        let session = self.sessions.get_mut(&token).filter(usable)?;
+        match &mut session.short {
+            Some(short) if short.address == from => short.heard = now,
+            // The peer may have found the way before.
+            _ if session.guide == from || session.hosts.contains(&from.ip()) => {}
+            _ => return None,
+        }
         session.used = now;
         Some(virtual_address(session.number))
+    }
+
+    /// A packet to `address` came to `peer`, and its answer back: what goes to it through a gateway goes there.
+    pub(super) fn shorten(&mut self, peer: NodeId, address: SocketAddr, now: Instant) {
+        for session in
+            self.sessions.values_mut().filter(|session| session.peer == peer && session.is_alive(now))
+        {
+            session.short = Some(Short { address, heard: now, relayed: now });
+        }
+    }
+
+    /// Whether what is sent to `address`, one of a relayed path, goes past the gateway.
+    pub(super) fn is_short(&mut self, address: SocketAddr, now: Instant) -> bool {
+        let short = self.session_at(address, now).and_then(|(_, session)| session.short.as_ref());
+        short.is_some_and(|short| now.saturating_duration_since(short.heard) < 2 * STALE)
     }
 
     /// Whether a probe is to be answered.
@@ -285,12 +357,55 @@ mod tests {
         let ((first, _), (second, _)) = (session(&mut paths, 1, now), session(&mut paths, 2, now));
         assert!(is_virtual(first.ip()) && is_virtual(second.ip()) && first != second);
         let guide = address("192.0.2.1:7700");
-        assert_eq!(paths.way(second, now), Some((guide, Token([2; 16]))));
+        let way = Way { token: Token([2; 16]), to: guide, copy: None };
+        assert_eq!(paths.way(second, now), Some(way));
         assert_eq!(paths.relayed(Token([2; 16]), guide, now), Some(second));
         assert_eq!(paths.relayed(Token([2; 16]), address("192.0.2.1:7701"), now), None);
         assert_eq!(paths.relayed(Token([3; 16]), guide, now), None);
         assert_eq!(paths.way(address("240.0.9.9:1"), now), None);
         assert_eq!(paths.kind(PEER, first), PathKind::Relayed);
+    }
+
+    #[test]
+    fn what_went_through_the_gateway_goes_past_it_while_the_peer_is_heard_there() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        let (path, _) = session(&mut paths, 1, now);
+        let (token, guide, hole) = (Token([1; 16]), address("192.0.2.1:7700"), address("192.0.2.7:9"));
+        assert_eq!(paths.relayed(token, hole, now), Some(path), "the peer has found the way first");
+        assert!(!paths.is_short(path, now));
+        paths.shorten(PEER, hole, now);
+        let mut at = |ms, heard: bool| {
+            let now = now + Duration::from_millis(ms);
+            if heard {
+                assert_eq!(paths.relayed(token, hole, now), Some(path));
+            }
+            let way = paths.way(path, now).unwrap();
+            (way.to, way.copy, paths.is_short(path, now))
+        };
+        assert_eq!(at(100, false), (hole, None, true));
+        assert_eq!(at(800, false), (hole, Some(guide), true), "in doubt both");
+        assert_eq!(at(900, true), (hole, None, true));
+        assert_eq!(at(5900, true), (hole, Some(guide), true), "so that the gateway remembers");
+        assert_eq!(at(6000, true), (hole, None, true));
+        assert_eq!(at(8000, false), (hole, Some(guide), false));
+        assert_eq!(at(16_000, false), (guide, None, false));
+        let other = address("192.0.2.8:9");
+        let now = now + Duration::from_secs(16);
+        assert_eq!(paths.relayed(token, other, now), None, "a host that nobody named");
+        paths.shorten(NodeId([8; 32]), other, now);
+        assert_eq!(paths.way(path, now).unwrap().to, guide, "it is another peer");
+        // The peer is elsewhere, as another introduction shows.
+        let candidates = [other];
+        let new = NewSession {
+            token: Token([2; 16]),
+            peer: PEER,
+            guide,
+            relay: true,
+            candidates: &candidates,
+            is_asked: true,
+        };
+        paths.insert(&new, now).unwrap();
+        assert_eq!(paths.relayed(token, other, now), Some(path));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 use super::packet::{Packet, RELAY_HEADER_BYTES, is_packet};
-use super::paths::{Paths, is_virtual};
+use super::paths::{Paths, Way, is_virtual};
 use super::relay::Relay;
 
 /// Relayed datagrams that wait for QUIC. They come out of one read of the socket, and go before the next.
@@ -180,17 +180,23 @@ impl AsyncUdpSocket for Socket {
         }
         let way = self.paths().way(to, Instant::now());
         // A path that is forgotten swallows what is sent, as one that is broken does.
-        let Some((relay, token)) = way else { return Ok(()) };
+        let Some(Way { token, to, copy }) = way else { return Ok(()) };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        let mut first = true;
-        for datagram in transmit.contents.chunks(segment) {
-            let relayed = Packet::Relayed { token, datagram }.encode();
-            debug_assert_eq!(relayed.len(), RELAY_HEADER_BYTES + datagram.len());
-            match self.transmit((None, relay), transmit.ecn, &relayed) {
-                // QUIC comes again with all of it.
-                Err(error) if first && error.kind() == ErrorKind::WouldBlock => return Err(error),
-                _ => first = false,
-            }
+        let wrap = |datagram| Packet::Relayed { token, datagram }.encode();
+        let contents: Vec<u8> = transmit.contents.chunks(segment).flat_map(wrap).collect();
+        let send = |to| {
+            let destination = self.native(to);
+            let segment_size = transmit.segment_size.map(|size| size + RELAY_HEADER_BYTES);
+            let (ecn, contents) = (transmit.ecn, &contents[..]);
+            self.inner.try_send(&Transmit { destination, ecn, contents, segment_size, src_ip: None })
+        };
+        match send(to) {
+            // QUIC comes again with all of it.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(error),
+            _ => {}
+        }
+        if let Some(copy) = copy {
+            let _ = send(copy);
         }
         Ok(())
     }

@@ -203,6 +203,65 @@ async fn a_relayed_link_lives_within_the_relays_bandwidth() {
     assert_eq!(links[0].path(), PathKind::Relayed);
 }
 
+/// Sends numbered messages both ways, until both ends say that the link goes by `path`.
+async fn talk_until(links: &mut [Link; 2], path: PathKind) {
+    let [a, b] = links;
+    let talk = async {
+        for number in 0u32.. {
+            let message = [&number.to_be_bytes()[..], &[7; 4000]].concat();
+            a.send(message.clone()).await.unwrap();
+            b.send(message.clone()).await.unwrap();
+            assert_eq!(
+                [&b.recv().await.unwrap(), &a.recv().await.unwrap()],
+                [&message; 2],
+                "in order, and once"
+            );
+            if number > 20 && [a.path(), b.path()] == [path; 2] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(40);
+    tokio::time::timeout(limit, talk).await.unwrap_or_else(|_| panic!("it does not come to be {path}"));
+}
+
+/// A link that began through the gateway goes past it once that can be, and through it again when it cannot: the same
+/// link, nothing lost, everything in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relayed_link_comes_to_be_punched_when_a_router_is_another() {
+    for dialler_moves in [true, false] {
+        let gateway = gateway(RELAY_BYTES_PER_S);
+        let (a, b) =
+            (Node::join(Kind::Symmetric, &gateway).await, Node::join(Kind::Symmetric, &gateway).await);
+        let mut links = a.link(&b).await.unwrap();
+        talk_until(&mut links, PathKind::Relayed).await;
+        let (moving, staying) = if dialler_moves { (&a, &b) } else { (&b, &a) };
+        moving.router.replace(Kind::FullCone);
+        talk_until(&mut links, PathKind::Punched).await;
+        let before = gateway.nat().relay().relayed_bytes;
+        for _ in 0..25 {
+            talk(&mut links).await;
+        }
+        let relayed = gateway.nat().relay().relayed_bytes - before;
+        assert!(relayed < 1_000_000, "{relayed} of 6 MB");
+        moving.router.shut(staying.router.host());
+        talk_until(&mut links, PathKind::Relayed).await;
+    }
+}
+
+/// Nobody is told when a router begins to let more in: it is tried again after a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relayed_link_is_tried_again_after_a_while() {
+    let gateway = gateway(RELAY_BYTES_PER_S);
+    let (a, b) = (Node::join(Kind::FullCone, &gateway).await, Node::join(Kind::FullCone, &gateway).await);
+    a.router.shut(b.router.host());
+    let mut links = a.link(&b).await.unwrap();
+    talk_until(&mut links, PathKind::Relayed).await;
+    a.router.open_up();
+    talk_until(&mut links, PathKind::Punched).await;
+}
+
 /// A node that the gateway has no link to cannot be met, and asking for it costs little time.
 #[tokio::test]
 async fn strangers_are_not_introduced() {

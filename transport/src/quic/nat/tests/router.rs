@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, IoSliceMut};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 
 #[derive(Debug)]
 pub(super) struct Router {
-    kind: Kind,
+    kind: Mutex<Kind>,
     /// Its public host.
     host: Ipv4Addr,
     /// What the endpoint believes to be its address.
@@ -35,6 +35,8 @@ pub(super) struct Router {
 
 #[derive(Debug, Default)]
 struct Ports {
+    /// Hosts that are neither sent to nor heard.
+    shut: HashSet<IpAddr>,
     open: Vec<Port>,
     reader: Option<Waker>,
 }
@@ -62,13 +64,13 @@ impl Router {
             inside = port.socket.local_addr().unwrap();
             ports.open.push(port);
         }
-        Arc::new(Self { kind, host, inside, ports: Mutex::new(ports) })
+        Arc::new(Self { kind: Mutex::new(kind), host, inside, ports: Mutex::new(ports) })
     }
 
     /// From now on the endpoint's packets seem to come from another host, which does not hear what is sent there
     /// until [`Router::moved`]; its address.
     pub(super) fn forge(&self, number: u8) -> SocketAddr {
-        assert_eq!(self.kind, Kind::Open);
+        assert_eq!(self.kind(), Kind::Open);
         let port = Port { is_forged: true, ..Port::new(Ipv4Addr::new(127, 0, 2, number), None) };
         let address = port.socket.local_addr().unwrap();
         let mut ports = self.ports.lock().unwrap();
@@ -82,13 +84,41 @@ impl Router {
         self.ports.lock().unwrap().open.iter_mut().for_each(|port| port.is_forged = false);
     }
 
+    fn kind(&self) -> Kind {
+        *self.kind.lock().unwrap()
+    }
+
+    /// Another router is there, with other ports.
+    pub(super) fn replace(&self, kind: Kind) {
+        *self.kind.lock().unwrap() = kind;
+        self.ports.lock().unwrap().open.clear();
+    }
+
+    /// The public host of the router.
+    pub(super) fn host(&self) -> IpAddr {
+        self.host.into()
+    }
+
+    /// Lets nothing through to or from a host.
+    pub(super) fn shut(&self, host: IpAddr) {
+        self.ports.lock().unwrap().shut.insert(host);
+    }
+
+    /// Nothing is shut any more.
+    pub(super) fn open_up(&self) {
+        self.ports.lock().unwrap().shut.clear();
+    }
+
     fn send(&self, to: SocketAddr, datagram: &[u8]) {
         // There is nothing but loopback.
         if !to.ip().is_loopback() {
             return;
         }
-        let towards = (self.kind == Kind::Symmetric).then_some(to);
+        let towards = (self.kind() == Kind::Symmetric).then_some(to);
         let mut ports = self.ports.lock().unwrap();
+        if ports.shut.contains(&to.ip()) {
+            return;
+        }
         let found = ports.open.iter().position(|port| port.towards == towards);
         let index = found.unwrap_or_else(|| {
             ports.open.push(Port::new(self.host, towards));
@@ -102,7 +132,7 @@ impl Router {
     }
 
     fn lets_in(&self, port: &Port, from: SocketAddr) -> bool {
-        match self.kind {
+        match self.kind() {
             _ if port.is_forged => false,
             Kind::Open | Kind::FullCone => true,
             Kind::AddressRestricted => port.contacted.iter().any(|to| to.ip() == from.ip()),
@@ -144,6 +174,7 @@ impl AsyncUdpSocket for Router {
                 let len = buffer.filled().len();
                 if let Ok(addr) = received
                     && self.lets_in(port, addr)
+                    && !ports.shut.contains(&addr.ip())
                 {
                     meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
                     return Poll::Ready(Ok(1));
