@@ -10,7 +10,10 @@ mod vectors;
 
 use super::*;
 use crate::{
-    audit::trace::cheat::Cheat,
+    audit::trace::{
+        cheat::Cheat,
+        gap::{self, gap},
+    },
     local::{StageBudget, load_stage},
     message::{RouteId, Segment, SessionId, encode_rows},
     model::{ModelHash, Shard, tests::golden},
@@ -364,9 +367,9 @@ fn what_has_no_trace_is_shown() {
     let mixed = mixed::open();
     let shown = |quantisation, layers| {
         let hash = mixed.model.hash(quantisation, &|_| ()).expect("hashes");
-        gap::gap(&mixed.model, &hash, &gap::Part { quantisation, layers, to: 9 }).expect("reads")
+        gap(&mixed.model, &hash, &gap::Part { quantisation, layers, to: 9 }).expect("reads")
     };
     assert_eq!(shown(Q8, 0..2), None);
-    assert_eq!(shown(Quantisation::F32, 1..2).map(|found| found.index), Some(2));
+    assert_eq!(shown(Quantisation::F32, 1..2).map(|gap| gap.index), Some(2));
     assert!(shown(Q8, 2..2).is_some());
 }
