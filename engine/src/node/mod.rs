@@ -22,6 +22,7 @@ use transport::{NodeId, PathKind, Transport, peer::AddressError};
 use crate::{
     audit::recorder::Audit,
     message::{Join, LoadRefusal, Message, Neighbour, Offer, Pace, clip, row_bytes},
+    model::Shard,
     payment::{
         store::StoreError,
         till::{self, Payee, Till},
@@ -118,6 +119,27 @@ pub struct NodeConfig {
     pub stock: Option<Stock>,
 }
 
+impl NodeConfig {
+    /// What a node says of itself that holds `shard`.
+    fn join(&self, shard: Shard, limits: &StageLimits) -> Join {
+        let mut join = Join {
+            fingerprint: self.fingerprint,
+            shard,
+            address: self.advertise.clone(),
+            kv_pages: 0,
+            sessions: 0,
+            positions: 0,
+            rows: 0,
+            weight_bytes: self.weight_bytes,
+            device: clip(&self.device),
+            tariff: self.payee.as_ref().map(Payee::tariff),
+            offer: self.offer.clone(),
+        };
+        join.limit(limits);
+        join
+    }
+}
+
 /// Why a node stopped serving or could not start.
 #[derive(Debug, Error)]
 pub enum NodeError {
@@ -193,19 +215,7 @@ impl Node {
             positions: limits.positions,
             chunk: config.chunk,
         };
-        let mut join = Join {
-            fingerprint: config.fingerprint,
-            shard: stage.shard().clone(),
-            address: config.advertise,
-            kv_pages: 0,
-            sessions: 0,
-            positions: 0,
-            rows: 0,
-            weight_bytes: config.weight_bytes,
-            device: clip(&config.device),
-            tariff: config.payee.as_ref().map(Payee::tariff),
-            offer: config.offer,
-        };
+        let join = config.join(stage.shard().clone(), &limits);
         let (state, (till, receipts)) = match config.payee {
             Some(payee) => {
                 let (till, receipts) = Till::start(payee, id, config.fingerprint)?;
@@ -213,7 +223,6 @@ impl Node {
             }
             None => (State::new(identity), (None, mpsc::channel(1).1)),
         };
-        join.limit(&limits);
         let (report, load) = watch::channel(StageLoad::default());
         let (worker, outputs) = Worker::start(stage, config.audit.clone(), report.clone())?;
         let (peers, events) = Peers::start(transport);
