@@ -1,4 +1,4 @@
-//! An auditor at work: follows a chain's events, does what [`duty`](super::duty) says is due, fetches rounds of the
+//! An auditor at work: follows a chain's events, does what [`duty`] says is due, fetches rounds of the
 //! beacon and nodes' evidence, and replays. Whatever fails is tried again later; whatever must not be lost is on the
 //! [`Desk`] before it is relied on.
 //!

@@ -210,7 +210,7 @@ fn a_reply_goes_on_to_the_same_bytes() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let right = runtime.block_on(undisturbed());
     let mut runner = TestRunner::new(Config {
-        cases: 8,
+        cases: 4,
         max_shrink_iters: 0,
         failure_persistence: None,
         ..Config::default()
