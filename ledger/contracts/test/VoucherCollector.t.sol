@@ -86,7 +86,7 @@ contract VoucherCollectorTest is Base {
         if (field == 2) voucher.commitments ^= bytes32(uint256(by));
         if (field == 3) voucher.plan.session ^= bytes32(uint256(by));
         if (field == 4) voucher.plan.terms ^= bytes32(uint256(by));
-        if (field == 5) voucher.plan.stages[1].payee = address(uint160(by));
+        if (field == 5) voucher.plan.stages[1].payee = address(uint160(voucher.plan.stages[1].payee) ^ by);
         if (field == 6) voucher.plan.stages[0].weight ^= by;
         vm.expectRevert(abi.encodeWithSelector(VoucherCollector.BadSignature.selector, p.payer));
         collector.collect(voucher);
