@@ -119,6 +119,8 @@ pub enum Event {
 /// How a clerk is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClerkStatus {
+    /// Whether the chain knows the node's model, without which nothing is committed to; `None` until both are asked.
+    pub model_known: Option<bool>,
     /// Chunks that wait to be posted.
     pub waiting: usize,
     /// Bytes that are kept as evidence.
@@ -527,7 +529,9 @@ impl Desk {
             Standing::Posted { epoch } => Some((epoch, sealed.count)),
             _ => None,
         });
+        let admitted = self.config.book.model().is_some();
         let status = ClerkStatus {
+            model_known: (admitted || self.unknown).then_some(admitted),
             waiting: self.config.book.waiting(),
             bytes: self.config.book.bytes(),
             posted: epochs.clone().map(|(epoch, _)| epoch).max(),

@@ -335,7 +335,8 @@ impl NodeCommand {
         audits: Option<watch::Receiver<ClerkStatus>>,
         nat: &NatView,
     ) {
-        let (mut place, mut shown, mut posted) = (Reachability::default(), Vec::new(), None);
+        let (mut place, mut shown) = (Reachability::default(), Vec::new());
+        let (mut model_known, mut posted) = (None, None);
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
@@ -350,9 +351,9 @@ impl NodeCommand {
                 continue;
             }
             if let Some(audits) = audits.as_ref().map(|audits| audits.borrow().clone())
-                && audits.posted > posted
+                && (audits.posted > posted || audits.model_known != model_known)
             {
-                posted = audits.posted;
+                (model_known, posted) = (audits.model_known, audits.posted);
                 println!("{}", show::audits(&audits));
             }
             if now != place && now.filtering != Filtering::Unknown {

@@ -16,7 +16,7 @@ use engine::{
     front::FrontConfig,
     gateway::GatewayConfig,
     local::StageBudget,
-    model::{Model, Progress, Quantisation, ShardCache},
+    model::{Model, ModelHash, Progress, Quantisation, ShardCache},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::cpu::{Cpu, Isa};
@@ -322,6 +322,14 @@ pub(super) fn byte_bar(verb: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_message(verb);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}");
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Hashes every weight of a model, with a bar. It blocks.
+pub(super) fn hashed(model: &Model, quant: Quantisation) -> anyhow::Result<ModelHash> {
+    let bar = byte_bar("hashing");
+    let hash = model.hash(quant, &follow(&bar))?;
+    bar.finish_and_clear();
+    Ok(hash)
 }
 
 /// Drives a bar from a load.

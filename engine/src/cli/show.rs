@@ -29,6 +29,9 @@ pub(super) fn pipeline(status: &SwarmStatus) -> String {
 /// How a node's part in audits goes.
 pub(super) fn audits(status: &ClerkStatus) -> String {
     let ClerkStatus { posted, committed, cases, opened, bytes, .. } = status;
+    if status.model_known == Some(false) {
+        return "  audits   nothing is committed to: the chain does not know this model".to_owned();
+    }
     let epoch = posted.map_or_else(String::new, |epoch| format!("epoch {epoch} posted, "));
     format!(
         "  audits   {epoch}{committed} chunks committed to, {cases} cases, {opened} leaves opened, {} of evidence",

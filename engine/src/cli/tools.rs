@@ -12,7 +12,7 @@ use engine::{
 
 use super::{
     node::parse_layers,
-    options::{byte_bar, follow, open_model},
+    options::{byte_bar, hashed, open_model},
 };
 
 /// Show what a model is made of, and what each layer weighs at each quantisation.
@@ -49,9 +49,7 @@ impl Inspect {
     }
 
     fn print_hash(&self, model: &Model) -> anyhow::Result<()> {
-        let bar = byte_bar("hashing");
-        let report = model.hash(self.quant, &follow(&bar))?.report(self.quant);
-        bar.finish_and_clear();
+        let report = hashed(model, self.quant)?.report(self.quant);
         if self.json {
             println!("{}", serde_json::to_string_pretty(&report)?);
             return Ok(());

@@ -16,6 +16,7 @@ use ledger::{
     },
     eip712::{Address, keccak},
     embedded::{Chain, Genesis, LocalBeacon, OpenError, Sealing, Server, serve_with_beacon},
+    model::Model,
 };
 use thiserror::Error;
 
@@ -157,6 +158,16 @@ impl Embedded {
         Ok(())
     }
 
+    /// Sees to it that a model is known, and so that nodes commit to what they compute of it.
+    pub async fn register(&self, model: &Model, name: &str) -> Result<(), EmbeddedError> {
+        let hash = model.hash().ok_or(Error::Invalid("a model without weights"))?;
+        if !self.holder.is_active_model(hash).await? {
+            let (model, name) = (model.clone(), name.to_owned());
+            self.holder.submit(Action::RegisterModel { model, name }).await?;
+        }
+        Ok(())
+    }
+
     /// The account of a gateway, with money in the escrow.
     pub async fn payer(&self, rules: PayerRules) -> Result<Payer, EmbeddedError> {
         let key = key(&self.seed, "payer")?;
@@ -217,7 +228,7 @@ fn config(chain: &Chain) -> Config {
 fn parameters(holder: Address, beacon: BeaconParameters) -> Parameters {
     let parameters: Parameters =
         serde_json::from_str(EXAMPLE_PARAMETERS).expect("a test of ledger reads the example");
-    Parameters { holder, guardian: holder, poster: holder, beacon, ..parameters }
+    Parameters { holder, guardian: holder, poster: holder, curator: holder, beacon, ..parameters }
 }
 
 /// What draws here: whoever has the directory knows all rounds beforehand.

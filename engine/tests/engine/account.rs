@@ -3,10 +3,12 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, SystemTime},
 };
 
+use engine::model::{Model, Quantisation};
 use ledger::{
     EXAMPLE_PARAMETERS,
     client::{
@@ -201,8 +203,9 @@ async fn a_proposal_is_made_voted_on_and_carried_out() {
     let treasury = scene.deployment.timelock;
     scene.holder.submit(Action::Transfer { to: treasury, amount: "7".parse().unwrap() }).await.unwrap();
     let poor = "0x000000000000000000000000000000000000dEaD";
-    let propose =
-        ["gov", "propose", "--description", "Seven for the poor", "--transfer", poor, "7", "--yes", "--json"];
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/stories260K");
+    let propose = "gov propose --description Gifts --yes --json --transfer";
+    let propose: Vec<&str> = propose.split(' ').chain([poor, "7", "--register-model", model]).collect();
     let voteless = scene.refused(&propose).await;
     assert!(voteless.contains("dolphin gov delegate"), "{voteless}");
 
@@ -211,7 +214,7 @@ async fn a_proposal_is_made_voted_on_and_carried_out() {
     scene.ask(&propose).await;
     let listed = &scene.ask(&["gov", "list", "--json"]).await[0][0];
     let id = listed["id"].as_str().unwrap()[..12].to_owned();
-    assert_eq!((listed["state"].as_str(), listed["calls"].as_array().unwrap().len()), (Some("pending"), 1));
+    assert_eq!((listed["state"].as_str(), listed["calls"].as_array().unwrap().len()), (Some("pending"), 2));
 
     // A day is the delay, after which the vote begins.
     scene.pass(2);
@@ -227,18 +230,20 @@ async fn a_proposal_is_made_voted_on_and_carried_out() {
     assert_eq!((listed["state"].as_str(), pod(&listed["for"])), (Some("executed"), "5000000"));
     let paid = scene.holder.balances(parse_address(poor).unwrap()).await.unwrap().pod;
     assert_eq!(paid, "7".parse().unwrap());
+    let model = Model::open(Path::new(model)).unwrap().hash(Quantisation::Q8, &|_| ()).unwrap();
+    assert!(scene.holder.is_active_model(model.hash).await.unwrap());
 }
 
 /// A user of the program: a home with an account in it.
 #[cfg(unix)]
-struct User {
-    home: TempDir,
-    address: String,
+pub(crate) struct User {
+    pub(crate) home: TempDir,
+    pub(crate) address: String,
 }
 
 #[cfg(unix)]
 impl User {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = TempDir::new().unwrap();
         fs::write(home.path().join("passphrase"), "correct horse\n").unwrap();
         let user = Self { home, address: String::new() };
@@ -246,7 +251,7 @@ impl User {
         Self { address: made["address"].as_str().unwrap().to_owned(), ..user }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = command(self.home.path(), args);
         command.env("DOLPHIN_PASSPHRASE_FILE", self.home.path().join("passphrase"));
         command

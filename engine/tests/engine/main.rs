@@ -2,6 +2,8 @@
 //! model is cut and batched, and a swarm that serves over real links.
 
 mod account;
+#[cfg(unix)]
+mod audited;
 mod bits;
 #[cfg(feature = "cuda")]
 mod cards;

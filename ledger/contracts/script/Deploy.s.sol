@@ -50,6 +50,7 @@ contract Deploy is Deployment {
         p.supply = vm.parseJsonUint(json, ".supply");
         p.guardian = vm.parseJsonAddress(json, ".guardian");
         p.poster = vm.parseJsonAddress(json, ".poster");
+        p.curator = vm.parseJsonAddress(json, ".curator");
         p.timelockDelay = vm.parseJsonUint(json, ".timelockDelay");
         p.stakeThawPeriod = uint40(_uint(json, ".stakeThawPeriod", 40));
         p.slashEpoch = uint40(_uint(json, ".slashEpoch", 40));

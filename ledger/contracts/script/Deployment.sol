@@ -33,6 +33,7 @@ abstract contract Deployment {
     /// @param supply The initial supply of ours.
     /// @param guardian Who may disable a root of rewards.
     /// @param poster Who may post one.
+    /// @param curator Who may enter and retire models beside the votes; zero for nobody.
     /// @param timelockDelay From a vote that passed to its execution.
     struct Params {
         address token;
@@ -41,6 +42,7 @@ abstract contract Deployment {
         uint256 supply;
         address guardian;
         address poster;
+        address curator;
         uint256 timelockDelay;
         uint40 stakeThawPeriod;
         uint40 slashEpoch;
@@ -182,6 +184,7 @@ abstract contract Deployment {
         _allow(s.manager, address(s.models), ModelRegistry.register.selector, Roles.CURATOR);
         _allow(s.manager, address(s.models), ModelRegistry.retire.selector, Roles.CURATOR);
         s.manager.grantRole(Roles.CURATOR, address(s.timelock), 0);
+        if (p.curator != address(0)) s.manager.grantRole(Roles.CURATOR, p.curator, 0);
         _allow(s.manager, address(s.rewards), RewardDistributor.post.selector, Roles.POSTER);
         s.manager.grantRole(Roles.POSTER, p.poster, 0);
         _allow(s.manager, address(s.rewards), RewardDistributor.disable.selector, Roles.GUARDIAN);

@@ -22,6 +22,7 @@ abstract contract Base {
     uint256 internal constant PAYER_KEY = 0xA11CE;
     address internal constant GUARDIAN = address(0x6A);
     address internal constant POSTER = address(0x90);
+    address internal constant CURATOR = address(0xC0);
     address internal constant SLASHER = address(0x51A5);
     address internal constant REPORTER = address(0x4E9);
     uint32 internal constant NODE = Roles.NODE;
@@ -43,6 +44,7 @@ abstract contract Base {
             supply: SUPPLY,
             guardian: GUARDIAN,
             poster: POSTER,
+            curator: CURATOR,
             timelockDelay: 2 days,
             stakeThawPeriod: 21 days,
             slashEpoch: 1 days,

@@ -25,6 +25,7 @@ contract DeployTest is Base {
         Deployment.Params memory p = script.read(vm.readFile("script/local.json"));
         Deployment.Params memory expected = params();
         (expected.holder, expected.guardian, expected.poster) = (p.holder, p.guardian, p.poster);
+        expected.curator = address(0);
         vm.assertEq(abi.encode(p), abi.encode(expected));
     }
 
@@ -33,6 +34,7 @@ contract DeployTest is Base {
         vm.assertEq(s.collector.settlementWindow(), 1 days);
         vm.assertEq(address(s.collector.escrow()), address(s.escrow));
         vm.assertTrue(holds(0, address(s.timelock)));
+        vm.assertFalse(holds(Roles.CURATOR, address(0)));
         vm.assertEq(s.beacon.period(), 3);
         vm.assertEq(address(s.audits.beacon()), address(s.beacon));
         vm.assertEq(s.audits.epochLength(), 1 hours);
@@ -57,6 +59,7 @@ contract DeployTest is Base {
         vm.assertTrue(holds(0, address(s.timelock)));
         vm.assertTrue(holds(Roles.MINTER, address(s.rewards)));
         vm.assertTrue(holds(Roles.CURATOR, address(s.timelock)));
+        vm.assertTrue(holds(Roles.CURATOR, CURATOR));
         vm.assertTrue(holds(Roles.POSTER, POSTER));
         vm.assertTrue(holds(Roles.GUARDIAN, GUARDIAN));
         vm.assertFalse(holds(s.stake.slasherOf(NODE), address(s.timelock)));

@@ -85,6 +85,13 @@ pub enum Action {
     /// Ends that, after the settlement window.
     RevokeSigner(Address),
 
+    /// Enters a model. For the curator.
+    RegisterModel {
+        /// Its contents.
+        model: Model,
+        /// What people call it.
+        name: String,
+    },
     /// Enters a node of the account's, or changes its entry.
     RegisterNode(Box<NodeEntry>),
     /// Takes a node of the account's out.

@@ -26,6 +26,9 @@ pub struct Parameters {
     /// Who may post one.
     #[serde(with = "address")]
     pub poster: Address,
+    /// Who may enter and retire models beside the votes; zero for nobody.
+    #[serde(with = "address")]
+    pub curator: Address,
     /// From a vote that passed to its execution.
     pub timelock_delay: u64,
     /// From thawing stake to withdrawing it; below 2^40.

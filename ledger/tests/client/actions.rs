@@ -7,6 +7,7 @@ use ledger::{
     },
     embedded::Sealing,
     merkle,
+    model::Model,
     plan::{Plan, Stage},
     rewards,
     voucher::Voucher,
@@ -133,9 +134,19 @@ async fn earnings(net: &Net, poster: &Client) {
     done(net, poster, Action::DisableRewards { root }).await;
 }
 
+/// Models that the curator enters by itself.
+async fn models(net: &Net, curator: &Client, other: &Client) {
+    let model = Model { numerics: 1, tokenizer: [4; 32], rope: [5; 32], layers: vec![[6; 32]; 2] };
+    let hash = model.hash().expect("there are layers");
+    let register = Action::RegisterModel { model, name: "curated".to_owned() };
+    refused(other, register.clone(), "AccessManagedUnauthorized").await;
+    done(net, curator, register.clone()).await;
+    assert!(other.is_active_model(hash).await.expect("an answer"));
+    refused(curator, register, "AlreadyRegistered").await;
+}
+
 async fn votes(net: &Net, holder: &Client) {
-    let model =
-        ledger::model::Model { numerics: 1, tokenizer: [1; 32], rope: [2; 32], layers: vec![[3; 32]; 3] };
+    let model = Model { numerics: 1, tokenizer: [1; 32], rope: [2; 32], layers: vec![[3; 32]; 3] };
     let hash = model.hash().expect("there are layers");
     done(net, holder, Action::DelegateVotes { to: key(1).address() }).await;
     net.advance(5).await;
@@ -182,6 +193,7 @@ async fn everything(net: Net) {
     assert!(matches!(nothing, Err(Error::Funds { .. } | Error::Node { .. })), "{nothing:?}");
 
     payments(&net, &payer, &node).await;
+    models(&net, &holder, &node).await;
     nodes(&net, &node).await;
     stakes(&net, &node, &payer).await;
     earnings(&net, &holder).await;
@@ -222,7 +234,7 @@ async fn reading(net: &Net, reader: &Client) {
     let is = |wanted: fn(&Event) -> bool| events.iter().filter(|logged| wanted(&logged.event)).count();
     assert_eq!(is(|event| matches!(event, Event::Skipped { .. })), 2);
     assert_eq!(is(|event| matches!(event, Event::Locked { .. })), 1);
-    assert_eq!(is(|event| matches!(event, Event::ModelRegistered { .. })), 1);
+    assert_eq!(is(|event| matches!(event, Event::ModelRegistered { .. })), 2);
     assert_eq!(is(|event| matches!(event, Event::StakeWithdrawn { .. })), 1);
     let without_key = small.submit(Action::Emit).await;
     assert!(matches!(without_key, Err(Error::NoKey)), "{without_key:?}");

@@ -158,6 +158,7 @@ impl Net {
             holder: key(1).address(),
             guardian: key(1).address(),
             poster: key(1).address(),
+            curator: key(1).address(),
             emission_start: 1_700_000_000,
             ..parameters
         };

@@ -1,7 +1,10 @@
 //! `dolphin gov`: votes.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use engine::model::Quantisation;
 use ledger::{
     client::{Action, Call, Ledger, Motion, Proposal, ProposalState, Support, parse_address, show_address},
     eip712::Address,
@@ -9,6 +12,7 @@ use ledger::{
 use serde_json::{Value, json};
 
 use super::{ActArgs, Actor, ChainArgs, account::parse_hash, amount_json, when};
+use crate::cli::options::{hashed, open_model};
 
 /// Propose, vote, and carry out what was decided.
 ///
@@ -65,6 +69,12 @@ struct Propose {
     /// Take a role from somebody
     #[arg(long, num_args = 2, value_names = ["ROLE", "ADDRESS"], action = clap::ArgAction::Append)]
     revoke: Vec<String>,
+    /// Enter a model: a directory with config.json and safetensors, or a .gguf file
+    #[arg(long, value_name = "DIR|FILE")]
+    register_model: Vec<PathBuf>,
+    /// How the weights of the models that are entered are held
+    #[arg(long, env = "DOLPHIN_QUANT", default_value = "q8", value_name = "q8|q4|f32")]
+    quant: Quantisation,
     /// Ask for no new plans with a model
     #[arg(long, value_name = "HASH", value_parser = parse_hash)]
     retire_model: Vec<[u8; 32]>,
@@ -224,13 +234,20 @@ impl Propose {
             let role = role.parse().with_context(|| format!("role {role}"))?;
             motions.push(Motion::RevokeRole { role, account: address(account)? });
         }
+        for path in &self.register_model {
+            let model = open_model(Some(path))?;
+            let contents = hashed(&model, self.quant)?.contents;
+            motions.push(Motion::RegisterModel { model: contents, name: model.name().to_owned() });
+        }
         motions.extend(self.retire_model.iter().map(|&model| Motion::RetireModel { model }));
         for (target, data) in pairs(&self.call) {
             let data = hex::decode(data.strip_prefix("0x").unwrap_or(data)).context("--call")?;
             motions.push(Motion::Call(Call { target: address(target)?, value_wei: 0, data }));
         }
         if motions.is_empty() {
-            bail!("nothing to decide: give --transfer, --grant, --revoke, --retire-model or --call");
+            bail!(
+                "nothing to decide: give --transfer, --grant, --revoke, --register-model, --retire-model or --call"
+            );
         }
         Ok(motions)
     }

@@ -1,14 +1,17 @@
 //! `dolphin chain`: a chain of one's own.
 
 use std::{
-    fs,
+    fs, iter,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
-use engine::payment::embedded::Embedded;
+use engine::{
+    model::{ModelHash, Quantisation},
+    payment::embedded::Embedded,
+};
 use ledger::{
     client::{Pod, parse_address, show_address},
     eip712::Address,
@@ -16,7 +19,10 @@ use ledger::{
 use serde_json::json;
 
 use super::options::{AccountArgs, in_configuration};
-use crate::cli::interrupted;
+use crate::cli::{
+    interrupted,
+    options::{hashed, open_model},
+};
 
 /// Run a chain of your own with the contracts on it, to try payment out.
 ///
@@ -36,6 +42,13 @@ pub(in crate::cli) struct ChainCommand {
     /// POD that each of them holds at least when the chain starts
     #[arg(long, default_value = "1000", value_name = "POD")]
     with: Pod,
+    /// Model to enter in the registry beside the demo model, so that nodes commit to what they compute of it: a
+    /// directory with config.json and safetensors, or a .gguf file; may be repeated
+    #[arg(long, value_name = "DIR|FILE")]
+    model: Vec<PathBuf>,
+    /// How nodes hold the models' weights
+    #[arg(long, env = "DOLPHIN_QUANT", default_value = "q8", value_name = "q8|q4|f32")]
+    quant: Quantisation,
     #[command(flatten)]
     account: AccountArgs,
     /// Print one line of JSON once it answers
@@ -55,9 +68,14 @@ impl ChainCommand {
             self.fund.push(self.account.address()?);
         }
         let directory = in_configuration(self.chain_dir.as_deref(), "chain", "--chain-dir")?;
+        let models = self.models()?;
         let chain = Embedded::start(Some(&directory), self.listen).await?;
         for account in &self.fund {
             chain.fund(*account, self.with).await?;
+        }
+        for (hash, name) in &models {
+            let entered = chain.register(&hash.contents, name).await;
+            entered.with_context(|| format!("{name} cannot be entered in {}", directory.display()))?;
         }
         let known = self.tell(&directory)?;
         let stop = interrupted();
@@ -65,6 +83,7 @@ impl ChainCommand {
             let funded: Vec<String> = self.fund.iter().map(show_address).collect();
             let line = json!({
                 "rpc_url": chain.url(), "chain_id": chain.deployment().chain_id, "deployment": known, "funded": funded,
+                "models": models.iter().map(|(hash, _)| hex::encode(hash.hash)).collect::<Vec<_>>(),
             });
             println!("{line}");
         } else {
@@ -72,6 +91,9 @@ impl ChainCommand {
             println!("contracts  {}", known.display());
             for account in &self.fund {
                 println!("account    {} holds {} POD or more", show_address(account), self.with);
+            }
+            for (hash, name) in &models {
+                println!("model      {name} in {}, {}", self.quant, hex::encode(hash.hash));
             }
             if self.fund.is_empty() {
                 println!(
@@ -82,6 +104,16 @@ impl ChainCommand {
         }
         stop.await;
         Ok(())
+    }
+
+    /// The models that are to be entered, with their names.
+    fn models(&self) -> anyhow::Result<Vec<(ModelHash, String)>> {
+        let paths = iter::once(None).chain(self.model.iter().map(|path| Some(path.as_path())));
+        let model = |path| {
+            let model = open_model(path)?;
+            Ok((hashed(&model, self.quant)?, model.name().to_owned()))
+        };
+        paths.map(model).collect()
     }
 
     /// Says where the contracts are, where the other commands look; an older answer is not overwritten.

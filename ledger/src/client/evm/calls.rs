@@ -18,6 +18,7 @@ use super::{
 use crate::{
     client::{Action, Call, Deployment, Error, Motion, NodeEntry, Pod, SignedVoucher, Support},
     eip712::Address,
+    model::Model,
 };
 
 /// A transaction's contents.
@@ -75,6 +76,7 @@ pub(super) fn plan(d: &Deployment, action: &Action) -> Result<Plan, Error> {
         | Action::CollectBatch(_)
         | Action::AuthoriseSigner(_)
         | Action::RevokeSigner(_) => of_collector(d, action)?,
+        Action::RegisterModel { model, name } => Order::call(&d.models, register_model(model, name)),
         Action::RegisterNode(entry) => register(d, entry),
         Action::RemoveNode { node } => Order::call(&d.nodes, nodes::RemoveCall { node: *node }),
         Action::Stake { .. }
@@ -260,6 +262,16 @@ fn columns(calls: &[Call]) -> Columns {
     (targets, values, calls.iter().map(|call| call.data.clone().into()).collect())
 }
 
+fn register_model(model: &Model, name: &str) -> models::RegisterCall {
+    let contents = models::Model {
+        numerics: model.numerics,
+        tokenizer: model.tokenizer,
+        rope: model.rope,
+        layers: model.layers.clone(),
+    };
+    models::RegisterCall { model: contents, name: name.to_owned() }
+}
+
 /// What the timelock does for a motion.
 fn call_of(d: &Deployment, motion: &Motion) -> Call {
     let call = |target: &Address, data: Vec<u8>| Call { target: *target, value_wei: 0, data };
@@ -277,16 +289,7 @@ fn call_of(d: &Deployment, motion: &Motion) -> Call {
             let revoke = manager::RevokeRoleCall { role_id: *role, account: to_h160(account) };
             call(&d.manager, revoke.encode())
         }
-        Motion::RegisterModel { model, name } => {
-            let contents = models::Model {
-                numerics: model.numerics,
-                tokenizer: model.tokenizer,
-                rope: model.rope,
-                layers: model.layers.clone(),
-            };
-            let register = models::RegisterCall { model: contents, name: name.clone() };
-            call(&d.models, register.encode())
-        }
+        Motion::RegisterModel { model, name } => call(&d.models, register_model(model, name).encode()),
         Motion::RetireModel { model } => call(&d.models, models::RetireCall { model: *model }.encode()),
         Motion::Call(call) => call.clone(),
     }

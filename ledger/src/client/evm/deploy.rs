@@ -205,6 +205,9 @@ impl Deployer<'_> {
         self.allow(d, &d.models, register, CURATOR).await?;
         self.allow(d, &d.models, "retire(bytes32)", CURATOR).await?;
         self.grant(d, CURATOR, &d.timelock).await?;
+        if p.curator != [0; 20] {
+            self.grant(d, CURATOR, &p.curator).await?;
+        }
         self.allow(d, &d.rewards, "post(bytes32,uint128)", POSTER).await?;
         self.grant(d, POSTER, &p.poster).await?;
         self.allow(d, &d.rewards, "disable(bytes32)", GUARDIAN).await?;
